@@ -1,0 +1,24 @@
+"""Settings that every test shares."""
+
+import os
+import pathlib
+
+# Before jax is imported anywhere: eight simulated devices on the CPU.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder with real data, or a skip that says where it was looked for."""
+    default = ROOT.parent / "shared" / "data"
+    path = pathlib.Path(os.environ.get("CALREC_SHARED_DATA", default))
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}: set CALREC_SHARED_DATA to run this test")
+    return path

@@ -1,0 +1,176 @@
+"""The decoder: hidden states of packed rows, prefill, and one-token steps over a shared prefix.
+
+It returns hidden states and never logits for whole rows: the loss and the sampler own the
+unembedding and apply it only where it is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from calrec_jax.models.attention import Attention, packed_mask
+from calrec_jax.models.config import DecoderConfig
+from calrec_jax.models.kv_cache import Continuations, Prefix
+from calrec_jax.models.layers import GatedMLP, RMSNorm
+
+
+@flax.struct.dataclass
+class _Rows:
+    """What all layers share when whole rows are read. `keep` = hand out keys and values."""
+
+    positions: jax.Array
+    mask: jax.Array
+    keep: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+@flax.struct.dataclass
+class _Step:
+    """What all layers share when each continuation gets one token."""
+
+    positions: jax.Array
+    prefix_mask: jax.Array
+    length: jax.Array
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). In the form that `nn.scan` wants."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x, shared: _Rows | _Step, layer_cache: Any):
+        c = self.config
+        attention, normed = Attention(c, name="attention"), RMSNorm(c, name="attention_norm")(x)
+        if isinstance(shared, _Step):
+            prefix, written = layer_cache
+            out, kv = attention.decode(
+                normed, shared.positions, prefix, shared.prefix_mask, written, shared.length
+            )
+        else:
+            out, kv = attention(normed, shared.positions, shared.mask)
+            kv = kv if shared.keep else None
+        x = x + out
+        x = x + GatedMLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x))
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), kv
+
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Decoder(nn.Module):
+    """A causal decoder of `config.num_layers` blocks.
+
+    Parameters carry logical axis names (vocab, embed, heads, kv_heads, kv, mlp, layers); what they
+    map to on a mesh is `parallel.partitioning`'s business.
+    """
+
+    config: DecoderConfig
+
+    def setup(self):
+        c = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(c.d_model**-0.5), ("vocab", "embed"))
+        self.embedding = self.param(
+            "embedding", init, (c.vocab_size, c.d_model), jnp.dtype(c.param_dtype)
+        )
+        if not c.tie_embeddings:
+            init = nn.with_logical_partitioning(
+                nn.initializers.normal(c.d_model**-0.5), ("embed", "vocab")
+            )
+            self.unembedding = self.param(
+                "unembedding", init, (c.d_model, c.vocab_size), jnp.dtype(c.param_dtype)
+            )
+        block = Block
+        if c.remat != "none":
+            block = nn.remat(Block, policy=_REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
+        if c.scan_layers:
+            self.layers = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, 0),
+                length=c.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(c)
+        else:
+            self.layers = [block(c) for _ in range(c.num_layers)]
+        self.final_norm = RMSNorm(c)
+
+    def _run_layers(self, x, shared, cache):
+        """All blocks. `cache` and the returned keys and values are stacked along layers."""
+        if self.config.scan_layers:
+            return self.layers(x, shared, cache)
+        kept = []
+        for i, layer in enumerate(self.layers):
+            x, kv = layer(x, shared, jax.tree.map(lambda a, i=i: a[i], cache))
+            kept.append(kv)
+        return x, jax.tree.map(lambda *layers: jnp.stack(layers), *kept)
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        x = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+        if self.config.scale_embedding:
+            x = x * jnp.asarray(self.config.d_model**0.5, x.dtype)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed"))
+
+    def __call__(self, tokens_BxS, positions_BxS, segment_ids_BxS) -> jax.Array:
+        """Hidden states of packed rows, after the final norm.
+
+        Args:
+          tokens_BxS, positions_BxS, segment_ids_BxS: int32; segment 0 is padding, and attention
+            never crosses segments.
+
+        Returns:
+          [B, S, D] in the compute dtype.
+        """
+        shared = _Rows(positions_BxS, packed_mask(segment_ids_BxS))
+        x_BxSxD, _ = self._run_layers(self._embed(tokens_BxS), shared, None)
+        return self.final_norm(x_BxSxD)
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """Logits of hidden states: [..., D] -> [..., V], float32."""
+        table = self.embedding.T if self.config.tie_embeddings else self.unembedding
+        return jnp.matmul(
+            hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
+
+    def prefill(self, tokens_BxP, mask_BxP) -> tuple[jax.Array, Prefix]:
+        """Reads whole prompts, padded on the right.
+
+        Args:
+          tokens_BxP: int32, BOS included.
+          mask_BxP: bool, False on padding.
+
+        Returns:
+          Hidden states of each prompt's last token, [B, D], and the prompts' keys and values.
+        """
+        length = tokens_BxP.shape[1]
+        positions = jnp.broadcast_to(jnp.arange(length)[None], tokens_BxP.shape)
+        shared = _Rows(positions, packed_mask(mask_BxP.astype(jnp.int32)), keep=True)
+        x_BxPxD, (k, v) = self._run_layers(self._embed(tokens_BxP), shared, None)
+        lengths_B = mask_BxP.sum(axis=1).astype(jnp.int32)
+        last = jnp.take_along_axis(x_BxPxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+        return self.final_norm(last), Prefix(k, v, mask_BxP, lengths_B)
+
+    def decode(
+        self, tokens_BxN, prefix: Prefix, written: Continuations
+    ) -> tuple[jax.Array, Continuations]:
+        """One more token of each of N continuations of each prompt.
+
+        Args:
+          tokens_BxN: int32, the tokens to read (those sampled last).
+
+        Returns:
+          Hidden states [B, N, D] and the cache with this token's keys and values.
+        """
+        positions = jnp.broadcast_to((prefix.lengths + written.length)[:, None], tokens_BxN.shape)
+        shared = _Step(positions, prefix.mask, written.length)
+        cache = ((prefix.k, prefix.v), (written.k, written.v))
+        x_BxNxD, (k, v) = self._run_layers(self._embed(tokens_BxN), shared, cache)
+        return self.final_norm(x_BxNxD), written.append(k, v)

@@ -1,0 +1,178 @@
+"""Checkpoints of one stage: saved atomically and asynchronously, restored exactly or not at all."""
+
+from __future__ import annotations
+
+import errno
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
+
+from calrec_jax.errors import CalrecError
+
+_METRIC = "loss"
+
+
+class Checkpoints:
+    """The checkpoints in one directory, each holding parameters, optimizer state and data position.
+
+    The best by validation loss and the latest are kept, whatever else goes.
+    """
+
+    def __init__(
+        self, directory: str | pathlib.Path, keep_best: int = 1, read_only: bool = False
+    ):
+        self.directory = pathlib.Path(directory).absolute()
+        policy = preserve.AnyPreservationPolicy(
+            [
+                preserve.LatestN(1),
+                # `reverse`: BestN keeps the largest, and the best loss is the smallest.
+                preserve.BestN(
+                    get_metric_fn=lambda metrics: metrics[_METRIC],
+                    reverse=True,
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            step_prefix="checkpoint",
+            best_fn=lambda metrics: metrics[_METRIC],
+            best_mode="min",
+            preservation_policy=policy,
+            # Left by a save that was killed; its step will be saved again.
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, state, position: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
+        """Starts saving `state` at its step; returns before the files are written.
+
+        Args:
+          state: a TrainState.
+          position: the data position, JSON values.
+          metrics: of validation, with "loss"; None where none was run.
+
+        Raises:
+          CalrecError: the disk is full (also for the save before this one).
+        """
+        step = int(state.step)
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            position=ocp.args.JsonSave(dict(position)),
+        )
+        with _disk_errors(self.directory):
+            self._manager.save(step, args=args, metrics=metrics and dict(metrics))
+
+    def wait(self) -> None:
+        """Returns when all saves are on disk. Raises as `save` does."""
+        with _disk_errors(self.directory):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for saves and lets go of the directory."""
+        with _disk_errors(self.directory):
+            self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The last complete checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step with the lowest validation loss, or None."""
+        return self._manager.best_step()
+
+    def resolve(self, which: str) -> int:
+        """The step that "best", "latest" or a number names.
+
+        Raises:
+          CalrecError: there is no such checkpoint.
+        """
+        steps = self._manager.all_steps()
+        found = {"best": self.best_step(), "latest": self.latest_step()}.get(which)
+        if found is None and which.isdigit() and int(which) in steps:
+            found = int(which)
+        if found is None:
+            raise CalrecError(
+                f"no checkpoint {which!r} in {self.directory}: it holds steps {sorted(steps)}; "
+                f"name one of them, 'best' or 'latest'"
+            )
+        return found
+
+    def restore(self, step: int, shapes):
+        """(state, position) as saved at `step`, in the shardings of `shapes` (a TrainState).
+
+        Raises:
+          CalrecError: the checkpoint's tree differs from `shapes`.
+        """
+        optimizer = {"step": shapes.step, "opt_state": shapes.opt_state}
+        self._check(step, "params", shapes.params)
+        self._check(step, "optimizer", optimizer)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(shapes.params),
+                optimizer=ocp.args.StandardRestore(optimizer),
+                position=ocp.args.JsonRestore(),
+            ),
+        )
+        state = type(shapes)(params=restored["params"], **restored["optimizer"])
+        return state, restored["position"]
+
+    def restore_params(self, step: int, shapes):
+        """Parameters alone, in the shardings of `shapes`.
+
+        Raises:
+          CalrecError: the checkpoint's tree differs from `shapes`.
+        """
+        self._check(step, "params", shapes)
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(shapes))
+        return self._manager.restore(step, args=args)["params"]
+
+    def _check(self, step: int, item: str, shapes) -> None:
+        saved = _leaves(self._manager.item_metadata(step)[item])
+        wanted = _leaves(shapes)
+        for name in sorted(saved.keys() | wanted.keys()):
+            if saved.get(name) != wanted.get(name):
+                raise CalrecError(
+                    f"checkpoint {step} in {self.directory} does not fit this run: {item} {name} is "
+                    f"{_describe(saved.get(name))} there and {_describe(wanted.get(name))} here"
+                )
+
+
+def _leaves(tree) -> dict[str, tuple]:
+    """{path: (shape, dtype)}; paths as the checkpoint spells them, without container types."""
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        leaves[name] = (tuple(leaf.shape), str(leaf.dtype))
+    return leaves
+
+
+def _describe(leaf) -> str:
+    return "absent" if leaf is None else f"{leaf[1]}{list(leaf[0])}"
+
+
+class _disk_errors:
+    """Turns a full disk, however deep it was met, into the user's error."""
+
+    def __init__(self, directory):
+        self._directory = directory
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        while error is not None:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full or "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+                raise CalrecError(
+                    f"no space left on the disk of {self._directory}: nothing that was saved "
+                    f"before is lost; free some space and run the same command again"
+                ) from error
+            error = error.__cause__ or error.__context__

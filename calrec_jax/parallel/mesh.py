@@ -1,0 +1,44 @@
+"""The device mesh: data parallel x model parallel."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from calrec_jax.errors import CalrecError
+
+DATA, MODEL = "data", "model"
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are laid out.
+
+    Attributes:
+      data: devices along the batch; -1 = all that `model` leaves.
+      model: devices along heads, MLP and vocabulary.
+      shard_params_over_data: also split parameters and optimizer state along `data` (FSDP).
+    """
+
+    data: int = -1
+    model: int = 1
+    shard_params_over_data: bool = False
+
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+    """A mesh with axes ("data", "model") over `devices` (default: all devices).
+
+    Raises:
+      CalrecError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    data = len(devices) // config.model if config.data == -1 else config.data
+    if data * config.model != len(devices):
+        raise CalrecError(
+            f"a mesh of data {config.data} x model {config.model} does not fit {len(devices)} "
+            f"devices: set MeshConfig.data and MeshConfig.model"
+        )
+    return Mesh(np.asarray(devices).reshape(data, config.model), (DATA, MODEL))

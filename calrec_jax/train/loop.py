@@ -1,0 +1,101 @@
+"""The training loop of one stage, from top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+
+from calrec_jax.checkpoints.manager import Checkpoints
+from calrec_jax.train.preemption import Preempted, PreemptionNotice
+from calrec_jax.train.state import TrainState
+from calrec_jax.train.telemetry import Telemetry
+
+
+@dataclasses.dataclass(frozen=True)
+class Periods:
+    """When to do what, in steps. The last step always validates and saves.
+
+    Attributes:
+      log: metrics are written and progress is shown.
+      validate: validation runs, and the state is saved with its result.
+      save: the state is saved besides; None = only when validated.
+    """
+
+    log: int
+    validate: int
+    save: int | None
+
+
+def train(
+    state: TrainState,
+    last_step: int,
+    *,
+    train_step: Callable,
+    validate: Callable[[TrainState], dict[str, float]],
+    batches: Iterator,
+    checkpoints: Checkpoints,
+    telemetry: Telemetry,
+    periods: Periods,
+) -> TrainState:
+    """Trains from `state.step` to `last_step`.
+
+    Args:
+      train_step: jitted, (state, batch) -> (state, metrics); may donate the state.
+      validate: a state's validation losses.
+      batches: global batches on the device, from that of `state.step` on.
+
+    Raises:
+      Preempted: SIGTERM came; the state was saved.
+    """
+    first_step = int(state.step)
+    pending = None  # metrics of the step before, still being computed
+    with PreemptionNotice() as notice:
+        for step in range(first_step + 1, last_step + 1):
+            batch = next(batches)
+            with jax.transfer_guard("disallow"):
+                state, metrics = train_step(state, batch)
+            # Step n is under way; only now wait for n - 1.
+            if pending is not None:
+                telemetry.training(*pending)
+            pending = (step, metrics)
+
+            stop = notice.received(step)
+            validates = _due(step, periods.validate) or step == last_step
+            saves = validates or stop or (periods.save is not None and _due(step, periods.save))
+            if saves:
+                telemetry.training(*pending)
+                pending = None
+                losses = validate(state) if validates and not stop else None
+                if losses is not None:
+                    telemetry.validation(step, losses)
+                checkpoints.save(state, {"batches": step}, losses)
+                telemetry.restart_clock()
+            if stop:
+                checkpoints.wait()
+                raise Preempted(f"stopped after step {step}, saved")
+    checkpoints.wait()
+    return state
+
+
+def _due(step: int, period: int) -> bool:
+    return step % period == 0
+
+
+def mean_losses(sums: Iterable, means: Callable) -> dict[str, float] | None:
+    """Losses over several batches: sums added on the device, one wait at the end.
+
+    Args:
+      sums: LossSums, one a batch.
+      means: LossSums -> {name: scalar}.
+
+    Returns:
+      {name: mean}, or None where there was no batch.
+    """
+    total = None
+    for batch_sums in sums:
+        total = batch_sums if total is None else jax.tree.map(lambda a, b: a + b, total, batch_sums)
+    if total is None:
+        return None
+    return {name: float(value) for name, value in jax.device_get(means(total)).items()}

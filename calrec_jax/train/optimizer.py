@@ -1,0 +1,87 @@
+"""The optimizer and its learning-rate schedule, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import optax
+
+from calrec_jax.errors import CalrecError
+
+OPTIMIZERS = ("adamw", "adafactor")
+DECAYS = ("constant", "cosine", "linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """An optax optimizer. The paper states none of these values: a run states its own.
+
+    Attributes:
+      name: "adamw" or "adafactor".
+      learning_rate: at the peak, after `warmup_steps` of linear growth from zero.
+      decay: "constant", or "cosine"/"linear" down to `final_fraction` of the peak at the last step.
+      weight_decay: decoupled, on matrices only.
+      b1, b2: of adamw.
+      clip_norm: bound of the gradient's global norm.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    decay: str = "cosine"
+    final_fraction: float = 0.1
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.98
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.name not in OPTIMIZERS:
+            raise CalrecError(f"OptimizerConfig.name {self.name!r} is none of {OPTIMIZERS}")
+        if self.decay not in DECAYS:
+            raise CalrecError(f"OptimizerConfig.decay {self.decay!r} is none of {DECAYS}")
+
+
+def make_schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
+    """Learning rate by step: warm-up, then decay over the rest of `train_steps`."""
+    peak, warmup = config.learning_rate, max(min(config.warmup_steps, train_steps), 1)
+    rest = max(train_steps - warmup, 1)
+    decays = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.final_fraction),
+        "linear": lambda: optax.linear_schedule(peak, peak * config.final_fraction, rest),
+    }
+    # Starts above zero, or the first step would change nothing.
+    grow = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([grow, decays[config.decay]()], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule):
+    """The optax transformation: clip by global norm, then the optimizer with `schedule`."""
+    if config.name == "adamw":
+        optimizer = optax.adamw(
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=config.weight_decay,
+            mask=_is_matrix,
+        )
+    else:
+        optimizer = optax.adafactor(
+            schedule,
+            weight_decay_rate=config.weight_decay or None,
+            weight_decay_mask=_is_matrix,
+            multiply_by_parameter_scale=False,
+            clipping_threshold=1.0,
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def _is_matrix(params):
+    """True for kernels and embeddings. Not by their rank: a scanned norm's scale has two axes."""
+
+    def is_matrix(path, _):
+        return jax.tree_util.keystr(path[-1:], simple=True) != "scale"
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -1,0 +1,44 @@
+"""Being told to leave: SIGTERM becomes a save and an exit that asks to be started again."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import jax
+
+EXIT_CODE = 42  # "checkpointed, start me again"; launchers requeue on it
+
+
+class Preempted(Exception):
+    """Training was told to stop, has saved, and would go on if started again."""
+
+
+class PreemptionNotice:
+    """While it is active, SIGTERM only sets a flag, to be asked for between steps.
+
+    With several processes, JAX's coordination service carries the notice, so that all of them stop
+    after the same step.
+    """
+
+    def __init__(self):
+        self._flag = threading.Event()
+
+    def __enter__(self) -> PreemptionNotice:
+        self._previous = None
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if jax.process_count() == 1 and in_main_thread:
+            self._previous = signal.signal(signal.SIGTERM, lambda *_: self._flag.set())
+        return self
+
+    def __exit__(self, *_):
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def received(self, step: int) -> bool:
+        """Whether to stop after `step`; the same answer in every process."""
+        if jax.process_count() == 1:
+            return self._flag.is_set()
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)

@@ -1,0 +1,243 @@
+"""Stages of finetuning, chained: each starts from fresh weights or from another's checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from calrec_jax.batch import BatchSpec
+from calrec_jax.checkpoints.manager import Checkpoints
+from calrec_jax.errors import CalrecError
+from calrec_jax.losses import LossConfig
+from calrec_jax.models.config import DecoderConfig
+from calrec_jax.models.decoder import Decoder
+from calrec_jax.parallel import partitioning
+from calrec_jax.parallel.mesh import MeshConfig, make_mesh
+from calrec_jax.train import loop, manifest
+from calrec_jax.train import state as train_state
+from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from calrec_jax.train.step import make_train_step, make_validation_step
+from calrec_jax.train.telemetry import Telemetry
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One finetuning round. The paper states no steps, sizes or rates: a run states its own.
+
+    Attributes:
+      name: its directory in MODEL_DIR.
+      mixture: the SeqIO mixture or task to train on.
+      train_steps, batch_size: updates, and rows of a global batch.
+      task_feature_lengths: {"inputs": history tokens, "targets": target tokens with EOS}.
+      row_length, max_segments, max_loss_tokens: packing, see `BatchSpec.create`; the defaults do
+        not pack.
+      optimizer, losses: see there.
+      init_from: None = fresh weights; "stage1:best", "stage1:latest" or "stage1:300" = parameters
+        of another stage of this MODEL_DIR; "DIR/stage1:best" = of another MODEL_DIR.
+      validate_period, save_period, log_period: see `loop.Periods`.
+      validation_batches: at most so many batches a validation; None = the whole split.
+      keep_best: how many of the best checkpoints stay (besides the latest).
+    """
+
+    name: str
+    mixture: str
+    train_steps: int
+    batch_size: int
+    task_feature_lengths: Mapping[str, int]
+    row_length: int | None = None
+    max_segments: int = 1
+    max_loss_tokens: int | None = None
+    optimizer: OptimizerConfig = OptimizerConfig()
+    losses: LossConfig = LossConfig()
+    init_from: str | None = None
+    validate_period: int = 200
+    save_period: int | None = None
+    log_period: int = 20
+    validation_batches: int | None = None
+    keep_best: int = 1
+
+    def spec(self) -> BatchSpec:
+        """The sizes of this stage's batches."""
+        return BatchSpec.create(
+            self.batch_size,
+            self.task_feature_lengths,
+            self.row_length,
+            self.max_segments,
+            self.max_loss_tokens,
+        )
+
+
+# (stage, split, start) -> this host's rows of batch start, start + 1, ...; validation ends.
+MakeBatches = Callable[[Stage, str, int], Iterator[Mapping[str, np.ndarray]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """What all stages of a run share.
+
+    Attributes:
+      model_dir: MODEL_DIR; a local path.
+      model: the decoder, with its vocab_size filled in.
+      make_batches: see `MakeBatches`; the only thing that knows where data comes from.
+      mesh: how devices are laid out.
+      seed: of fresh weights.
+      identity: what else must stay the same in this MODEL_DIR: {"vocabulary": ..., "data": ...}.
+    """
+
+    model_dir: pathlib.Path
+    model: DecoderConfig
+    make_batches: MakeBatches
+    mesh: MeshConfig
+    seed: int
+    identity: Mapping[str, object]
+
+    def run(self, stages: Sequence[Stage]) -> None:
+        """Runs the chain; finished stages are left as they are, a begun one goes on.
+
+        Raises:
+          CalrecError: MODEL_DIR was made with another configuration, or a stage's start is missing.
+          Preempted: told to stop; everything is saved.
+        """
+        names = [stage.name for stage in stages]
+        if len(set(names)) != len(names) or not names:
+            raise CalrecError(f"stages need different names, and at least one: {names}")
+        if jax.process_index() == 0:
+            manifest.claim(self.model_dir, self._manifest(stages))
+        for stage in stages:
+            self.run_stage(stage)
+
+    def run_stage(self, stage: Stage) -> None:
+        """Trains one stage to its last step, from where it stopped or from `init_from`."""
+        spec, mesh = stage.spec(), make_mesh(self.mesh)
+        decoder = Decoder(self.model)
+        schedule = make_schedule(stage.optimizer, stage.train_steps)
+        tx = make_optimizer(stage.optimizer, schedule)
+        checkpoints = Checkpoints(self.checkpoint_dir(stage.name), stage.keep_best)
+        if checkpoints.latest_step() == stage.train_steps:
+            checkpoints.close()
+            return
+        with partitioning.use_mesh(mesh, self.mesh):
+            shapes = train_state.state_shapes(decoder, tx, mesh, self.mesh)
+            state, start = self._start(stage, decoder, tx, shapes, checkpoints)
+            telemetry = Telemetry(
+                self.model_dir / stage.name, stage.name, start, stage.train_steps, stage.log_period
+            )
+            step = make_train_step(decoder, tx, schedule, stage.losses, spec.max_loss_tokens)
+            loop.train(
+                state,
+                stage.train_steps,
+                train_step=jax.jit(step, donate_argnums=0),
+                validate=self._validator(stage, spec, decoder, mesh),
+                batches=self._global_batches(stage, spec, "train", start, mesh),
+                checkpoints=checkpoints,
+                telemetry=telemetry,
+                periods=loop.Periods(stage.log_period, stage.validate_period, stage.save_period),
+            )
+            telemetry.close()
+            checkpoints.close()
+
+    def checkpoint_dir(self, stage_name: str) -> pathlib.Path:
+        """Where a stage of this run keeps its checkpoints."""
+        return self.model_dir / stage_name / "checkpoints"
+
+    def _start(self, stage, decoder, tx, shapes, checkpoints):
+        """The state to train on from, and the number of batches it has seen.
+
+        1. A checkpoint of this stage: all of it, from the latest.
+        2. `init_from`: its parameters, a fresh optimizer, step 0.
+        3. Neither: fresh parameters from the run's seed.
+        Nothing else: a start that is named but cannot be had is an error.
+        """
+        latest = checkpoints.latest_step()
+        if latest is not None:
+            state, position = checkpoints.restore(latest, shapes)
+            return state, position["batches"]
+        if stage.init_from is not None:
+            params = load_params(self.model_dir, stage.init_from, shapes.params, self.identity)
+        else:
+            params = train_state.init_params(decoder, self.seed, shapes.params)
+        return train_state.fresh_state(params, tx, shapes), 0
+
+    def _global_batches(self, stage, spec: BatchSpec, split: str, start: int, mesh):
+        """Checked host batches, put on the mesh."""
+        hosts = jax.process_count()
+        host_spec = dataclasses.replace(spec, batch_size=spec.batch_size // hosts)
+        if spec.batch_size % hosts or spec.batch_size % mesh.shape["data"]:
+            raise CalrecError(
+                f"{stage.name}: batch_size {spec.batch_size} does not divide over {hosts} hosts "
+                f"and the mesh's data axis of {mesh.shape['data']}"
+            )
+        for batch in self.make_batches(stage, split, start):
+            host_spec.check(batch)
+            yield partitioning.to_global(dict(batch), mesh)
+
+    def _validator(self, stage, spec: BatchSpec, decoder, mesh):
+        step = jax.jit(make_validation_step(decoder, stage.losses, spec.max_loss_tokens))
+        means = jax.jit(functools.partial(_means, config=stage.losses))
+
+        def validate(state) -> dict[str, float]:
+            batches = self._global_batches(stage, spec, "validation", 0, mesh)
+            losses = loop.mean_losses((step(state.params, batch) for batch in batches), means)
+            if losses is None:
+                raise CalrecError(f"{stage.mixture} has no validation example: lower min_events?")
+            return losses
+
+        return validate
+
+    def _manifest(self, stages: Sequence[Stage]) -> dict:
+        import flax
+        import optax
+        import orbax.checkpoint
+
+        import calrec_jax
+
+        modules = {"calrec_jax": calrec_jax, "jax": jax, "flax": flax, "optax": optax}
+        versions = {name: module.__version__ for name, module in modules.items()}
+        return {
+            "versions": versions | {"orbax-checkpoint": orbax.checkpoint.__version__},
+            "model": dataclasses.asdict(self.model),
+            **self.identity,
+            "stages": {stage.name: dataclasses.asdict(stage) for stage in stages},
+        }
+
+
+def _means(sums, config: LossConfig):
+    return sums.means(config)
+
+
+def load_params(model_dir, source: str, shapes, identity: Mapping[str, object] | None = None):
+    """Parameters that `source` names, in the shardings of `shapes`.
+
+    Args:
+      model_dir: where stage names without a directory are looked up.
+      source: "stage1:best", "stage1:latest", "stage1:300", or with a MODEL_DIR before it,
+        "DIR/stage1:best".
+      shapes: see `state.param_shapes`.
+      identity: {"vocabulary": ...} that the source's manifest must share.
+
+    Raises:
+      CalrecError: there is no such stage or checkpoint, its tree differs, or its vocabulary is
+        another one.
+    """
+    path, colon, which = source.rpartition(":")
+    if not colon or not path:
+        raise CalrecError(f"{source!r} names no checkpoint: write 'stage1:best' or 'DIR/stage1:best'")
+    stage_dir = pathlib.Path(model_dir) / path  # an absolute DIR replaces model_dir
+    if not (stage_dir / "checkpoints").is_dir():
+        there = sorted(p.parent.name for p in stage_dir.parent.glob("*/checkpoints"))
+        raise CalrecError(f"{source!r}: no checkpoints in {stage_dir}; stages there: {there}")
+    made_with = manifest.read(stage_dir.parent)
+    if identity and made_with and made_with["vocabulary"] != identity["vocabulary"]:
+        raise CalrecError(
+            f"{source!r} was trained with vocabulary {made_with['vocabulary']}, this run uses "
+            f"{identity['vocabulary']}: give both the same vocabulary"
+        )
+    checkpoints = Checkpoints(stage_dir / "checkpoints", read_only=True)
+    params = checkpoints.restore_params(checkpoints.resolve(which), shapes)
+    checkpoints.close()
+    return params

@@ -1,0 +1,73 @@
+"""The training state and how it comes to life already sharded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from calrec_jax.models.decoder import Decoder
+from calrec_jax.parallel import partitioning
+from calrec_jax.parallel.mesh import MeshConfig
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What training changes: saved and restored as one.
+
+    Attributes:
+      step: [] int32, finished updates of this stage.
+      params: the decoder's parameters, plain arrays.
+      opt_state: the optimizer's.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def _boxed_params(decoder: Decoder, key: jax.Array):
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return decoder.init(key, tokens, tokens, tokens)["params"]
+
+
+def param_shapes(decoder: Decoder, mesh: Mesh, config: MeshConfig):
+    """The decoder's parameters as ShapeDtypeStructs that carry their shardings."""
+    boxed = jax.eval_shape(lambda: _boxed_params(decoder, jax.random.key(0)))
+    shardings = partitioning.param_shardings(boxed, mesh, config)
+    return jax.tree.map(_with_sharding, nn.meta.unbox(boxed), shardings)
+
+
+def state_shapes(decoder: Decoder, tx: optax.GradientTransformation, mesh: Mesh, config: MeshConfig):
+    """The TrainState as ShapeDtypeStructs that carry their shardings; nothing is materialised."""
+    params = param_shapes(decoder, mesh, config)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = TrainState(step=step, params=params, opt_state=jax.eval_shape(tx.init, params))
+    shardings = partitioning.state_shardings(
+        shapes, jax.tree.map(lambda leaf: leaf.sharding, params), mesh
+    )
+    return jax.tree.map(_with_sharding, shapes, shardings)
+
+
+def _with_sharding(shape, sharding):
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def init_params(decoder: Decoder, seed: int, shapes):
+    """Fresh parameters, created in the shardings of `shapes` (see `param_shapes`)."""
+    out = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    init = lambda: nn.meta.unbox(_boxed_params(decoder, jax.random.key(seed)))  # noqa: E731
+    return jax.jit(init, out_shardings=out)()
+
+
+def fresh_state(params, tx: optax.GradientTransformation, shapes: TrainState) -> TrainState:
+    """Step 0 with a fresh optimizer around `params`, in the shardings of `shapes`."""
+    out = jax.tree.map(lambda leaf: leaf.sharding, shapes.opt_state)
+    opt_state = jax.jit(tx.init, out_shardings=out)(params)
+    step = jax.device_put(jnp.zeros((), jnp.int32), shapes.step.sharding)
+    return TrainState(step=step, params=params, opt_state=opt_state)

@@ -1,0 +1,69 @@
+"""Quasi-round-robin: one ranking of the catalogue from several generated texts (method: Inference)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def merge_outputs(
+    texts: Sequence[str], log_probs: Sequence[float]
+) -> tuple[list[str], np.ndarray]:
+    """Identical texts merged, the likeliest first.
+
+    Returns:
+      The distinct texts and their log-probabilities, float64, descending; equal log-probabilities
+      in the order of the texts, so that the outcome depends on no order of the input.
+    """
+    best: dict[str, float] = {}
+    for text, log_prob in zip(texts, log_probs, strict=True):
+        best[text] = max(float(log_prob), best.get(text, -np.inf))
+    ordered = sorted(best.items(), key=lambda pair: (-pair[1], pair[0]))
+    return [text for text, _ in ordered], np.array([p for _, p in ordered], np.float64)
+
+
+def min_max(scores: np.ndarray) -> np.ndarray:
+    """Rows scaled to [0, 1] by their minimum and maximum; constant rows become zeros.
+
+    Args:
+      scores: [n, items].
+    """
+    scores = np.asarray(scores, np.float64)
+    low = scores.min(axis=1, keepdims=True)
+    span = scores.max(axis=1, keepdims=True) - low
+    return np.divide(scores - low, span, out=np.zeros_like(scores), where=span > 0)
+
+
+def quasi_round_robin(
+    scores: np.ndarray, log_probs: np.ndarray, epsilon: float = 1 / 5000
+) -> np.ndarray:
+    """score(item) = max over n of exp(epsilon * log_prob_n) * s_n(item), s_n scaled to [0, 1].
+
+    epsilon is small (unverified: 1/5000), so that every output's best item scores near 1: the first
+    places go to the distinct outputs' best items in the order of their log-probabilities.
+
+    Args:
+      scores: [n, items], retrieval scores of each output.
+      log_probs: [n], sums over tokens, never divided by the length.
+
+    Returns:
+      float64 [items].
+    """
+    weights = np.exp(epsilon * np.asarray(log_probs, np.float64))
+    return (weights[:, None] * min_max(scores)).max(axis=0)
+
+
+def ranked(scores: np.ndarray, k: int) -> np.ndarray:
+    """Places of the k best items, best first, ties in the catalogue's order. int64 [min(k, items)].
+
+    Args:
+      scores: [items].
+    """
+    k = min(k, len(scores))
+    if k == len(scores):
+        return np.argsort(-scores, kind="stable")
+    # Only items that can be among the first k are sorted, ties with the k-th included.
+    kth = np.partition(scores, len(scores) - k)[len(scores) - k]
+    candidates = np.flatnonzero(scores >= kth)
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]

@@ -1,0 +1,92 @@
+"""Items, catalogues and user sequences: the words that all layers share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping
+
+from calrec_jax.errors import CalrecError
+
+Fields = Mapping[str, str]
+"""An item's text by field name; a missing field is absent."""
+
+
+def stable_id(*parts: str) -> int:
+    """A number in [1, 2**31 - 1] for `parts`, the same everywhere and for ever.
+
+    31 bits, because JAX has no int64 by default. Two items of one batch of N collide with a
+    probability of about N**2 / 2**32, and would then only be taken for the same target.
+    """
+    digest = hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % (2**31 - 1) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """All items of a domain, sorted by item id. An item is its id, never its text.
+
+    Attributes:
+      domain: its name.
+      item_ids: [n], ascending and unique.
+      fields: [n], text fields of each item.
+    """
+
+    domain: str
+    item_ids: tuple[str, ...]
+    fields: tuple[Fields, ...]
+
+    @classmethod
+    def create(cls, domain: str, items: Mapping[str, Fields]) -> Catalogue:
+        """From {item id: fields}; empty fields are dropped."""
+        ids = sorted(items)
+        fields = tuple({k: v for k, v in items[i].items() if v} for i in ids)
+        return cls(domain, tuple(ids), fields)
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @functools.cached_property
+    def index(self) -> dict[str, int]:
+        """{item id: its place}."""
+        return {item_id: i for i, item_id in enumerate(self.item_ids)}
+
+    def places(self, item_ids) -> list[int]:
+        """Places of `item_ids`.
+
+        Raises:
+          CalrecError: some are not in the catalogue; it names them.
+        """
+        unknown = [item_id for item_id in item_ids if item_id not in self.index]
+        if unknown:
+            raise CalrecError(
+                f"{self.domain} has no item {', '.join(map(repr, unknown[:5]))}"
+                f"{' and others' if len(unknown) > 5 else ''}: its catalogue has {len(self)} items"
+            )
+        return [self.index[item_id] for item_id in item_ids]
+
+
+@dataclasses.dataclass(frozen=True)
+class UserSequence:
+    """One record of a split: a user's items in time order, the last of them the target.
+
+    Attributes:
+      item_ids: at least two.
+      timestamps: Unix seconds, one an item, or None where they are not known.
+    """
+
+    user_id: str
+    domain: str
+    item_ids: tuple[str, ...]
+    timestamps: tuple[int, ...] | None = None
+
+    @property
+    def history(self) -> tuple[str, ...]:
+        """All items but the target, oldest first."""
+        return self.item_ids[:-1]
+
+    @property
+    def target(self) -> str:
+        """The item to predict."""
+        return self.item_ids[-1]

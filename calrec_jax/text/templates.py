@@ -1,0 +1,69 @@
+"""Items and histories written as text, and generated text read back into fields (method: Template)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+
+from calrec_jax.text.items import Fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How text is put together. The strings are `unverified`; that these parts exist is not.
+
+    Attributes:
+      fields: names, in the order in which an item shows them.
+      opening: before the first item of a history.
+      separator: between two items of a history.
+      target_separator: between a history and its target; the end of every prompt.
+    """
+
+    fields: tuple[str, ...] = ("title", "category", "brand", "price")
+    opening: str = (
+        "This is the summary of a user's purchase history. The first item bought is as follows. "
+    )
+    separator: str = "\nThe next item bought is as follows. "
+    target_separator: str = "\nThe next item bought is as follows.\n"
+
+    def render_item(self, item: Fields) -> str:
+        """`Title: ... Category: ... Brand: ... Price: ...`; a missing field is left out."""
+        shown = [(name, _one_line(item.get(name) or "")) for name in self.fields]
+        return " ".join(f"{_label(name)}: {value}" for name, value in shown if value)
+
+    def parse_item(self, text: str) -> dict[str, str]:
+        """The fields of a rendered (or generated) item: what follows each label up to the next.
+
+        The first label of a name counts; text before the first label is dropped; no label: {}.
+        """
+        fields: dict[str, str] = {}
+        parts = self._label_pattern.split(text)
+        for label, value in zip(parts[1::2], parts[2::2], strict=True):
+            name, value = label.lower(), _one_line(value)
+            if value and name not in fields:
+                fields[name] = value
+        return fields
+
+    def render_prompt(self, history: Sequence[Fields]) -> str:
+        """What the model reads before it writes the target."""
+        items = self.separator.join(self.render_item(item) for item in history)
+        return self.opening + items + self.target_separator
+
+    def render_joint(self, history: Sequence[Fields], target: Fields) -> str:
+        """The joint sequence: prompt, then target."""
+        return self.render_prompt(history) + self.render_item(target)
+
+    @functools.cached_property
+    def _label_pattern(self) -> re.Pattern[str]:
+        names = "|".join(re.escape(_label(name)) for name in self.fields)
+        return re.compile(rf"(?:(?<=\s)|^)({names}):(?=\s|$)")
+
+
+def _label(name: str) -> str:
+    return name.capitalize()
+
+
+def _one_line(value: str) -> str:
+    return " ".join(value.split())

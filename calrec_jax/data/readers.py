@@ -1,0 +1,193 @@
+"""Readers of raw dumps: each turns a folder into items and events, line by line.
+
+A line that cannot be used is counted and kept in rejects.jsonl with its reason; input is parsed and
+never evaluated.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import gzip
+import html
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from calrec_jax.errors import CalrecError
+
+_MARKUP = re.compile(r"<[^<>]*>")
+_MAX_PRICE_LENGTH = 40  # "$1,234.56 - $2,345.67" is 21; longer ones are remains of a web page
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One purchase. `order` sorts a user's events (time, or a rank where time is not known)."""
+
+    user_id: str
+    item_id: str
+    order: int
+    timestamp: int | None
+
+
+@dataclasses.dataclass
+class RawDomain:
+    """A domain as read: {item id: fields} and events in the file's order."""
+
+    name: str
+    items: dict[str, dict[str, str]]
+    events: list[Event]
+
+
+class Rejects:
+    """rejects.jsonl: every raw line that was not used, with its reason."""
+
+    def __init__(self, path: pathlib.Path):
+        self._file = path.open("w")
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def add(self, source: str, line: int, reason: str, text: str) -> None:
+        """Keeps one line (its first 500 characters)."""
+        self.counts[reason] += 1
+        record = {"source": source, "line": line, "reason": reason, "text": text[:500]}
+        self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        """Flushes the file."""
+        self._file.close()
+
+
+class _Reject(Exception):
+    """Why a line cannot be used."""
+
+
+def clean_text(value: str) -> str:
+    """HTML entities resolved, markup removed, white space folded."""
+    return " ".join(_MARKUP.sub(" ", html.unescape(value)).split())
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+    if not path.is_file():
+        raise CalrecError(f"{path} is missing: the source needs it")
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            yield from enumerate(file, start=1)
+    except (EOFError, gzip.BadGzipFile, OSError) as error:
+        raise CalrecError(f"{path} cannot be read to its end: {error}") from error
+
+
+def _records(path: pathlib.Path, parse: Callable[[dict], Any], rejects: Rejects) -> Iterator[Any]:
+    """`parse` of every line's object; lines it cannot use go to `rejects`."""
+    for number, raw in _lines(path):
+        try:
+            record = json.loads(raw)
+            if not isinstance(record, dict):
+                raise _Reject("not a JSON object")
+            yield parse(record)
+        except UnicodeDecodeError:
+            rejects.add(path.name, number, "not UTF-8", raw.decode(errors="replace"))
+        except ValueError:
+            rejects.add(path.name, number, "not JSON", raw.decode(errors="replace"))
+        except _Reject as reason:
+            rejects.add(path.name, number, str(reason), raw.decode(errors="replace"))
+
+
+def _text(record: dict, key: str) -> str:
+    value = record.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _Reject(f"{key} is not a string")
+    return clean_text(value)
+
+
+def _identifier(record: dict, key: str) -> str:
+    value = record.get(key)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise _Reject(f"no {key}")
+    return value.strip()
+
+
+def _integer(record: dict, key: str) -> int | None:
+    value = record.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise _Reject(f"{key} is not an integer")
+    return int(value)
+
+
+def _category(value: Any) -> str:
+    """A category path is written from the root to the leaf, joined by spaces."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, list) and all(isinstance(level, str) for level in value):
+        return clean_text(" ".join(value))
+    raise _Reject("category is neither a string nor a list of strings")
+
+
+def _fields(record: dict) -> dict[str, str]:
+    price = _text(record, "price")
+    fields = {
+        "title": _text(record, "title"),
+        "category": _category(record.get("category")),
+        "brand": _text(record, "brand"),
+        "price": price if len(price) <= _MAX_PRICE_LENGTH else "",
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def _read(name, items_path, parse_item, events_path, parse_event, rejects) -> RawDomain:
+    items: dict[str, dict[str, str]] = {}
+    for item_id, fields in _records(items_path, parse_item, rejects):
+        items.setdefault(item_id, fields)  # the first listing of an id counts
+    return RawDomain(name, items, list(_records(events_path, parse_event, rejects)))
+
+
+def read_amazon2018(directory: pathlib.Path, name: str, rejects: Rejects) -> RawDomain:
+    """Amazon 2018: reviews.json.gz (reviewerID, asin, unixReviewTime) and meta.json.gz."""
+
+    def event(record: dict) -> Event:
+        time = _integer(record, "unixReviewTime")
+        if time is None:
+            raise _Reject("no unixReviewTime")
+        return Event(_identifier(record, "reviewerID"), _identifier(record, "asin"), time, time)
+
+    return _read(
+        name,
+        directory / "meta.json.gz",
+        lambda record: (_identifier(record, "asin"), _fields(record)),
+        directory / "reviews.json.gz",
+        event,
+        rejects,
+    )
+
+
+def read_jsonl(directory: pathlib.Path, name: str, rejects: Rejects) -> RawDomain:
+    """interactions.jsonl.gz (user_id, item_id, order and/or timestamp) and items.jsonl.gz."""
+
+    def event(record: dict) -> Event:
+        time, order = _integer(record, "timestamp"), _integer(record, "order")
+        if time is None and order is None:
+            raise _Reject("neither order nor timestamp")
+        user, item = _identifier(record, "user_id"), _identifier(record, "item_id")
+        return Event(user, item, time if order is None else order, time)
+
+    return _read(
+        name,
+        directory / "items.jsonl.gz",
+        lambda record: (_identifier(record, "item_id"), _fields(record)),
+        directory / "interactions.jsonl.gz",
+        event,
+        rejects,
+    )
+
+
+READERS = {"amazon2018": read_amazon2018, "jsonl": read_jsonl}

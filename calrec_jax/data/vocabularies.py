@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import sentencepiece as spm
 
@@ -37,11 +37,22 @@ def byte() -> seqio.Vocabulary:
     return seqio.ByteVocabulary()
 
 
-def train_sentencepiece(texts: Iterable[str], path: str | pathlib.Path, vocab_size: int) -> None:
+def train_sentencepiece(
+    texts: Iterable[str],
+    path: str | pathlib.Path,
+    vocab_size: int,
+    whole_pieces: Sequence[str] = (),
+) -> None:
     """Trains a unigram model on `texts` and writes it to `path`. The same texts, the same file.
+
+    It has `vocab_size` pieces at most.
 
     It is lossless: no normalisation, no dummy prefix, all white space kept, unknown characters as
     bytes. pad 0, EOS 1, unknown 2, BOS 3.
+
+    Args:
+      whole_pieces: strings that become one piece each, wherever they stand: the sentences and labels
+        of a template, which would else take most of a prompt's tokens.
 
     Raises:
       CalrecError: the texts are too few for `vocab_size`.
@@ -55,7 +66,9 @@ def train_sentencepiece(texts: Iterable[str], path: str | pathlib.Path, vocab_si
             sentence_iterator=iter(texts),
             model_prefix=str(path.with_suffix("")),
             vocab_size=vocab_size,
+            hard_vocab_limit=False,  # few texts give fewer pieces
             model_type="unigram",
+            user_defined_symbols=[piece.replace(" ", "\u2581") for piece in whole_pieces],
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,

@@ -55,6 +55,18 @@ class Template:
         """The joint sequence: prompt, then target."""
         return self.render_prompt(history) + self.render_item(target)
 
+    @property
+    def fixed_strings(self) -> tuple[str, ...]:
+        """What stands in every text: the sentences, and each field's label as items show it."""
+        labels = [f"{_label(name)}: " for name in self.fields]
+        return (
+            self.opening,
+            self.separator,
+            self.target_separator,
+            labels[0],
+            *(f" {label}" for label in labels[1:]),
+        )
+
     @functools.cached_property
     def _label_pattern(self) -> re.Pattern[str]:
         names = "|".join(re.escape(_label(name)) for name in self.fields)

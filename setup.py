@@ -1,2 +1,75 @@
-from setuptools import setup
-setup(name="calrec_jax", version="0.1.0", packages=["calrec_jax","calrec_jax.tasks"], package_dir={"calrec_jax.tasks":"tasks"})
+"""How calrec_jax is installed.
+
+The top-level folders `tasks/` and `gin/` become `calrec_jax.tasks` and the package data
+`calrec_jax/gin/`, in a wheel and in an editable install alike.
+"""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """Reads the version without importing the package, whose dependencies may be absent."""
+    text = (ROOT / "calrec_jax" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
+
+
+def folders(top: str) -> dict[str, str]:
+    """Maps the folder `top` and all below it to the packages that they install as."""
+    below = [path for path in (ROOT / top).rglob("*") if path.is_dir()]
+    paths = [path.relative_to(ROOT) for path in [ROOT / top, *sorted(below)]]
+    return {
+        ".".join(("calrec_jax", *path.parts)): path.as_posix()
+        for path in paths
+        if "__pycache__" not in path.parts
+    }
+
+
+# gin/ has no __init__.py: a top-level package of that name would hide gin-config.
+PLACED = folders("tasks") | folders("gin")
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
+    "convert": ["safetensors>=0.6", "tokenizers>=0.22"],
+    "beam": ["apache-beam>=2.70"],
+    "launch": ["xpk>=1.16"],
+    "test": ["hypothesis>=6.130", "pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.14", "safetensors>=0.6"],
+}
+
+setup(
+    name="calrec_jax",
+    version=version(),
+    description="Two-stage finetuning of decoder LLMs for sequential recommendation, on TPU",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=[*find_packages(include=["calrec_jax", "calrec_jax.*"]), *PLACED],
+    package_dir=PLACED,
+    package_data={name: ["*.gin", "*.yaml"] for name in PLACED if name.startswith("calrec_jax.gin")},
+    install_requires=[
+        "absl-py>=2.0",
+        "bm25s>=0.3",
+        "flax>=0.12",
+        "gin-config>=0.5",
+        "jax>=0.10.1",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "pyyaml>=6.0",
+        "rich>=14.0",
+        "scipy>=1.14",
+        "sentencepiece>=0.2",
+        "seqio>=0.0.20",
+        "tensorboardX>=2.6",
+        "tensorflow>=2.20",
+        "tensorflow-datasets>=4.9.9",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["calrec = calrec_jax.cli.main:main"]},
+)

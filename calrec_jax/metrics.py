@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from calrec_jax.errors import CalrecError
+
 RECALL_AT = (1, 5, 10)
 NDCG_AT = (5, 10)
 METRICS = (*(f"recall@{k}" for k in RECALL_AT), *(f"ndcg@{k}" for k in NDCG_AT), "mrr")
@@ -22,7 +24,12 @@ def rank_bounds(scores: np.ndarray, target: int) -> tuple[int, int]:
     Args:
       scores: [items], higher is better.
       target: the place of the target.
+
+    Raises:
+      ValueError: a score is NaN, which compares as neither better nor worse.
     """
+    if np.isnan(scores).any():
+        raise ValueError("scores hold NaN: they rank nothing")
     mine = scores[target]
     return 1 + int((scores > mine).sum()), int((scores >= mine).sum())
 
@@ -37,8 +44,13 @@ def per_user(low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
 
     Returns:
       {metric: float64 [n]}.
+
+    Raises:
+      ValueError: not 1 <= low <= high, or not as many of the one as of the other.
     """
     low, high = np.asarray(low, np.int64), np.asarray(high, np.int64)
+    if low.shape != high.shape or (low < 1).any() or (low > high).any():
+        raise ValueError("rank bounds must be as many low as high, with 1 <= low <= high")
     top = int(high.max(initial=1))
     ranks = np.arange(1, top + 1, dtype=np.float64)
     size = (high - low + 1).astype(np.float64)
@@ -62,6 +74,9 @@ def summarise(
     Returns:
       {metric: {"value", "low", "high", "tie_low", "tie_high"}}: the expectation, its interval over
       users, and the value if every tie went against or for the target.
+
+    Raises:
+      CalrecError: there are no users, or no bootstrap samples.
     """
     values, worst, best = per_user(low, high), per_user(high, high), per_user(low, low)
     intervals = _intervals(values, bootstrap_samples, seed)
@@ -91,8 +106,14 @@ def paired(
 
     Returns:
       {metric: {"delta", "low", "high"}}.
+
+    Raises:
+      CalrecError: there are no users, or no bootstrap samples.
+      ValueError: the users are not the same number.
     """
     a, b = per_user(*ours), per_user(*theirs)
+    if len(a["mrr"]) != len(b["mrr"]):
+        raise ValueError(f"{len(a['mrr'])} users of ours and {len(b['mrr'])} of theirs")
     delta = {name: a[name] - b[name] for name in METRICS}
     intervals = _intervals(delta, bootstrap_samples, seed)
     return {
@@ -105,9 +126,15 @@ def paired(
     }
 
 
-def _intervals(values: dict[str, np.ndarray], samples: int, seed: int):
+def _intervals(
+    values: dict[str, np.ndarray], samples: int, seed: int
+) -> dict[str, tuple[float, float]]:
     """{metric: (low, high)}, percentiles 2.5 and 97.5 of the means of resampled users."""
     matrix = np.stack([values[name] for name in METRICS], axis=1)
+    if not len(matrix):
+        raise CalrecError("no users to measure: the split is empty")
+    if samples < 1:
+        raise CalrecError(f"bootstrap_samples is {samples}: intervals need at least one")
     means = np.concatenate([counts @ matrix for counts in _resamples(len(matrix), samples, seed)])
     bounds = np.percentile(means / len(matrix), [2.5, 97.5], axis=0)
     return {name: (float(bounds[0, i]), float(bounds[1, i])) for i, name in enumerate(METRICS)}

@@ -1,10 +1,12 @@
-"""Quasi-round-robin: one ranking of the catalogue from several generated texts (method: Inference)."""
+"""Quasi-round-robin: one ranking from several generated texts (method: Inference 2-4)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+
+from calrec_jax.errors import CalrecError
 
 
 def merge_outputs(
@@ -15,7 +17,12 @@ def merge_outputs(
     Returns:
       The distinct texts and their log-probabilities, float64, descending; equal log-probabilities
       in the order of the texts, so that the outcome depends on no order of the input.
+
+    Raises:
+      CalrecError: a log-probability is NaN.
     """
+    if np.isnan(np.asarray(log_probs, np.float64)).any():
+        raise CalrecError("the model gives log-probabilities of NaN: its weights have diverged")
     best: dict[str, float] = {}
     for text, log_prob in zip(texts, log_probs, strict=True):
         best[text] = max(float(log_prob), best.get(text, -np.inf))
@@ -48,10 +55,17 @@ def quasi_round_robin(
       log_probs: [n], sums over tokens, never divided by the length.
 
     Returns:
-      float64 [items].
+      float64 [items]; zeros where there is no output.
+
+    Raises:
+      ValueError: scores and log-probabilities are not of the same outputs.
     """
+    scaled = min_max(scores)
     weights = np.exp(epsilon * np.asarray(log_probs, np.float64))
-    return (weights[:, None] * min_max(scores)).max(axis=0)
+    if weights.shape != scaled.shape[:1]:
+        raise ValueError(f"{scaled.shape[0]} rows of scores for log_probs {weights.shape}")
+    scaled *= weights[:, None]
+    return scaled.max(axis=0, initial=0.0)
 
 
 def ranked(scores: np.ndarray, k: int) -> np.ndarray:
@@ -60,10 +74,9 @@ def ranked(scores: np.ndarray, k: int) -> np.ndarray:
     Args:
       scores: [items].
     """
-    k = min(k, len(scores))
-    if k == len(scores):
-        return np.argsort(-scores, kind="stable")
-    # Only items that can be among the first k are sorted, ties with the k-th included.
-    kth = np.partition(scores, len(scores) - k)[len(scores) - k]
-    candidates = np.flatnonzero(scores >= kth)
+    candidates = np.arange(len(scores))
+    if 0 < k < len(scores):
+        # Only items that can be among the first k are sorted, ties with the k-th included.
+        kth = np.partition(scores, len(scores) - k)[len(scores) - k]
+        candidates = np.flatnonzero(scores >= kth)
     return candidates[np.argsort(-scores[candidates], kind="stable")][:k]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 from calrec_jax.errors import CalrecError
 
@@ -31,11 +32,20 @@ class Catalogue:
       domain: its name.
       item_ids: [n], ascending and unique.
       fields: [n], text fields of each item.
+
+    Raises:
+      ValueError: the ids are not ascending and unique, or the fields are not one an item.
     """
 
     domain: str
     item_ids: tuple[str, ...]
     fields: tuple[Fields, ...]
+
+    def __post_init__(self):
+        if len(self.item_ids) != len(self.fields):
+            raise ValueError(f"{len(self.item_ids)} item ids, but {len(self.fields)} fields")
+        if any(a >= b for a, b in itertools.pairwise(self.item_ids)):
+            raise ValueError(f"the item ids of {self.domain} are not ascending and unique")
 
     @classmethod
     def create(cls, domain: str, items: Mapping[str, Fields]) -> Catalogue:
@@ -52,7 +62,7 @@ class Catalogue:
         """{item id: its place}."""
         return {item_id: i for i, item_id in enumerate(self.item_ids)}
 
-    def places(self, item_ids) -> list[int]:
+    def places(self, item_ids: Sequence[str]) -> list[int]:
         """Places of `item_ids`.
 
         Raises:

@@ -27,7 +27,7 @@ class PromptBuilder:
       max_item_tokens: an item's tokens are cut there, as target and in histories alike.
 
     Raises:
-      CalrecError: not even one longest item fits a prompt.
+      CalrecError: not even one longest item fits a prompt, or items have no room at all.
     """
 
     def __init__(
@@ -38,6 +38,11 @@ class PromptBuilder:
         self._opening = self._tokens(template.opening)
         self._separator = self._tokens(template.separator)
         self._target_separator = self._tokens(template.target_separator)
+        if max_item_tokens < 1:
+            raise CalrecError(
+                f"items have room for {max_item_tokens} tokens: raise 'targets' in "
+                f"TASK_FEATURE_LENGTHS, which counts an item's tokens and EOS"
+            )
         frame = len(self._opening) + len(self._target_separator)
         if frame + max_item_tokens > max_history_tokens:
             raise CalrecError(
@@ -53,6 +58,11 @@ class PromptBuilder:
 
     def prompt(self, items: Sequence[np.ndarray]) -> np.ndarray:
         """int32 [<= max_history_tokens] of a history, oldest item first.
+
+        Where it is too long, whole items are left out from the oldest end; the newest always fits.
+
+        Args:
+          items: int32 tokens of each, as `item` makes them.
 
         Raises:
           CalrecError: the history is empty.
@@ -83,8 +93,14 @@ class TokenizedCatalogue:
     def __init__(self, catalogue: Catalogue, builder: PromptBuilder):
         self.catalogue, self.builder = catalogue, builder
         tokens = [builder.item(fields) for fields in catalogue.fields]
-        self.splits = np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64)
-        self.values = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
+        self.splits = np.zeros(len(tokens) + 1, np.int64)
+        np.cumsum([len(t) for t in tokens], out=self.splits[1:])
+        self.values = np.concatenate([np.zeros(0, np.int32), *tokens])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [n], tokens of each item."""
+        return np.diff(self.splits)
 
     def item(self, item_id: str) -> np.ndarray:
         """int32 tokens of one item.

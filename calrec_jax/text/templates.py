@@ -1,4 +1,4 @@
-"""Items and histories written as text, and generated text read back into fields (method: Template)."""
+"""Items and histories as text, and generated text read back into fields (method: Template)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import functools
 import re
 from collections.abc import Sequence
 
+from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import Fields
+
+_GAP = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # white space and control characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +22,9 @@ class Template:
       opening: before the first item of a history.
       separator: between two items of a history.
       target_separator: between a history and its target; the end of every prompt.
+
+    Raises:
+      CalrecError: `fields` is not a tuple of names that give different labels.
     """
 
     fields: tuple[str, ...] = ("title", "category", "brand", "price")
@@ -28,6 +34,14 @@ class Template:
     separator: str = "\nThe next item bought is as follows. "
     target_separator: str = "\nThe next item bought is as follows.\n"
 
+    def __post_init__(self):
+        names = self.fields if isinstance(self.fields, tuple) else ()
+        if not names or not all(names) or len(set(map(_label, names))) < len(names):
+            raise CalrecError(
+                f"Template.fields must be a tuple of different field names, such as "
+                f'("title", "brand"), not {self.fields!r}'
+            )
+
     def render_item(self, item: Fields) -> str:
         """`Title: ... Category: ... Brand: ... Price: ...`; a missing field is left out."""
         shown = [(name, _one_line(item.get(name) or "")) for name in self.fields]
@@ -36,15 +50,18 @@ class Template:
     def parse_item(self, text: str) -> dict[str, str]:
         """The fields of a rendered (or generated) item: what follows each label up to the next.
 
-        The first label of a name counts; text before the first label is dropped; no label: {}.
+        Labels may come in any order. Only the first label of a name counts, a repeated one is part
+        of the value it stands in; text before the first label is dropped; no label: {}.
         """
-        fields: dict[str, str] = {}
-        parts = self._label_pattern.split(text)
-        for label, value in zip(parts[1::2], parts[2::2], strict=True):
-            name, value = label.lower(), _one_line(value)
-            if value and name not in fields:
-                fields[name] = value
-        return fields
+        first: dict[str, re.Match[str]] = {}
+        for label in self._label_pattern.finditer(text):
+            first.setdefault(self._names[label[1]], label)
+        ends = [*(label.start() for label in first.values()), len(text)][1:]
+        values = {
+            name: _one_line(text[label.end() : end])
+            for (name, label), end in zip(first.items(), ends, strict=True)
+        }
+        return {name: value for name, value in values.items() if value}
 
     def render_prompt(self, history: Sequence[Fields]) -> str:
         """What the model reads before it writes the target."""
@@ -68,9 +85,13 @@ class Template:
         )
 
     @functools.cached_property
+    def _names(self) -> dict[str, str]:
+        return {_label(name): name for name in self.fields}
+
+    @functools.cached_property
     def _label_pattern(self) -> re.Pattern[str]:
-        names = "|".join(re.escape(_label(name)) for name in self.fields)
-        return re.compile(rf"(?:(?<=\s)|^)({names}):(?=\s|$)")
+        labels = "|".join(map(re.escape, self._names))
+        return re.compile(rf"(?:(?<=\s)|^)({labels}):(?=\s|$)")
 
 
 def _label(name: str) -> str:
@@ -78,4 +99,4 @@ def _label(name: str) -> str:
 
 
 def _one_line(value: str) -> str:
-    return " ".join(value.split())
+    return _GAP.sub(" ", value).strip()

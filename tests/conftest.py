@@ -9,7 +9,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# A busy machine is no failure: hypothesis would time each example.
+hypothesis.settings.register_profile("calrec", deadline=None)
+hypothesis.settings.load_profile("calrec")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,15 +14,21 @@ from calrec_jax.text.items import Catalogue, UserSequence
 Score = Callable[[Sequence[UserSequence]], np.ndarray]
 
 
-def popularity(train: Sequence[UserSequence], catalogue: Catalogue, texts: Sequence[str]) -> Score:
-    """The number of events of each item in the training sequences, the same for all users."""
-    counts = collections.Counter(item_id for user in train for item_id in user.item_ids)
-    row = np.array([counts[item_id] for item_id in catalogue.item_ids], np.float64)
+def popularity(
+    train: Sequence[UserSequence], catalogue: Catalogue, texts: Sequence[str], index: BM25Index
+) -> Score:
+    """How many events of the training split an item has, the same for all users.
+
+    Every event of every training sequence counts, its target as well; the validation and the test
+    item of a user are in no training sequence.
+    """
+    events = catalogue.places([item_id for user in train for item_id in user.item_ids])
+    row = np.bincount(np.array(events, np.int64), minlength=len(catalogue)).astype(np.float64)
     return lambda users: np.broadcast_to(row, (len(users), len(row)))
 
 
 def last_item_repeated(
-    train: Sequence[UserSequence], catalogue: Catalogue, texts: Sequence[str]
+    train: Sequence[UserSequence], catalogue: Catalogue, texts: Sequence[str], index: BM25Index
 ) -> Score:
     """1 for the last item of the history, 0 for all others, which thus tie."""
 
@@ -36,10 +41,9 @@ def last_item_repeated(
 
 
 def bm25_last_item(
-    train: Sequence[UserSequence], catalogue: Catalogue, texts: Sequence[str]
+    train: Sequence[UserSequence], catalogue: Catalogue, texts: Sequence[str], index: BM25Index
 ) -> Score:
     """BM25 with the text of the last item of the history as the query; that item may win."""
-    index = BM25Index(texts)
     return lambda users: index.scores([texts[place] for place in _last_places(users, catalogue)])
 
 
@@ -48,7 +52,7 @@ BASELINES: dict[str, Callable[..., Score]] = {
     "last_item_repeated": last_item_repeated,
     "bm25_last_item": bm25_last_item,
 }
-"""Makers by name: (training sequences, catalogue, item texts) -> Score."""
+"""Makers by name: (training sequences, catalogue, item texts, their index) -> Score."""
 
 
 def _last_places(users: Sequence[UserSequence], catalogue: Catalogue) -> list[int]:
@@ -56,9 +60,17 @@ def _last_places(users: Sequence[UserSequence], catalogue: Catalogue) -> list[in
 
 
 def rank_bounds(
-    score: Score, users: Sequence[UserSequence], catalogue: Catalogue, block: int = 256
+    score: Score,
+    users: Sequence[UserSequence],
+    catalogue: Catalogue,
+    most_scores: int = 2**24,  # 128 MiB of float64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high) rank bounds of each user's target, int64 [n]; `block` users at a time."""
+    """(low, high) rank bounds of each user's target, int64 [n].
+
+    Args:
+      most_scores: asked for at a time; users are taken in blocks of so many, at least one.
+    """
+    block = max(1, most_scores // len(catalogue))
     bounds = []
     for start in range(0, len(users), block):
         some = users[start : start + block]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
+import hashlib
 import pathlib
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +14,18 @@ import numpy as np
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import baselines
-from calrec_jax.eval.predictions import Generate, PredictionsFile, Retriever, predict
+from calrec_jax.eval.predictions import (
+    Generate,
+    PredictionsFile,
+    Retriever,
+    as_json,
+    predict,
+    write_json,
+)
 from calrec_jax.text.items import Catalogue, UserSequence
 from calrec_jax.text.templates import Template
+
+EXAMPLES = 20  # users that the report shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,25 +36,29 @@ class EvaluationConfig:
       domain: the registered domain.
       split: "test" or "validation".
       checkpoint: as `Stage.init_from`, "stage2:best".
-      num_samples, temperature, max_new_tokens: of sampling (unverified).
-      epsilon: of quasi-round-robin (unverified).
-      k1, b: of BM25 (unverified).
-      users_per_batch: prompts that are read together.
-      max_users: a seeded sample of the users; None = all.
+      num_samples, temperature, max_new_tokens: of sampling; whoever makes `generate` reads them.
+      epsilon: of quasi-round-robin.
+      k1, b: of BM25.
+      users_per_batch: whose prompts are read together. Their texts are looked up together too:
+        users_per_batch * num_samples * items * 8 bytes.
+      max_users: a seeded sample of the users, which a larger one includes; None = all.
       top_k: items of `ranked`.
       bootstrap_samples: resamplings for the intervals.
       seed: of sampling, of the sample of users and of the bootstrap.
+
+    Raises:
+      CalrecError: a value is out of its range.
     """
 
     domain: str
     split: str = "test"
     checkpoint: str = "stage2:best"
-    num_samples: int = 32
-    temperature: float = 0.5
-    max_new_tokens: int = 64
-    epsilon: float = 1 / 5000
-    k1: float = 1.5
-    b: float = 0.75
+    num_samples: int = 32  # unverified
+    temperature: float = 0.5  # unverified
+    max_new_tokens: int = 64  # unverified: 50 to 80
+    epsilon: float = 1 / 5000  # unverified
+    k1: float = 1.5  # unverified
+    b: float = 0.75  # unverified
     users_per_batch: int = 32
     max_users: int | None = None
     top_k: int = 100
@@ -56,14 +68,21 @@ class EvaluationConfig:
     def __post_init__(self):
         if self.split not in ("test", "validation"):
             raise CalrecError(f"EvaluationConfig.split {self.split!r} is neither test nor validation")
+        for name in ("num_samples", "max_new_tokens", "users_per_batch", "max_users", "top_k",
+                     "bootstrap_samples"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CalrecError(f"EvaluationConfig.{name} is {value}: it must be at least 1")
+        for name in ("epsilon", "k1", "b"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise CalrecError(f"EvaluationConfig.{name} is {value}: it must not be negative")
 
 
 def choose_users(users: Sequence[UserSequence], config: EvaluationConfig) -> list[UserSequence]:
-    """The users to measure: all, or a seeded sample, in their order."""
-    if config.max_users is None or config.max_users >= len(users):
-        return list(users)
-    chosen = random.Random(config.seed).sample(range(len(users)), config.max_users)
-    return [users[i] for i in sorted(chosen)]
+    """The users to measure, in their order: all, or a sample that a larger one includes."""
+    shuffled = random.Random(config.seed).sample(range(len(users)), len(users))
+    return [users[i] for i in sorted(shuffled[: config.max_users])]
 
 
 def evaluate(
@@ -77,62 +96,123 @@ def evaluate(
     settings: Mapping[str, Any],
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Predicts for every user, measures, and writes predictions.jsonl and metrics.json.
+    """Predicts for users of a split, measures, and writes the files of the evaluation.
 
-    Users that predictions.jsonl already holds are not asked again.
+    predictions.jsonl (with settings.json, what they depend on), metrics.json, and examples.json for
+    the report. Users that predictions.jsonl already holds are not asked again; those of another
+    sample of users stay there, but are not measured.
 
     Args:
       train: the domain's training sequences, for the baselines.
-      users: whom to measure.
+      users: of the split; `config.max_users` of them are measured.
       generate: the model: users -> continuations.
       directory: MODEL_DIR/eval/<split>.
-      settings: what predictions depend on besides `config` (the checkpoint).
+      settings: what predictions depend on besides `config` and the data: the checkpoint's step and
+        the vocabulary.
       progress: told (users done, users in all).
 
     Returns:
       What metrics.json holds.
 
     Raises:
-      CalrecError: the directory holds predictions made with other settings.
+      CalrecError: the directory holds predictions made with other settings, there are no users, or
+        their items are not in the catalogue.
     """
+    chosen = choose_users(users, config)
+    _check_users(chosen, catalogue)
     texts = [template.render_item(fields) for fields in catalogue.fields]
-    not_of_predictions = {"users_per_batch", "bootstrap_samples", "max_users"}
-    asked = {k: v for k, v in dataclasses.asdict(config).items() if k not in not_of_predictions}
-    file = PredictionsFile(directory, asked | settings)
-    done = file.read()
+    settings = _asked(config) | {
+        "template": dataclasses.asdict(template),
+        "data": _data_hash(train, catalogue, texts),
+        **settings,
+    }
+    file = PredictionsFile(directory, settings)
     retriever = Retriever(texts, config.k1, config.b, config.epsilon)
-    missing = [user for user in users if user.user_id not in done]
+    # Before the model is asked for hours: what fails here fails at once.
+    theirs = {
+        name: baselines.rank_bounds(
+            make(train, catalogue, texts, retriever.index), chosen, catalogue
+        )
+        for name, make in baselines.BASELINES.items()
+    }
+    done = file.read()
+    missing = [user for user in chosen if user.user_id not in done]
     for start in range(0, len(missing), config.users_per_batch):
-        progress(len(users) - len(missing) + start, len(users))
+        progress(len(chosen) - len(missing) + start, len(chosen))
         batch = missing[start : start + config.users_per_batch]
         predictions = list(predict(batch, catalogue, generate, retriever, config.top_k))
         file.append(predictions)
         done |= {prediction["user_id"]: prediction for prediction in predictions}
-    progress(len(users), len(users))
+    progress(len(chosen), len(chosen))
 
-    ranks = [done[user.user_id]["rank"] for user in users]
-    ours = np.array([r["low"] for r in ranks]), np.array([r["high"] for r in ranks])
-    result = measure(ours, train, users, catalogue, texts, config)
-    temporary = directory / "metrics.json.tmp"
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(temporary, directory / "metrics.json")
-    return result
-
-
-def measure(ours, train, users, catalogue, texts, config: EvaluationConfig) -> dict[str, Any]:
-    """metrics.json from the model's rank bounds `ours` = (low, high)."""
-    bootstrap = {"bootstrap_samples": config.bootstrap_samples, "seed": config.seed}
-    result: dict[str, Any] = {
-        "n": len(users),
+    predictions = [done[user.user_id] for user in chosen]
+    result = {
+        "n": len(chosen),
+        "users": len(users),
         "items": len(catalogue),
         "domain": config.domain,
         "split": config.split,
-        "metrics": metrics.summarise(*ours, **bootstrap),
-        "baselines": {},
-        "paired": {},
+        "config": as_json(dataclasses.asdict(config)),
+        **_measure([prediction["rank"] for prediction in predictions], theirs, config),
     }
-    for name, make in baselines.BASELINES.items():
-        theirs = baselines.rank_bounds(make(train, catalogue, texts), users, catalogue)
-        result["baselines"][name] = metrics.summarise(*theirs, **bootstrap)
-        result["paired"][name] = metrics.paired(ours, theirs, **bootstrap)
+    shown = zip(chosen[:EXAMPLES], predictions[:EXAMPLES], strict=True)
+    write_json(directory / "examples.json", [_example(*x, catalogue, texts) for x in shown])
+    write_json(directory / "metrics.json", result)
     return result
+
+
+def _check_users(users: Sequence[UserSequence], catalogue: Catalogue) -> None:
+    if not users:
+        raise CalrecError(f"{catalogue.domain} has no users to measure: the split is empty")
+    if len({user.user_id for user in users}) < len(users):
+        raise CalrecError(f"{catalogue.domain} has several sequences of one user in a split")
+    catalogue.places([item_id for user in users for item_id in user.item_ids])
+
+
+def _asked(config: EvaluationConfig) -> dict[str, Any]:
+    """What of the configuration a user's prediction depends on."""
+    others = ("users_per_batch", "bootstrap_samples", "max_users")
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in others}
+
+
+def _data_hash(train: Sequence[UserSequence], catalogue: Catalogue, texts: Sequence[str]) -> str:
+    """Other items, texts, users or histories give another hash.
+
+    The training sequences stand for the split's histories, which are longer by one or two items:
+    of the split itself only a sample may be measured, and another one the next time.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    rows = [*zip(catalogue.item_ids, texts, strict=True)]
+    rows += [(user.user_id, *user.item_ids) for user in train]
+    for row in rows:
+        digest.update(("\x1f".join(row) + "\x1e").encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def _measure(
+    ranks: Sequence[Mapping[str, int]],
+    theirs: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    config: EvaluationConfig,
+) -> dict[str, Any]:
+    """The model's metrics, those of the baselines, and the differences."""
+    bootstrap = {"bootstrap_samples": config.bootstrap_samples, "seed": config.seed}
+    ours = np.array([r["low"] for r in ranks]), np.array([r["high"] for r in ranks])
+    return {
+        "metrics": metrics.summarise(*ours, **bootstrap),
+        "baselines": {k: metrics.summarise(*bounds, **bootstrap) for k, bounds in theirs.items()},
+        "paired": {k: metrics.paired(ours, bounds, **bootstrap) for k, bounds in theirs.items()},
+    }
+
+
+def _example(
+    user: UserSequence, prediction: Mapping[str, Any], catalogue: Catalogue, texts: Sequence[str]
+) -> dict[str, Any]:
+    """A prediction with the user's history and the texts of all items in it, for the report."""
+    ranked = prediction["ranked"][:10]
+    ids = [*user.item_ids, *(item["item_id"] for item in ranked)]
+    return {
+        **prediction,
+        "ranked": ranked,
+        "history": list(user.history),
+        "texts": {item_id: texts[catalogue.index[item_id]] for item_id in ids},
+    }

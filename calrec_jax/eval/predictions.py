@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,16 +16,11 @@ from calrec_jax.retrieval import round_robin
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.items import Catalogue, UserSequence
 
+if TYPE_CHECKING:  # it would bring JAX along, which measuring does not need
+    from calrec_jax.decode.texts import Generated
 
-@dataclasses.dataclass(frozen=True)
-class Generated:
-    """One sampled continuation: its text, and the sum of its tokens' log-probabilities."""
-
-    text: str
-    log_prob: float
-
-
-Generate = Callable[[Sequence[UserSequence]], list[list[Generated]]]
+# The model: users -> continuations of each, with their text and log_prob.
+Generate = Callable[[Sequence[UserSequence]], "list[list[Generated]]"]
 
 
 class Retriever:
@@ -38,14 +33,15 @@ class Retriever:
     """
 
     def __init__(self, texts: Sequence[str], k1: float, b: float, epsilon: float):
-        self._index = BM25Index(texts, k1, b)
+        self.index = BM25Index(texts, k1, b)
         self._epsilon = epsilon
 
-    def scores(
-        self, outputs: Sequence[tuple[list[str], np.ndarray]]
-    ) -> Iterator[np.ndarray]:
-        """float64 [items] for each user's merged outputs (texts, log-probabilities)."""
-        queries = self._index.scores([text for texts, _ in outputs for text in texts])
+    def scores(self, outputs: Sequence[tuple[list[str], np.ndarray]]) -> Iterator[np.ndarray]:
+        """float64 [items] for each user's merged outputs (texts, log-probabilities).
+
+        All texts are looked up together, which takes float64 [texts, items] of memory.
+        """
+        queries = self.index.scores([text for texts, _ in outputs for text in texts])
         start = 0
         for texts, log_probs in outputs:
             rows = queries[start : start + len(texts)]
@@ -96,48 +92,82 @@ class PredictionsFile:
       settings: what the predictions depend on; they are never mixed with those of others.
 
     Raises:
-      CalrecError: the file was made with other settings.
+      CalrecError: the file was made with other settings, or none are beside it.
     """
 
     def __init__(self, directory: pathlib.Path, settings: Mapping[str, Any]):
         self.path = directory / "predictions.jsonl"
-        settings = json.loads(json.dumps(dict(settings)))
-        settings_path = directory / "settings.json"
         directory.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and settings_path.exists():
-            _require_same(json.loads(settings_path.read_text()), settings, self.path)
+        settings_path = directory / "settings.json"
+        if self.path.exists():
+            _require_same(self.path, _read_settings(settings_path), as_json(settings))
+            self._drop_torn_line()
         else:
-            self.path.unlink(missing_ok=True)
-            settings_path.write_text(json.dumps(settings, indent=2) + "\n")
-        self._drop_torn_line()
+            write_json(settings_path, settings)
 
     def _drop_torn_line(self) -> None:
         """A kill may have left half a line at the end."""
-        if not self.path.exists():
-            return
         data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            self.path.write_bytes(whole)
+        os.truncate(self.path, data.rfind(b"\n") + 1)
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """{user id: prediction} of what is there."""
+        """{user id: prediction} of what is there.
+
+        Raises:
+          CalrecError: a line is no prediction.
+        """
         if not self.path.exists():
             return {}
-        with self.path.open() as lines:
-            predictions = [json.loads(line) for line in lines]
-        return {prediction["user_id"]: prediction for prediction in predictions}
+        predictions = {}
+        for number, line in enumerate(self.path.read_text("utf-8").splitlines(), start=1):
+            try:
+                prediction = json.loads(line)
+                predictions[prediction["user_id"]] = prediction
+            except (ValueError, KeyError, TypeError) as error:
+                raise CalrecError(
+                    f"{self.path} is damaged in line {number}: {_anew(self.path)}"
+                ) from error
+        return predictions
 
     def append(self, predictions: Sequence[Mapping[str, Any]]) -> None:
         """Writes one batch through to the operating system."""
-        with self.path.open("a") as file:
-            file.writelines(json.dumps(prediction) + "\n" for prediction in predictions)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(p, allow_nan=False) + "\n" for p in predictions)
 
 
-def _require_same(there: dict, here: dict, path: pathlib.Path) -> None:
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            raise CalrecError(
-                f"{path} was made with {name} = {there.get(name)!r}, this evaluation has "
-                f"{here.get(name)!r}: move the folder away, or give the old settings"
-            )
+def as_json(value: Any) -> Any:
+    """`value` as it is read back from JSON: lists for tuples."""
+    return json.loads(json.dumps(value))
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes the whole file or, when killed, none of it. NaN is no JSON: ValueError."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
+    os.replace(temporary, path)
+
+
+def _read_settings(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CalrecError(
+            f"{path.parent / 'predictions.jsonl'} does not say what made it, since {path.name} is "
+            f"missing or damaged: {_anew(path)}"
+        ) from error
+
+
+def _require_same(path: pathlib.Path, there: Any, here: Any, name: str = "") -> None:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted(there.keys() | here.keys()):
+            inner = f"{name}.{key}" if name else key
+            _require_same(path, there.get(key), here.get(key), inner)
+    elif there != here:
+        raise CalrecError(
+            f"{path} was made with {name} = {there!r}, this evaluation has {here!r}: "
+            f"{_anew(path)}, or give the old settings"
+        )
+
+
+def _anew(path: pathlib.Path) -> str:
+    return f"move {path.parent} away to predict anew"

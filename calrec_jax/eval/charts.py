@@ -6,23 +6,25 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-_WIDTH, _HEIGHT = 480, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 34, 30
+_WIDTH, _HEIGHT = 480, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 22, 34, 30
 _COLOURS = ("#3b7dd8", "#d8703b", "#4aa564", "#8a63c9")
+_MOST_POINTS = 400  # of one line; more could not be told apart
+
+Points = Sequence[tuple[float, float]]
 
 
-def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """An SVG of several lines over a common axis.
+def line_chart(title: str, series: Mapping[str, Points]) -> str:
+    """An SVG of several lines over a common axis of steps.
 
     Args:
       series: {name: (x, y) in the order of x}; values that are not finite are left out.
     """
-    drawn = {
-        name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()
-    }
-    points = [point for line in drawn.values() for point in line]
-    if not points:
+    lines = {name: _thinned(points) for name, points in series.items()}
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
         return f"<p>No values of {html.escape(title)} yet.</p>"
+    points = [point for line in lines.values() for point in line]
     x0, x1 = _bounds([x for x, _ in points])
     y0, y1 = _bounds([y for _, y in points])
 
@@ -37,20 +39,26 @@ def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) 
         parts.append(
             f'<path d="M{_LEFT} {down}H{_WIDTH - _RIGHT}" stroke="currentColor" opacity=".15"/>'
         )
-        parts.append(_text(_LEFT - 6, down + 4, f"{y:.4g}", "end"))
+        parts.append(_text(_LEFT - 6, down + 4, f"{y:g}", "end"))
     for x in _ticks(x0, x1):
-        parts.append(_text(place(x, y0)[0], _HEIGHT - 10, f"{x:g}", "middle"))
-    for i, (name, line) in enumerate(drawn.items()):
+        parts.append(_text(place(x, y0)[0], _HEIGHT - 10, f"{x:,.10g}", "middle"))
+    for i, (name, line) in enumerate(lines.items()):
         colour = _COLOURS[i % len(_COLOURS)]
-        path = " ".join("{},{}".format(*place(x, y)) for x, y in line)
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
-        )
-        parts.append(_text(_WIDTH - _RIGHT - 90 * (len(drawn) - 1 - i), 20, name, "end", colour))
+        parts.append(_line([place(x, y) for x, y in line], colour))
+        right = _WIDTH - _RIGHT - 80 * (len(lines) - 1 - i)
+        parts.append(_text(right, 20, name, "end", colour))
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}" '
-        f'font-family="inherit" font-size="12">{"".join(parts)}</svg>'
+        f'font-family="inherit" font-size="13">{"".join(parts)}</svg>'
     )
+
+
+def _line(places: Points, colour: str) -> str:
+    """A polyline, or a dot where there is one point alone."""
+    if len(places) == 1:
+        return '<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*places[0], colour)
+    path = " ".join(f"{x},{y}" for x, y in places)
+    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
 
 
 def _text(x, y, text: str, anchor: str, colour: str = "currentColor", bold: bool = False) -> str:
@@ -61,15 +69,26 @@ def _text(x, y, text: str, anchor: str, colour: str = "currentColor", bold: bool
     )
 
 
+def _thinned(points: Points) -> list[tuple[float, float]]:
+    """The finite points, every so many of them and the last."""
+    finite = [(x, y) for x, y in points if math.isfinite(y)]
+    every = math.ceil(len(finite) / _MOST_POINTS) or 1
+    return finite if every == 1 else [*finite[:-1:every], finite[-1]]
+
+
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
+    """Where an axis begins and ends; wide enough for `_ticks` whatever the values."""
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    if high - low > 1e-6 * max(abs(low), abs(high)):
+        return low, high
+    margin = abs(low) / 10 or 0.5
+    return low - margin, high + margin
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About four round numbers from low to high."""
-    step = 10 ** math.floor(math.log10((high - low) / 4))
-    while (high - low) / step > 5:
-        step *= 2 if round(step / 10 ** math.floor(math.log10(step))) in (1, 5) else 2.5
-    first = math.ceil(low / step)
-    return [round(i * step, 10) for i in range(first, math.floor(high / step) + 1)]
+    """Round numbers from low to high, three to five: steps of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / 5
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [float(f"{i * step:.10g}") for i in range(first, last + 1)]

@@ -26,6 +26,14 @@ from calrec_jax.text.items import Catalogue, UserSequence
 from calrec_jax.text.templates import Template
 
 EXAMPLES = 20  # users that the report shows
+_COUNTS = (
+    "num_samples",
+    "max_new_tokens",
+    "users_per_batch",
+    "max_users",
+    "top_k",
+    "bootstrap_samples",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +75,10 @@ class EvaluationConfig:
 
     def __post_init__(self):
         if self.split not in ("test", "validation"):
-            raise CalrecError(f"EvaluationConfig.split {self.split!r} is neither test nor validation")
-        for name in ("num_samples", "max_new_tokens", "users_per_batch", "max_users", "top_k",
-                     "bootstrap_samples"):  # fmt: skip
+            raise CalrecError(
+                f"EvaluationConfig.split {self.split!r} is neither test nor validation"
+            )
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CalrecError(f"EvaluationConfig.{name} is {value}: it must be at least 1")
@@ -145,7 +154,7 @@ def evaluate(
         done |= {prediction["user_id"]: prediction for prediction in predictions}
     progress(len(chosen), len(chosen))
 
-    predictions = [done[user.user_id] for user in chosen]
+    ranks = [done[user.user_id]["rank"] for user in chosen]
     result = {
         "n": len(chosen),
         "users": len(users),
@@ -153,10 +162,12 @@ def evaluate(
         "domain": config.domain,
         "split": config.split,
         "config": as_json(dataclasses.asdict(config)),
-        **_measure([prediction["rank"] for prediction in predictions], theirs, config),
+        **_measure(ranks, theirs, config),
     }
-    shown = zip(chosen[:EXAMPLES], predictions[:EXAMPLES], strict=True)
-    write_json(directory / "examples.json", [_example(*x, catalogue, texts) for x in shown])
+    shown = [
+        _example(user, done[user.user_id], catalogue, texts) for user in chosen[:EXAMPLES]
+    ]
+    write_json(directory / "examples.json", shown)
     write_json(directory / "metrics.json", result)
     return result
 

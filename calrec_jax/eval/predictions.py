@@ -75,7 +75,8 @@ def predict(
             "domain": user.domain,
             "target": user.target,
             "generated": [
-                {"text": text, "logprob": float(p)} for text, p in zip(texts, log_probs, strict=True)
+                {"text": text, "logprob": float(log_prob)}
+                for text, log_prob in zip(texts, log_probs, strict=True)
             ],
             "ranked": [
                 {"item_id": catalogue.item_ids[i], "score": float(scores[i])} for i in best

@@ -1,38 +1,54 @@
-"""report.html: what a run did, on one self-contained page; and its result table for the terminal."""
+"""report.html: what a run did, on one self-contained page; and the result table for terminals."""
 
 from __future__ import annotations
 
 import html
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import charts
 from calrec_jax.metrics import METRICS
+from calrec_jax.train import manifest as manifests
+
+_LOSSES = {
+    "loss": "loss",
+    "nig": "next item (NIG)",
+    "tt": "target-target contrast (TT)",
+    "ut": "user-target contrast (UT)",
+}
+_GENERATED, _RANKED = 10, 10  # shown of each example
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; --line: #8884; --soft: #888; --mark: #1a7f3c; }}
+:root {{ color-scheme: light dark; --line: #8884; --soft: light-dark(#666, #aaa);
+  --better: light-dark(#1a7f3c, #62cf87); --worse: light-dark(#b3261e, #f2887f); }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; }}
-h1, h2 {{ line-height: 1.2; }} h2 {{ margin-top: 2.5rem; }}
+h1, h2, h3 {{ line-height: 1.2; overflow-wrap: break-word; }} h2 {{ margin-top: 2.5rem; }}
 .scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+table {{ border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
-  white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }}
-small, .soft {{ color: var(--soft); }} .mark {{ color: var(--mark); font-weight: 600; }}
-.charts {{ display: flex; flex-wrap: wrap; gap: 1rem; }}
-.charts svg {{ width: 100%; max-width: 30rem; height: auto; }}
+  white-space: nowrap; vertical-align: top; }}
+th:first-child, td:first-child {{ text-align: left; position: sticky; left: 0; padding-left: 0;
+  background: Canvas; }}
+small, .soft {{ color: var(--soft); }}
+.better {{ color: var(--better); }} .worse {{ color: var(--worse); }}
+li.better {{ font-weight: 600; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
+  gap: 1rem; }}
+.charts svg {{ width: 100%; height: auto; }}
 details {{ border: 1px solid var(--line); border-radius: .4rem; padding: .5rem .8rem;
   margin: .5rem 0; }}
 summary {{ cursor: pointer; overflow-wrap: anywhere; }}
-ol {{ padding-left: 1.6rem; }} li {{ overflow-wrap: anywhere; }}
+ol {{ padding-left: 2rem; }} li {{ overflow-wrap: anywhere; }}
 pre {{ overflow-x: auto; font-size: .85rem; }}
+@media (max-width: 40rem) {{ body {{ font-size: 15px; }} h1 {{ font-size: 1.5rem; }}
+  th, td {{ padding: .3rem .45rem; }} th:first-child, td:first-child {{ white-space: normal; }} }}
 </style></head><body>
 <h1>{title}</h1>
 {body}
@@ -44,157 +60,228 @@ def read_metrics(model_dir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
     """{split: what its metrics.json holds}.
 
     Raises:
-      CalrecError: `model_dir` is no MODEL_DIR.
+      CalrecError: `model_dir` is no MODEL_DIR, or a file in it is damaged.
     """
-    model_dir = pathlib.Path(model_dir)
-    if not (model_dir / "manifest.json").is_file():
-        raise CalrecError(f"{model_dir} is no MODEL_DIR: it has no manifest.json")
-    paths = sorted(model_dir.glob("eval/*/metrics.json"))
-    return {path.parent.name: json.loads(path.read_text()) for path in paths}
+    _read_manifest(model_dir)
+    paths = sorted(pathlib.Path(model_dir).glob("eval/*/metrics.json"))
+    return {path.parent.name: _read_json(path) for path in paths}
 
 
 def text_table(result: Mapping[str, Any]) -> str:
     """The metrics of a metrics.json beside its baselines, with 95 % intervals, as plain text."""
-    rows = _rows(result)
-    width = max(len(name) for name, _ in rows)
+    differences = {f"calrec - {name}": values for name, values in result["paired"].items()}
+    width = max(map(len, [*result["baselines"], *differences]), default=len("calrec"))
     lines = [f"{result['domain']} {result['split']}: {result['n']} users, {result['items']} items"]
-    lines.append(" " * width + "".join(f"  {name:>21}" for name in METRICS))
-    for name, values in rows:
-        cells = [_interval(values[metric]) for metric in METRICS]
-        lines.append(f"{name:<{width}}" + "".join(f"  {cell:>21}" for cell in cells))
-    for name, deltas in result["paired"].items():
-        d = deltas["ndcg@10"]
-        lines.append(
-            f"calrec - {name}: ndcg@10 {d['delta']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
-        )
+    lines.append(" " * width + "".join(f"{metric:>14}" for metric in METRICS))
+    for name, values in _rows(result):
+        lines += _text_rows(name, width, values, "value", "")
+    for name, values in differences.items():
+        lines += _text_rows(name, width, values, "delta", "+")
+    lines.append("below each value: its 95 % interval over users; ties are broken at random")
     return "\n".join(lines)
+
+
+def _text_rows(name: str, width: int, values, key: str, sign: str) -> list[str]:
+    centres = [f"{values[metric][key]:{sign}.4f}" for metric in METRICS]
+    intervals = [
+        f"{_short(values[metric]['low'])},{_short(values[metric]['high'])}" for metric in METRICS
+    ]
+    return [
+        f"{name:<{width}}" + "".join(f"{x:>14}" for x in centres),
+        " " * width + "".join(f"{x:>14}" for x in intervals),
+    ]
+
+
+def _short(value: float) -> str:
+    return f"{value:.4f}".replace("0.", ".", 1)
 
 
 def write_report(model_dir: str | pathlib.Path) -> pathlib.Path:
     """Writes MODEL_DIR/report.html from what is there, and says on the page what is not.
 
     Raises:
-      CalrecError: `model_dir` is no MODEL_DIR.
+      CalrecError: `model_dir` is no MODEL_DIR, or a file in it is damaged.
     """
     model_dir = pathlib.Path(model_dir)
-    results = read_metrics(model_dir)
-    manifest = json.loads((model_dir / "manifest.json").read_text())
-    sections = [_stages(model_dir, manifest)]
-    if not results:
-        sections.append("<h2>Evaluation</h2><p>Not evaluated yet: run <code>calrec eval</code>.</p>")
-    for split, result in results.items():
-        sections += [_result(split, result), _examples(model_dir / "eval" / split)]
+    manifest, results = _read_manifest(model_dir), read_metrics(model_dir)
+    sections = [_result(split, result) for split, result in results.items()]
+    sections += _unfinished(model_dir, results)
+    sections.append(_stages(model_dir, manifest))
+    sections += [_examples(model_dir / "eval" / split, split) for split in results]
     sections.append(_configuration(model_dir, manifest))
+    title = html.escape(f"CALRec run {model_dir.absolute().name}")
     path = model_dir / "report.html"
-    title = html.escape(f"CALRec run {model_dir.name}")
-    path.write_text(_PAGE.format(title=title, body="\n".join(sections)))
+    path.write_text(_PAGE.format(title=title, body="\n".join(sections)), "utf-8")
     return path
+
+
+def _read_manifest(model_dir: str | pathlib.Path) -> Mapping[str, Any]:
+    manifest = manifests.read(model_dir)
+    if manifest is None:
+        raise CalrecError(
+            f"{model_dir} is no MODEL_DIR: it has no {manifests.NAME}; give the folder that "
+            f"`calrec train` wrote"
+        )
+    return manifest
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CalrecError(f"{path} is damaged: run `calrec eval` again ({error})") from error
 
 
 def _rows(result) -> list[tuple[str, Mapping[str, Any]]]:
     return [("calrec", result["metrics"]), *result["baselines"].items()]
 
 
-def _interval(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.4f} [{value['low']:.4f},{value['high']:.4f}]"
+def _result(split: str, result: Mapping[str, Any]) -> str:
+    values = [
+        (name, [_value_cell(values[metric]) for metric in METRICS])
+        for name, values in _rows(result)
+    ]
+    deltas = [
+        (name, [_delta_cell(deltas[metric]) for metric in METRICS])
+        for name, deltas in result["paired"].items()
+    ]
+    sample = "" if result["n"] == result["users"] else f" (a sample of {result['users']:,})"
+    return f"""<h2>{_name(result["domain"])}, {html.escape(split)} split</h2>
+<p>{result["n"]:,} users{sample}, the whole catalogue of {result["items"]:,} items, checkpoint
+{html.escape(result["config"]["checkpoint"])}. Values are expected over random tie-breaking, with
+95 % bootstrap intervals over users; “ties” are the values if every tie went against or for the
+target.</p>
+{_table(values)}
+<h3>calrec minus each baseline, on the same users</h3>
+{_table(deltas)}"""
 
 
-def _stages(model_dir: pathlib.Path, manifest) -> str:
+def _value_cell(v: Mapping[str, float]) -> str:
+    return (
+        f"<td>{v['value']:.4f}<br><small>{v['low']:.4f}–{v['high']:.4f}<br>"
+        f"ties {v['tie_low']:.4f}–{v['tie_high']:.4f}</small></td>"
+    )
+
+
+def _delta_cell(d: Mapping[str, float]) -> str:
+    mark = "better" if d["low"] > 0 else "worse" if d["high"] < 0 else ""
+    return (
+        f'<td><span class="{mark}">{d["delta"]:+.4f}</span><br>'
+        f"<small>{d['low']:+.4f}, {d['high']:+.4f}</small></td>"
+    )
+
+
+def _table(rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in METRICS)
+    body = "".join(f"<tr><td>{_name(name)}</td>{''.join(cells)}</tr>" for name, cells in rows)
+    return f'<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div>'
+
+
+def _name(name: str) -> str:
+    """A name that may break after its underscores, where the screen is narrow."""
+    return html.escape(name).replace("_", "_<wbr>")
+
+
+def _unfinished(model_dir: pathlib.Path, results: Mapping[str, Any]) -> list[str]:
+    """What to say of evaluations that are not there, or not complete."""
+    begun = [
+        path
+        for path in sorted(model_dir.glob("eval/*/predictions.jsonl"))
+        if path.parent.name not in results
+    ]
+    if not begun and not results:
+        return ["<h2>Evaluation</h2><p>Not evaluated yet: run <code>calrec eval</code>.</p>"]
+    return [
+        f"<h2>{html.escape(path.parent.name)} split</h2><p>The evaluation stopped after "
+        f"{len(path.read_text('utf-8').splitlines()):,} users: run <code>calrec eval</code> again "
+        f"to go on.</p>"
+        for path in begun
+    ]
+
+
+def _stages(model_dir: pathlib.Path, manifest: Mapping[str, Any]) -> str:
     parts = ["<h2>Training</h2>"]
     for name, stage in manifest["stages"].items():
-        parts.append(
-            f"<h3>{html.escape(name)}: {html.escape(stage['mixture'])}, "
-            f"{stage['train_steps']} steps</h3>"
-        )
-        path = model_dir / name / "metrics.jsonl"
-        if not path.exists():
-            parts.append("<p>Not started.</p>")
-            continue
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        parts.append(f'<div class="charts">{"".join(_curves(lines))}</div>')
+        lines = _read_lines(model_dir / name / "metrics.jsonl")
+        steps = f"{stage['train_steps']:,} steps"
+        reached = max((line["step"] for line in lines), default=0)
+        if 0 < reached < stage["train_steps"]:
+            steps = f"{reached:,} of {steps}"
+        parts.append(f"<h3>{_name(name)}: {_name(stage['mixture'])}, {steps}</h3>")
+        curves = "".join(_curves(lines))
+        parts.append(f'<div class="charts">{curves}</div>' if curves else "<p>Not begun.</p>")
     return "\n".join(parts)
+
+
+def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The objects of a metrics.jsonl; a kill may have left half a line at the end."""
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text("utf-8").rpartition("\n")
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise CalrecError(f"{path} is damaged: {error}") from error
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """A chart a loss, training and validation together."""
-    names = [name for name in ("loss", "nig", "tt", "ut") if any(name in line for line in lines)]
     return [
         charts.line_chart(
-            name,
+            title,
             {
                 split: [(x["step"], x[name]) for x in lines if x["split"] == split and name in x]
                 for split in ("train", "validation")
             },
         )
-        for name in names
+        for name, title in _LOSSES.items()
+        if any(name in line for line in lines)
     ]
 
 
-def _result(split: str, result: Mapping[str, Any]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in METRICS)
-    body = ""
-    for name, values in _rows(result):
-        cells = ""
-        for metric in METRICS:
-            v = values[metric]
-            cells += (
-                f"<td>{v['value']:.4f}<br><small>{v['low']:.4f}–{v['high']:.4f}<br>"
-                f"ties {v['tie_low']:.4f}–{v['tie_high']:.4f}</small></td>"
-            )
-        body += f"<tr><td>{html.escape(name)}</td>{cells}</tr>"
-    paired = ""
-    for name, deltas in result["paired"].items():
-        cells = ""
-        for metric in METRICS:
-            d = deltas[metric]
-            mark = ' class="mark"' if d["low"] > 0 else ""
-            cells += (
-                f"<td{mark}>{d['delta']:+.4f}<br>"
-                f"<small>{d['low']:+.4f} to {d['high']:+.4f}</small></td>"
-            )
-        paired += f"<tr><td>calrec − {html.escape(name)}</td>{cells}</tr>"
-    return f"""<h2>{html.escape(result["domain"])}, {html.escape(split)} split</h2>
-<p>{result["n"]} users, the whole catalogue of {result["items"]} items. Values are expected over random
-tie-breaking, with 95 % bootstrap intervals over users; “ties” are the values if every tie went
-against or for the target.</p>
-<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div>
-<h3>Differences on the same users</h3>
-<div class="scroll"><table><tr><th></th>{head}</tr>{paired}</table></div>"""
-
-
-def _examples(directory: pathlib.Path) -> str:
-    examples = json.loads((directory / "examples.json").read_text())
-    return "\n".join(["<h2>Examples</h2>", *map(_example, examples)])
+def _examples(directory: pathlib.Path, split: str) -> str:
+    path = directory / "examples.json"
+    heading = f"<h2>Examples of the {html.escape(split)} split</h2>"
+    if not path.exists():
+        return f"{heading}<p>{path.name} is missing: run <code>calrec eval</code> again.</p>"
+    return "\n".join([heading, *map(_example, _read_json(path))])
 
 
 def _example(prediction: Mapping[str, Any]) -> str:
     target, rank = prediction["target"], prediction["rank"]
-    generated = "".join(
-        f"<li>{html.escape(g['text'])} <span class=soft>{g['logprob']:.2f}</span></li>"
-        for g in prediction["generated"][:5]
-    )
-    ranked = "".join(
-        f"<li{' class=mark' if item['item_id'] == target else ''}>{_item(prediction, item['item_id'])}"
-        f" <span class=soft>{item['score']:.4f}</span></li>"
-        for item in prediction["ranked"][:10]
-    )
-    history = "".join(f"<li>{_item(prediction, i)}</li>" for i in prediction["history"])
-    place = f"{rank['low']}" if rank["low"] == rank["high"] else f"{rank['low']}–{rank['high']}"
+    generated = [
+        f"<li>{html.escape(g['text']) or '<i>nothing</i>'} "
+        f'<span class="soft">{g["logprob"]:.2f}</span></li>'
+        for g in prediction["generated"]
+    ]
+    if len(generated) > _GENERATED:
+        more = len(generated) - _GENERATED
+        generated[_GENERATED:] = [f'<li class="soft">and {more} more</li>']
+    ranked = [
+        f'<li class="{"better" if item["item_id"] == target else ""}">'
+        f'{_item(prediction, item["item_id"])} <span class="soft">{item["score"]:.4f}</span></li>'
+        for item in prediction["ranked"][:_RANKED]
+    ]
+    history = [f"<li>{_item(prediction, item_id)}</li>" for item_id in prediction["history"]]
+    place = f"{rank['low']:,}"
+    if rank["high"] > rank["low"]:
+        place += f"–{rank['high']:,} (tied)"
     return f"""<details><summary>{html.escape(prediction["user_id"])}: target at rank {place}:
-<span class=mark>{_item(prediction, target)}</span></summary>
-<h4>History</h4><ol>{history}</ol>
-<h4>Generated, with log-probabilities</h4><ol>{generated}</ol>
-<h4>Retrieved, with scores</h4><ol>{ranked}</ol></details>"""
+{_item(prediction, target)}</summary>
+<h4>History, oldest first</h4><ol>{"".join(history)}</ol>
+<h4>Generated, with log-probabilities</h4><ol>{"".join(generated)}</ol>
+<h4>Retrieved, with scores</h4><ol>{"".join(ranked)}</ol></details>"""
 
 
 def _item(prediction: Mapping[str, Any], item_id: str) -> str:
-    return html.escape(f"{item_id} {prediction['texts'].get(item_id, '')}".strip())
+    text = prediction["texts"].get(item_id, "")
+    return f'<span class="soft">{html.escape(item_id)}</span> {html.escape(text)}'
 
 
-def _configuration(model_dir: pathlib.Path, manifest) -> str:
+def _configuration(model_dir: pathlib.Path, manifest: Mapping[str, Any]) -> str:
     path = model_dir / "config.gin"
-    config = path.read_text() if path.exists() else "config.gin is missing"
-    versions = ", ".join(f"{name} {v}" for name, v in manifest["versions"].items())
+    config = path.read_text("utf-8") if path.exists() else "config.gin is missing"
+    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     return f"""<h2>Configuration</h2><p class="soft">{html.escape(versions)}; vocabulary
 {html.escape(manifest["vocabulary"])}</p>
 <details><summary>config.gin</summary><pre>{html.escape(config)}</pre></details>"""

@@ -57,7 +57,8 @@ class FakeModel:
 
 def config(**changes) -> EvaluationConfig:
     """Small batches and few resamples."""
-    return EvaluationConfig(**{"domain": "toys", "users_per_batch": 2, "bootstrap_samples": 50} | changes)
+    small = {"domain": "toys", "users_per_batch": 2, "bootstrap_samples": 50}
+    return EvaluationConfig(**small | changes)
 
 
 def run(directory: pathlib.Path, generate=None, **changes):

@@ -291,10 +291,8 @@ def test_the_catalogue_is_indexed_once_for_all_users_and_baselines(tmp_path, mon
 
 def test_the_likeliest_output_comes_first_and_long_outputs_are_not_preferred(tmp_path):
     # Divided by its words the long one would be at -0.5 each, the short one at -2.
-    catalogue = Catalogue.create(
-        "toys",
-        {"i0": {"title": "one two three four five six"}, "i1": {"title": "hat"}, "i2": {"title": "x"}},
-    )
+    titles = {"i0": "one two three four five six", "i1": "hat", "i2": "shoe"}
+    catalogue = Catalogue.create("toys", {i: {"title": title} for i, title in titles.items()})
     long, short = ("one two three four five six", -3.0), ("hat", -2.0)
     for name, outputs in {"ab": (long, short), "ba": (short, long)}.items():
         run(

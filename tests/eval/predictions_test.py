@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 from evaluation_case import CATALOGUE, TEMPLATE, USERS, WORDS, said
 from hypothesis import given
@@ -27,16 +26,14 @@ def test_ranks_and_ranking_are_those_of_the_scores(said_to_users):
 
     predictions = list(predict(USERS, CATALOGUE, generate, RETRIEVER, top_k=8))
     for user, pairs, prediction in zip(USERS, said_to_users, predictions, strict=True):
-        scores = slow_scores(pairs)
+        scores = {item["item_id"]: item["score"] for item in prediction["ranked"]}
+        assert scores == pytest.approx(slow_scores(pairs), rel=1e-12, abs=0)
+        assert list(scores) == sorted(scores, key=lambda item_id: (-scores[item_id], item_id))
         target = scores[user.target]
         assert prediction["rank"] == {
             "low": 1 + sum(score > target for score in scores.values()),
             "high": sum(score >= target for score in scores.values()),
         }
-        assert prediction["ranked"] == [
-            {"item_id": item_id, "score": score}
-            for item_id, score in sorted(scores.items(), key=lambda x: (-x[1], x[0]))
-        ]
         assert {g["text"] for g in prediction["generated"]} == {text for text, _ in pairs}
 
 
@@ -48,8 +45,7 @@ def slow_scores(pairs) -> dict[str, float]:
         low, span = row.min(), row.max() - row.min()
         for item_id, value in zip(scores, row, strict=True):
             scaled = (value - low) / span if span > 0 else 0.0
-            weight = float(np.exp(log_prob / 5000))
-            scores[item_id] = max(scores[item_id], float(weight * scaled))
+            scores[item_id] = max(scores[item_id], math.exp(log_prob / 5000) * scaled)
     return scores
 
 

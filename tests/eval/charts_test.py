@@ -1,0 +1,80 @@
+"""Line charts: what is drawn stays inside, whatever the values."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calrec_jax.eval import charts
+
+values = st.floats(allow_nan=True, allow_infinity=True, width=32)
+points = st.lists(values, max_size=30).map(lambda ys: list(enumerate(ys)))
+
+
+def coordinates(svg: str) -> list[list[tuple[float, float]]]:
+    """The points of each line."""
+    return [
+        [tuple(map(float, pair.split(","))) for pair in line.split()]
+        for line in re.findall(r'points="([^"]*)"', svg)
+    ]
+
+
+@given(points, points)
+def test_any_values_give_a_drawing_inside_its_frame(first, second):
+    svg = charts.line_chart("loss", {"train": first, "validation": second})
+    ET.fromstring(svg)
+    assert "nan" not in svg and "inf" not in svg
+    for line in coordinates(svg):
+        assert all(0 <= x <= 480 and 0 <= y <= 250 for x, y in line)
+
+
+def test_lines_fall_where_the_values_fall():
+    falling = [(0, 4), (5, 3), (10, 2)]
+    ((start, *_, end),) = coordinates(charts.line_chart("loss", {"train": falling}))
+    assert start[0] < end[0] and start[1] < end[1]  # SVG counts downwards
+
+
+def test_values_that_are_not_finite_are_left_out():
+    line = [(0, 1.0), (1, math.nan), (2, math.inf), (3, 2.0)]
+    (drawn,) = coordinates(charts.line_chart("loss", {"train": line}))
+    assert len(drawn) == 2
+
+
+def test_nothing_to_draw_is_said():
+    assert "No values of loss" in charts.line_chart("loss", {"train": [(0, math.nan)]})
+
+
+def test_one_point_is_a_dot():
+    svg = charts.line_chart("loss", {"validation": [(100, 1.25)]})
+    assert "<circle" in svg and "polyline" not in svg
+
+
+def test_a_long_line_is_thinned_and_keeps_its_ends():
+    line = [(step, 1 / (step + 1)) for step in range(100_001)]
+    (drawn,) = coordinates(charts.line_chart("loss", {"train": line}))
+    (short,) = coordinates(charts.line_chart("loss", {"train": line[:300]}))
+    assert 200 < len(drawn) <= 402 and len(short) == 300
+    assert (drawn[0][0], drawn[-1][0]) == (short[0][0], short[-1][0])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 10, [0, 2, 4, 6, 8, 10]),
+        (1.3, 5.9, [2, 3, 4, 5]),
+        (0.11, 0.19, [0.12, 0.14, 0.16, 0.18]),
+        (20, 2000, [500, 1000, 1500, 2000]),
+        (-1, 1, [-1, -0.5, 0, 0.5, 1]),
+    ],
+)
+def test_ticks_are_round_numbers(low, high, ticks):
+    assert charts._ticks(low, high) == ticks
+
+
+def test_names_are_escaped():
+    assert "<b>" not in charts.line_chart("<b>", {"<b>": [(0, 1), (1, 2)]})

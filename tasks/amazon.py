@@ -1,6 +1,6 @@
-"""Domains of Amazon's review data, and mixtures of them for stage I."""
+"""Domains of Amazon's review data."""
 
-from calrec_jax.data.registry import register_domain, register_mixture
+from calrec_jax.data.registry import register_domain
 
 DOMAINS = (
     "beauty",
@@ -12,9 +12,3 @@ DOMAINS = (
 
 for _name in DOMAINS:
     register_domain(_name)
-
-# The two forms of Industrial are the same purchases: only one of them in a mixture.
-register_mixture(
-    "amazon_multi",
-    ["beauty", "industrial_and_scientific_timed", "sports_and_outdoors", "toys_and_games"],
-)

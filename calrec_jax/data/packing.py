@@ -15,6 +15,7 @@ import dataclasses
 import numpy as np
 
 from calrec_jax.batch import BatchSpec
+from calrec_jax.errors import CalrecError
 
 Row = dict[str, np.ndarray]
 
@@ -51,8 +52,13 @@ def pack(lengths: np.ndarray, loss_lengths: np.ndarray, spec: BatchSpec) -> list
     Returns:
       Rows of places in `lengths`, in the order in which they were opened; the rows of a shuffled
       window are in no order that tells anything but that longer examples come first.
+
+    Raises:
+      CalrecError: an example is too long for a row of its own.
     """
     n = len(lengths)
+    _check_fit(lengths, spec.row_length, "tokens")
+    _check_fit(loss_lengths, spec.max_loss_tokens, "loss tokens")
     if spec.max_segments == 1:
         return [[i] for i in range(n)]
     rows: list[list[int]] = []
@@ -73,6 +79,12 @@ def pack(lengths: np.ndarray, loss_lengths: np.ndarray, spec: BatchSpec) -> list
         free_segments[row] -= 1
         free_loss[row] -= loss_lengths[i]
     return rows
+
+
+def _check_fit(lengths: np.ndarray, room: int, what: str) -> None:
+    longest = max(lengths, default=0)
+    if longest > room:
+        raise CalrecError(f"an example has {longest} {what}, but a row has room for {room}")
 
 
 def make_row(examples: list[Example], spec: BatchSpec, bos_id: int) -> Row:

@@ -6,8 +6,9 @@ A package of another team registers its domains in a module of its own:
     register_domain("books")
     register_mixture("books_and_games", ["books", "games"], rate="equal")
 
-and a run finds them through MIXTURE_OR_TASK_MODULE = "their.module". Registration reads nothing: where
-the store is and which vocabulary is used are the run's affair (`DataConfig`), unless a domain says so.
+and a run finds them through MIXTURE_OR_TASK_MODULE = "their.module". Registration reads nothing:
+where the store is and which vocabulary is used are the run's affair (`DataConfig`), unless a domain
+says so.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import seqio
 
@@ -91,6 +92,7 @@ class Domain:
 
 
 _domains: dict[str, Domain] = {}
+_mixtures: dict[str, dict[str, float | str]] = {}
 _tokens: dict[tuple, TokenizedCatalogue] = {}
 _run: list[DataConfig] = []
 
@@ -98,16 +100,13 @@ _run: list[DataConfig] = []
 def use(config: DataConfig) -> None:
     """Makes `config` what all domains resolve to from now on."""
     _run[:] = [config]
+    _tokens.clear()  # the store may have been written anew
 
 
 def _run_config() -> DataConfig:
     if not _run:
         raise CalrecError("no DataConfig is in use: call calrec_jax.data.registry.use(...) first")
     return _run[0]
-
-
-def _run_vocabulary() -> seqio.Vocabulary:
-    return _run_config().vocabulary
 
 
 class _StoreSource(seqio.DataSource):
@@ -135,8 +134,19 @@ class _StoreSource(seqio.DataSource):
         dataset = store.load(domain.data_dir, domain.dataset, "sequences", split)
         if not shuffle:
             return dataset
-        examples = max(self.num_input_examples(split), 1)
+        examples = self.num_input_examples(split)
         return dataset.shuffle(examples, seed=seed, reshuffle_each_iteration=True)
+
+
+class _Task(seqio.Task):
+    """A Task without SeqIO's cache in memory.
+
+    That cache would keep the first epoch, as the source shuffled it, and every epoch would then
+    have its order, for T5X too, which cannot ask SeqIO not to cache.
+    """
+
+    def get_dataset(self, *args, try_in_mem_cache=False, **kwargs) -> tf.data.Dataset:
+        return super().get_dataset(*args, try_in_mem_cache=False, **kwargs)
 
 
 def register_domain(
@@ -167,10 +177,11 @@ def register_domain(
         eos_id = domain.resolved().vocabulary.eos_id
         return preprocessors.joint_sequences(dataset, domain.tokens(sequence_length), eos_id)
 
-    tokens = vocabulary or vocabularies.RunVocabulary(_run_vocabulary)
+    tokens = vocabularies.RunVocabulary(lambda: domain.resolved().vocabulary)
     ids = seqio.Feature(seqio.PassThroughVocabulary(2**31 - 1), add_eos=False, rank=0)
     seqio.TaskRegistry.add(
         name,
+        task_cls=_Task,
         source=_StoreSource(domain),
         preprocessors=[features],
         output_features={
@@ -193,28 +204,36 @@ def register_mixture(name: str, domains: Sequence[str], rate: Rate = "proportion
       rate: "proportional" to the training examples, "equal", or {domain: rate}.
 
     Raises:
-      CalrecError: a domain is not registered, the rate is unknown, or the name is taken.
+      CalrecError: a domain is not registered, the rates are not one for each domain, or the name
+        is taken by something else.
     """
     for domain in domains:
         get_domain(domain)
-    rates = {domain: _rate(domain, rate) for domain in domains}
-    if name in seqio.MixtureRegistry.names():
-        if sorted(t.name for t in seqio.MixtureRegistry.get(name).tasks) == sorted(domains):
-            return
+    rates = _rates(name, domains, rate)
+    if _mixtures.get(name) == rates:
+        return
     _require_free(name)
-    seqio.MixtureRegistry.add(name, list(rates.items()))
+    tasks = [(d, _train_examples if r == "proportional" else r) for d, r in rates.items()]
+    seqio.MixtureRegistry.add(name, tasks)
+    _mixtures[name] = rates
 
 
-def _rate(domain: str, rate: Rate) -> float | Callable[[seqio.Task], float]:
+def _rates(name: str, domains: Sequence[str], rate: Rate) -> dict[str, float | str]:
+    """{domain: its rate, or "proportional"}."""
     if rate == "proportional":
-        return lambda task: task.source.num_input_examples("train")
+        return dict.fromkeys(domains, rate)
     if rate == "equal":
-        return 1.0
-    if isinstance(rate, Mapping) and domain in rate:
-        return float(rate[domain])
+        return dict.fromkeys(domains, 1.0)
+    if isinstance(rate, Mapping) and rate.keys() == set(domains) and min(rate.values()) > 0:
+        return {domain: float(rate[domain]) for domain in domains}
     raise CalrecError(
-        f"rate {rate!r} says nothing about {domain!r}: give 'proportional', 'equal' or {{domain: rate}}"
+        f"rate {rate!r} of mixture {name!r}: give 'proportional', 'equal', or a positive rate for "
+        f"each of its domains, {', '.join(domains)}"
     )
+
+
+def _train_examples(task: seqio.Task) -> int:
+    return task.source.num_input_examples("train")
 
 
 def _require_free(name: str) -> None:
@@ -240,11 +259,9 @@ def load_mixture(name: str, modules: Sequence[str] = ()) -> seqio.Task | seqio.M
       CalrecError: a module cannot be imported, or nothing of that name is registered.
     """
     import_modules(modules)
-    try:
-        return seqio.get_mixture_or_task(name)
-    except ValueError:
-        known = [*seqio.MixtureRegistry.names(), *_domains]
-        raise CalrecError(_unknown("mixture or task", name, known)) from None
+    if name not in seqio.MixtureRegistry.names() and name not in seqio.TaskRegistry.names():
+        raise CalrecError(_unknown("mixture or task", name, [*_mixtures, *_domains]))
+    return seqio.get_mixture_or_task(name)
 
 
 def import_modules(modules: Sequence[str]) -> None:
@@ -256,9 +273,12 @@ def import_modules(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except CalrecError:
+            raise
+        except Exception as error:
             raise CalrecError(
-                f"MIXTURE_OR_TASK_MODULE {module!r} cannot be imported: {error}"
+                f"MIXTURE_OR_TASK_MODULE {module!r} cannot be imported: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
 

@@ -1,8 +1,9 @@
-"""Vocabularies: SentencePiece and bytes, as `seqio.Vocabulary`; training of a SentencePiece model."""
+"""Vocabularies as `seqio.Vocabulary`: SentencePiece, with its training, and bytes."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
@@ -48,11 +49,12 @@ def train_sentencepiece(
     It has `vocab_size` pieces at most.
 
     It is lossless: no normalisation, no dummy prefix, all white space kept, unknown characters as
-    bytes. pad 0, EOS 1, unknown 2, BOS 3.
+    bytes. Only NUL and U+2581, as which SentencePiece writes a space, do not come back. pad 0,
+    EOS 1, unknown 2, BOS 3.
 
     Args:
-      whole_pieces: strings that become one piece each, wherever they stand: the sentences and labels
-        of a template, which would else take most of a prompt's tokens.
+      whole_pieces: strings that become one piece each, wherever they stand: the sentences and
+        labels of a template, which would else take most of a prompt's tokens.
 
     Raises:
       CalrecError: the texts are too few for `vocab_size`.
@@ -60,11 +62,11 @@ def train_sentencepiece(
     path = pathlib.Path(path)
     if path.suffix != ".model":
         raise CalrecError(f"{path}: a SentencePiece model's file ends in .model")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    model = io.BytesIO()
     try:
         spm.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
-            model_prefix=str(path.with_suffix("")),
+            model_writer=model,  # a file's name would go into the model, and into its fingerprint
             vocab_size=vocab_size,
             hard_vocab_limit=False,  # few texts give fewer pieces
             model_type="unigram",
@@ -83,8 +85,11 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         reason = str(error).splitlines()[-1]
-        raise CalrecError(f"no vocabulary of {vocab_size} pieces from these texts: {reason}") from None
-    path.with_suffix(".vocab").unlink(missing_ok=True)
+        raise CalrecError(
+            f"no vocabulary of {vocab_size} pieces from these texts: {reason}"
+        ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.getvalue())
 
 
 def bos_id(vocabulary: seqio.Vocabulary) -> int:
@@ -95,6 +100,8 @@ def bos_id(vocabulary: seqio.Vocabulary) -> int:
 
 def fingerprint(vocabulary: seqio.Vocabulary) -> str:
     """A short string that differs where token ids could differ."""
+    if isinstance(vocabulary, RunVocabulary):
+        return fingerprint(vocabulary.current())
     kind = type(vocabulary).__name__
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
         digest = hashlib.sha256(vocabulary.sp_model).hexdigest()[:16]
@@ -106,42 +113,42 @@ class RunVocabulary(seqio.Vocabulary):
     """Stands in a Task for the vocabulary that the run's model brings, until the run is known.
 
     A domain is text; which tokens it becomes is the model's affair. `current` gives the vocabulary
-    at the time of use.
+    at the time of use; one that gives the same ids is equal to it.
     """
 
     def __init__(self, current: Callable[[], seqio.Vocabulary]):
         super().__init__()
-        self._current = current
+        self.current = current
 
     @property
     def bos_id(self):
-        return self._current().bos_id
+        return self.current().bos_id
 
     @property
     def eos_id(self):
-        return self._current().eos_id
+        return self.current().eos_id
 
     @property
     def unk_id(self):
-        return self._current().unk_id
+        return self.current().unk_id
 
     @property
     def _base_vocab_size(self):
-        return self._current().vocab_size
+        return self.current().vocab_size
 
     def _encode(self, s):
-        return self._current().encode(s)
+        return self.current().encode(s)
 
     def _decode(self, ids):
-        return self._current().decode(ids)
+        return self.current().decode(ids)
 
     def _encode_tf(self, s):
-        return self._current().encode_tf(s)
+        return self.current().encode_tf(s)
 
     def _decode_tf(self, ids):
-        return self._current().decode_tf(ids)
+        return self.current().decode_tf(ids)
 
     def __eq__(self, other):
-        return isinstance(other, RunVocabulary) and self._current is other._current
+        return isinstance(other, seqio.Vocabulary) and fingerprint(self) == fingerprint(other)
 
     __hash__ = None

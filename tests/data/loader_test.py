@@ -1,0 +1,193 @@
+import collections
+import itertools
+
+import numpy as np
+import pytest
+import seqio
+from batch_segments import segments
+
+from calrec_jax.batch import BatchSpec
+from calrec_jax.data import loader, registry, store, vocabularies
+from calrec_jax.data.feature_converters import CalrecFeatureConverter
+from calrec_jax.data.registry import DataConfig
+from calrec_jax.errors import CalrecError
+from calrec_jax.text.items import Catalogue, UserSequence, stable_id
+
+LENGTHS = {"inputs": 80, "targets": 24}
+PACKED = BatchSpec.create(4, LENGTHS, row_length=240, max_segments=5)
+UNPACKED = BatchSpec.create(4, LENGTHS)
+BOTH = pytest.mark.parametrize("spec", [UNPACKED, PACKED], ids=["unpacked", "packed"])
+
+
+def load(mixture="tiny_mixture", spec=PACKED, split="train", seed=0, **arguments):
+    mixture = registry.load_mixture(mixture)
+    return loader.batches(mixture, spec, LENGTHS, split=split, seed=seed, **arguments)
+
+
+def equal(a, b):
+    return all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def targets(*batches):
+    """(domain id, item id) of all segments, in order."""
+    pairs = [
+        pair
+        for batch in batches
+        for pair in zip(batch["domain_ids"].ravel(), batch["target_item_ids"].ravel(), strict=True)
+    ]
+    return [(int(domain), int(item)) for domain, item in pairs if domain]
+
+
+def stored_targets(config, split="train", domains=("tiny_books", "tiny_games")):
+    return [
+        (stable_id(domain), stable_id(domain, record.target))
+        for domain in domains
+        for record in store.read_sequences(config.data_dir, domain, split)
+    ]
+
+
+@BOTH
+def test_batches_hold_to_the_spec(spec, tiny_config):
+    for batch in load(spec=spec, num_batches=5):
+        spec.check(batch)
+        assert (batch["decoder_segment_ids"] > 0).any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "shuffle", "split"),
+    [
+        (UNPACKED, True, "train"),
+        (PACKED, True, "train"),
+        (PACKED, False, "train"),
+        (UNPACKED, False, "validation"),
+    ],
+)
+def test_one_epoch_holds_every_example_once(spec, shuffle, split, tiny_config):
+    found = targets(*load(spec=spec, split=split, shuffle=shuffle, repeat=False))
+    assert collections.Counter(found) == collections.Counter(stored_targets(tiny_config, split))
+
+
+def test_the_last_batch_is_filled_with_empty_rows(tiny_config):
+    *_, last = load("tiny_games", UNPACKED, repeat=False)  # 11 examples in batches of 4
+    assert (last["target_item_ids"][:, 0] != 0).tolist() == [True, True, True, False]
+    assert all(not value[3].any() for value in last.values())
+
+
+def test_packed_and_unpacked_epochs_hold_the_same_segments(tiny_config):
+    packed, unpacked = (segments(*load(spec=s, repeat=False)) for s in (PACKED, UNPACKED))
+    assert packed == unpacked and packed.total() == 48
+
+
+@pytest.mark.parametrize(
+    ("spec", "repeat", "start"),
+    [(UNPACKED, True, 3), (PACKED, True, 1), (PACKED, True, 7), (PACKED, False, 2)],
+)
+def test_a_later_start_gives_what_iterating_would_have(spec, repeat, start, tiny_config):
+    whole = list(itertools.islice(load(spec=spec, repeat=repeat), 9))
+    resumed = list(itertools.islice(load(spec=spec, repeat=repeat, start=start), 9 - start))
+    assert len(resumed) == len(whole) - start > 0
+    assert all(equal(a, b) for a, b in zip(whole[start:], resumed, strict=True))
+
+
+@pytest.mark.parametrize(("spec", "hosts"), [(UNPACKED, 4), (PACKED, 2)])
+def test_hosts_share_the_global_batches(spec, hosts, tiny_config):
+    whole = list(load(spec=spec, num_batches=6))
+    parts = [list(load(spec=spec, num_batches=6, host=(i, hosts))) for i in range(hosts)]
+    for n, batch in enumerate(whole):
+        together = {name: np.concatenate([part[n][name] for part in parts]) for name in batch}
+        assert equal(together, batch)
+
+
+def test_hosts_that_cannot_share_a_batch_are_refused(tiny_config):
+    with pytest.raises(CalrecError, match="BATCH_SIZE 4 cannot be shared by 3 hosts"):
+        load(host=(0, 3))
+
+
+def test_the_seed_decides_the_order(tiny_config):
+    first, again, other = (list(load(seed=seed, num_batches=4)) for seed in (5, 5, 6))
+    assert all(equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_epochs_are_whole_and_each_in_another_order(tiny_config):
+    stream = targets(*load("tiny_books", UNPACKED, num_batches=30))
+    first, second = stream[:37], stream[37:74]
+    once = collections.Counter(stored_targets(tiny_config, domains=("tiny_books",)))
+    assert collections.Counter(first) == collections.Counter(second) == once
+    assert first != second
+    assert first != stored_targets(tiny_config, domains=("tiny_books",))
+
+
+def test_unshuffled_is_the_stores_order(tiny_config):
+    found = targets(*load("tiny_books", UNPACKED, shuffle=False, repeat=False))
+    assert found == stored_targets(tiny_config, domains=("tiny_books",))
+
+
+def test_a_short_look_at_an_epoch_sees_all_domains(tiny_config):
+    some = targets(*load(spec=UNPACKED, repeat=False, num_batches=6))
+    assert {domain for domain, _ in some} == {stable_id("tiny_books"), stable_id("tiny_games")}
+
+
+@pytest.mark.parametrize(("mixture", "rate"), [("tiny_mixture", 37 / 48), ("tiny_equal", 0.5)])
+def test_a_mixture_goes_on_at_its_rates(mixture, rate, tiny_config):
+    stream = targets(*load(mixture, UNPACKED, num_batches=500))  # many epochs of both
+    assert len(stream) == 2000
+    share = np.mean([domain == stable_id("tiny_books") for domain, _ in stream])
+    assert abs(share - rate) < 5 * np.sqrt(rate * (1 - rate) / 2000)
+
+
+@BOTH
+def test_t5x_would_see_the_same_stream(spec, tiny_config):
+    dataset = seqio.get_dataset(
+        "tiny_mixture",
+        LENGTHS,
+        CalrecFeatureConverter(
+            pack=spec.max_segments > 1,
+            use_custom_packing_ops=False,
+            row_length=spec.row_length,
+            max_segments=spec.max_segments,
+        ),
+        dataset_split="train",
+        shuffle=True,
+        num_epochs=None,
+        shard_info=seqio.ShardInfo(0, 1),
+        seed=3,
+        batch_size=4,
+    )
+    ours = load(spec=spec, seed=3, num_batches=30)  # more than an epoch
+    assert all(equal(a, b) for a, b in zip(ours, dataset.as_numpy_iterator(), strict=False))
+
+
+def test_a_damaged_dataset_says_so(tmp_path, tiny_config):
+    sequences = [UserSequence("u", "tiny_books", ("here", "gone", "here"))]
+    splits = dict.fromkeys(store.SPLITS, sequences)
+    catalogue = Catalogue.create("tiny_books", {"here": {"title": "A"}})
+    store.write_domain(tmp_path, catalogue, splits, {})
+    registry.use(DataConfig(str(tmp_path), vocabularies.byte()))
+    lengths = {"inputs": 300, "targets": 20}
+    mixture, spec = registry.load_mixture("tiny_books"), BatchSpec.create(2, lengths)
+    stream = loader.batches(mixture, spec, lengths, split="train", seed=0)
+    with pytest.raises(CalrecError, match="^damaged dataset: tiny_books has no item 'gone'"):
+        next(stream)
+
+
+def test_a_missing_dataset_is_reported_at_once(tmp_path, tiny_config):
+    registry.use(DataConfig(str(tmp_path), vocabularies.byte()))
+    with pytest.raises(CalrecError, match="calrec prepare"):
+        load("tiny_books")
+
+
+def test_domains_with_different_tokens_do_not_mix(tiny_config):
+    bytes_and_more = seqio.ByteVocabulary(extra_ids=5)
+    registry.register_domain("tiny_own", dataset="tiny_books", vocabulary=bytes_and_more)
+    registry.register_mixture("tiny_babel", ["tiny_own", "tiny_games"])
+    with pytest.raises(CalrecError, match="need the same vocabulary"):
+        load("tiny_babel")
+
+
+def test_a_domains_own_vocabulary_may_be_the_runs(tiny_config):
+    own = vocabularies.byte()
+    registry.register_domain("tiny_same", dataset="tiny_books", vocabulary=own)
+    registry.register_mixture("tiny_both", ["tiny_same", "tiny_games"])
+    registry.register_mixture("tiny_both_other_way", ["tiny_books", "tiny_same"])
+    assert next(load("tiny_both")) and next(load("tiny_both_other_way"))

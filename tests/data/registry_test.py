@@ -1,0 +1,192 @@
+import dataclasses
+import itertools
+
+import pytest
+import seqio
+
+from calrec_jax.data import registry, vocabularies
+from calrec_jax.errors import CalrecError
+from calrec_jax.text.templates import Template
+
+LENGTHS = {"inputs": 80, "targets": 24}
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def name():
+    """A name that nothing is registered under: registries are global."""
+    return f"registry_test_{next(_numbers)}"
+
+
+def examples(task, split="train"):
+    return list(task.get_dataset(LENGTHS, split, shuffle=False).as_numpy_iterator())
+
+
+def test_registration_reads_nothing(name, monkeypatch):
+    monkeypatch.setattr(registry, "_run", [])
+    registry.register_domain(name)
+    registry.register_mixture(f"{name}_mix", [name])
+    assert seqio.get_mixture_or_task(name).splits == ("train", "validation", "test")
+
+
+def test_our_own_modules_register_their_domains():
+    amazon = registry.load_mixture("amazon_multi", ["calrec_jax.tasks.mixtures"])
+    assert "industrial_and_scientific_timed" in registry.task_names(amazon)
+    synthetic = registry.load_mixture("synthetic_all", ["calrec_jax.tasks.synthetic"])
+    assert len(registry.task_names(synthetic)) == 4
+    for domain in ("industrial_and_scientific", "beauty", "toys_and_games", "sports_and_outdoors"):
+        assert registry.task_names(registry.load_mixture(domain)) == [domain]
+
+
+def test_without_a_config_the_line_says_what_to_call(name, monkeypatch):
+    monkeypatch.setattr(registry, "_run", [])
+    registry.register_domain(name)
+    with pytest.raises(CalrecError, match="no DataConfig is in use"):
+        registry.get_domain(name).tokens(LENGTHS)
+
+
+def test_a_missing_dataset_names_the_path_and_the_commands(name, tiny_config):
+    registry.register_domain(name)
+    registry.register_mixture(f"{name}_mix", ["tiny_books", name])
+    for provider in (name, f"{name}_mix"):
+        with pytest.raises(CalrecError) as error:
+            examples(registry.load_mixture(provider))
+        for part in (name, tiny_config.data_dir, "calrec prepare", "calrec synthetic"):
+            assert part in str(error.value)
+
+
+def test_the_same_domain_again_is_no_error_another_is(name):
+    registry.register_domain(name, dataset="tiny_books")
+    registry.register_domain(name, dataset="tiny_books")
+    with pytest.raises(CalrecError, match="registered already"):
+        registry.register_domain(name, dataset="tiny_games")
+    with pytest.raises(CalrecError, match="registered already"):
+        registry.register_domain(name, dataset="tiny_books", template=Template(fields=("brand",)))
+
+
+def test_the_same_mixture_again_is_no_error_another_is(name, tiny_config):
+    domains = ["tiny_books", "tiny_games"]
+    registry.register_mixture(name, domains)
+    registry.register_mixture(name, domains[::-1])
+    for other in ("equal", {"tiny_books": 1, "tiny_games": 2}):
+        with pytest.raises(CalrecError, match="registered already"):
+            registry.register_mixture(name, domains, rate=other)
+    with pytest.raises(CalrecError, match="registered already"):
+        registry.register_mixture(name, domains[:1])
+
+
+def test_names_of_tasks_and_mixtures_do_not_mix(name, tiny_config):
+    with pytest.raises(CalrecError, match="registered already"):
+        registry.register_mixture("tiny_books", ["tiny_games"])
+    with pytest.raises(CalrecError, match="registered already"):
+        registry.register_domain("tiny_mixture")
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        "sometimes",
+        {"tiny_books": 1.0},
+        {"tiny_books": 1, "tiny_games": 0},
+        {"tiny_books": 1, "x": 2},
+    ],
+)
+def test_rates_must_be_one_for_each_domain(name, tiny_config, rate):
+    with pytest.raises(CalrecError, match="rate .* of mixture"):
+        registry.register_mixture(name, ["tiny_books", "tiny_games"], rate)
+
+
+def test_rates(name, tiny_config):
+    def rates(mixture):
+        mixture = registry.load_mixture(mixture)
+        return {task.name: mixture.get_rate(task) for task in mixture.tasks}
+
+    given = {"tiny_books": 3, "tiny_games": 1}
+    registry.register_mixture(name, ["tiny_books", "tiny_games"], given)
+    assert rates(name) == given
+    assert rates("tiny_equal") == {"tiny_books": 1, "tiny_games": 1}
+    assert rates("tiny_mixture") == {"tiny_books": 37, "tiny_games": 11}  # training examples
+
+
+def test_a_mixture_of_nothing_known_is_refused(name):
+    with pytest.raises(CalrecError, match="no domain 'tiny_bookz'.*did you mean 'tiny_books'"):
+        registry.register_domain("tiny_books")
+        registry.register_mixture(name, ["tiny_bookz"])
+
+
+def test_an_unknown_mixture_lists_the_known_ones_nearest_first(tiny_config):
+    with pytest.raises(CalrecError) as error:
+        registry.load_mixture("tiny_mixtur")
+    line = str(error.value)
+    assert "did you mean 'tiny_mixture'?" in line and "tiny_books" in line
+    assert line.index("registered: tiny_mixture") < line.index("tiny_books")
+
+
+def test_another_packages_module_is_loaded(tmp_path, monkeypatch, tiny_config):
+    (tmp_path / "foreign_domains.py").write_text(
+        "from calrec_jax.data.registry import register_domain, register_mixture\n"
+        "register_domain('foreign_books', dataset='tiny_books')\n"
+        "register_mixture('foreign_mix', ['foreign_books', 'tiny_games'], rate='equal')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mixture = registry.load_mixture("foreign_mix", ["foreign_domains"])
+    assert registry.task_names(mixture) == ["foreign_books", "tiny_games"]
+    ours = examples(registry.load_mixture("tiny_books"))
+    theirs = examples(registry.load_mixture("foreign_books"))
+    assert [e["inputs"].tolist() for e in theirs] == [e["inputs"].tolist() for e in ours]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import a_module_that_is_nowhere", "No module named 'a_module_that_is_nowhere'"),
+        ("def broken(:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch, code, reason):
+    module = f"foreign_{next(_numbers)}"
+    (tmp_path / f"{module}.py").write_text(code + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CalrecError, match=f"MIXTURE_OR_TASK_MODULE '{module}'.*{reason}"):
+        registry.load_mixture("whatever", [module])
+
+
+def test_a_module_that_is_nowhere():
+    with pytest.raises(CalrecError, match="'nowhere.at_all' cannot be imported"):
+        registry.load_mixture("whatever", ["nowhere.at_all"])
+
+
+def test_a_users_error_in_a_module_stays_as_it_is(tmp_path, monkeypatch):
+    module = f"foreign_{next(_numbers)}"
+    (tmp_path / f"{module}.py").write_text(
+        "from calrec_jax.data.registry import register_domain\nregister_domain('Not a name')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CalrecError, match="^'Not a name' cannot name a domain"):
+        registry.load_mixture("whatever", [module])
+
+
+def test_another_config_gives_other_tokens(tiny_config):
+    domain = registry.get_domain("tiny_books")
+    tokens = domain.tokens(LENGTHS)
+    assert domain.tokens(dict(LENGTHS)) is tokens  # made once
+    assert domain.tokens({**LENGTHS, "targets": 10}) is not tokens
+    other = Template(fields=("title",), opening="So: ", separator=", ", target_separator=" > ")
+    registry.use(dataclasses.replace(tiny_config, template=other))
+    assert domain.tokens(LENGTHS).prompt(["i00"])[0] == ord("S") + 3
+    registry.use(tiny_config)
+    assert domain.tokens(LENGTHS).prompt(["i00"])[0] == ord("B") + 3
+
+
+def test_a_domain_may_bring_its_own(name, tiny_config):
+    own = Template(fields=("title",), opening="Own: ", separator=", ", target_separator=" > ")
+    byte = vocabularies.byte()
+    registry.register_domain(name, dataset="tiny_games", template=own, vocabulary=byte)
+    (first, *_) = examples(registry.load_mixture(name))
+    assert byte.decode(first["inputs"]).startswith("Own: Title: games")
+
+
+def test_a_split_that_is_not_there(tiny_config):
+    with pytest.raises(CalrecError, match="no split 'training'"):
+        examples(registry.load_mixture("tiny_books"), "training")

@@ -47,7 +47,15 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        # Without them a process that has saved nothing yet cannot read what a checkpoint holds.
+        handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "position": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=handlers
+        )
 
     def save(self, state, position: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
         """Starts saving `state` at its step; returns before the files are written.

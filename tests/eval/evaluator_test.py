@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -166,15 +167,17 @@ def test_a_damaged_line_is_named(tmp_path, line):
 
 
 def test_a_larger_sample_includes_a_smaller_one():
-    users = [user(f"u{n}", 0, 1, 2) for n in range(50)]
-    samples = [choose_users(users, config(max_users=n)) for n in range(1, 52)]
-    for smaller, larger in zip(samples, samples[1:], strict=False):
-        assert {u.user_id for u in smaller} <= {u.user_id for u in larger}
-    assert [len(sample) for sample in samples] == [*range(1, 51), 50]
+    users = [user(f"u{n:04}", 0, 1, 2) for n in range(2000)]
+    sizes = [1, 9, 300, 700, 2000, 2001]  # Python samples few and many in different ways
+    samples = [choose_users(users, config(max_users=n)) for n in sizes]
+    names = [[u.user_id for u in sample] for sample in samples]
+    for smaller, larger in itertools.pairwise(names):
+        assert set(smaller) <= set(larger)
+    assert [len(sample) for sample in samples] == [1, 9, 300, 700, 2000, 2000]
     assert samples[-1] == choose_users(users, config()) == users
-    assert all(sample == sorted(sample, key=users.index) for sample in samples)
-    assert choose_users(users, config(max_users=9)) == samples[8]
-    assert choose_users(users, config(max_users=9, seed=1)) != samples[8]
+    assert all(sample == sorted(sample) for sample in names)
+    assert choose_users(users, config(max_users=9)) == samples[1]
+    assert choose_users(users, config(max_users=9, seed=1)) != samples[1]
 
 
 def test_a_larger_sample_asks_only_the_users_it_adds(tmp_path):

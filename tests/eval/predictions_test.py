@@ -71,9 +71,16 @@ def test_a_model_that_answers_for_other_than_the_users_is_a_defect(answers):
         list(predict(USERS, CATALOGUE, lambda users: [[]] * answers, RETRIEVER, top_k=3))
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
     write_json(path, {"n": 1})
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.replace", killed)
+        write_json(path, {"n": 2})
     with pytest.raises(ValueError):
         write_json(path, {"n": math.nan})
     assert path.read_text() == '{\n  "n": 1\n}\n'

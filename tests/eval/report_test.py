@@ -128,13 +128,13 @@ def test_a_sample_says_that_it_is_one(model_dir):
     assert "3 users (a sample of 4)" in shown(page(model_dir))
 
 
-def test_differences_are_marked_only_where_the_interval_says_so(model_dir):
-    evaluate(model_dir)
-    source = page(model_dir)
-    result = report.read_metrics(model_dir)["test"]
-    deltas = [d for values in result["paired"].values() for d in values.values()]
-    assert source.count('<span class="better">') == sum(d["low"] > 0 for d in deltas) > 0
-    assert source.count('<span class="worse">') == sum(d["high"] < 0 for d in deltas)
+@pytest.mark.parametrize(
+    ("delta", "low", "high", "mark"),
+    [(0.2, 0.1, 0.3, "better"), (-0.2, -0.3, -0.1, "worse"), (0.2, -0.1, 0.5, ""), (0, 0, 0, "")],
+)
+def test_differences_are_marked_only_where_the_interval_says_so(delta, low, high, mark):
+    cell = report._delta_cell({"delta": delta, "low": low, "high": high})
+    assert f'<span class="{mark}">' in cell
 
 
 def test_a_run_that_has_only_been_claimed(model_dir):

@@ -7,29 +7,30 @@ import sys
 from collections.abc import Sequence
 
 from calrec_jax.cli import gin_config
-from calrec_jax.cli.main import run_command
+from calrec_jax.cli.main import full_disk_named, run_command
 
 
 def main(argv: Sequence[str]) -> int:
     """Writes MODEL_DIR/eval/<split>/ and prints the table."""
-    bindings, rest = gin_config.split_bindings(argv)
-    parser = argparse.ArgumentParser("calrec eval", description=__doc__)
+    parser = argparse.ArgumentParser("calrec eval", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--model_dir", help="a finished run; its config.gin says the rest, in place of --gin_file"
+        "--model_dir", help="a run's MODEL_DIR; its config.gin says the rest, in place of --gin_file"
     )
-    gin_config.add_arguments(parser)
-    args = parser.parse_args(rest)
+    args = gin_config.parse_arguments(parser, argv)
     if bool(args.model_dir) == bool(args.gin_file):
         parser.error("give either --model_dir or --gin_file")
 
+    from calrec_jax.cli import progress
     from calrec_jax.cli import run as runs
     from calrec_jax.eval import report
 
     if args.model_dir:
-        run = runs.from_model_dir(args.model_dir, bindings)
+        run = runs.from_model_dir(args.model_dir, args.gin_bindings, args.gin_search_paths)
     else:
-        run = runs.from_gin(args.gin_file, bindings, args.gin_search_paths)
-    print(report.text_table(runs.evaluate(run)))
+        run = runs.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
+    with full_disk_named(run.model_dir), progress.of_users() as show:
+        result = runs.evaluate(run, show)
+    print(report.text_table(result))
     return 0
 
 

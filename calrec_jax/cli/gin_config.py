@@ -1,25 +1,44 @@
 """Gin, in T5X's manner: repeated --gin_file, --gin.NAME=VALUE, --gin_search_paths.
 
 The only module that knows gin. Configs use gin's dynamic registration, so library code carries no
-decorators.
+decorators. Gin itself lets misspelt macros and scopes pass and explains itself over several lines;
+here every name must be one that the configuration refers to, and every mistake is one line.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import inspect
+import contextlib
+import functools
+import os
 import pathlib
-import re
-from collections.abc import Sequence
+import tokenize
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gin
 from gin import config as gin_config
 
+from calrec_jax.cli import gin_errors, type_checks
 from calrec_jax.errors import CalrecError
 
-_MACRO, _REQUIRED = "gin.macro", "gin.REQUIRED"
+_PREFIX = "--gin."
+_MACRO = "gin.macro"
+_REQUIRED = ("gin.REQUIRED", "gin.constant")
+
+# What gin raises for mistakes in what it reads; a mistake in the code it calls is another one.
+_MISTAKES = (
+    AttributeError,
+    CalrecError,
+    ImportError,
+    KeyError,
+    NameError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+)
 
 
 def search_root() -> pathlib.Path:
@@ -28,15 +47,17 @@ def search_root() -> pathlib.Path:
     return package if (package / "gin").is_dir() else package.parent
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --gin_file and --gin_search_paths. --gin.NAME=VALUE is taken by `split_bindings`."""
+def parse_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> argparse.Namespace:
+    """Adds gin's flags to `parser` and parses; the bindings are `.gin_bindings`."""
     group = parser.add_argument_group("configuration")
     group.add_argument(
         "--gin_file",
         action="append",
         default=[],
         metavar="FILE",
-        help="a gin file, given again for more; 'gin/runs/quickstart.gin' works from anywhere",
+        help="a gin file, given again for more; gin/runs/quickstart.gin works from anywhere",
     )
     group.add_argument(
         "--gin_search_paths",
@@ -47,116 +68,172 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--gin.NAME=VALUE",
         dest="_",
+        nargs=0,
         default=argparse.SUPPRESS,
-        metavar="",
-        help="binds a macro or a parameter; VALUE is a Python literal, so strings need quotes: "
+        help="binds a macro or a parameter; VALUE is a Python literal, so a string needs quotes: "
         "--gin.MODEL_DIR='\"runs/a\"'",
+    )
+    bindings = [arg.removeprefix(_PREFIX) for arg in argv if arg.startswith(_PREFIX)]
+    for binding in bindings:
+        if not binding.partition("=")[2]:
+            parser.error(f"{_PREFIX}{binding} has no value: write {_PREFIX}NAME=VALUE")
+    args = parser.parse_args([arg for arg in argv if not arg.startswith(_PREFIX)])
+    args.gin_bindings = bindings
+    return args
+
+
+def parse(files: Sequence[str], bindings: Sequence[str] = (), search_paths: str = "") -> None:
+    """Makes files and bindings the configuration of this process, in place of any before.
+
+    Args:
+      files: each is looked for in the working directory, then in `search_paths`, then beside the
+        packaged `gin/`.
+      bindings: "NAME=VALUE", applied after the files.
+      search_paths: folders, separated by commas.
+
+    Raises:
+      CalrecError: a file is missing (the line says where it was looked for), a name is unknown (the
+        line gives the nearest), or a value is no literal.
+    """
+    folders = ["", *filter(None, search_paths.split(",")), str(search_root())]
+    gin.clear_config()
+    with _reading_from(folders) as referred:
+        for file in files:
+            with _explained(file):
+                gin.parse_config_file(file)
+        for binding in bindings:
+            with _explained(_PREFIX + binding):
+                _parse_binding(binding)
+    _check_names(referred)
+
+
+def configured(cls: type) -> Any:
+    """An instance of the class `cls`, which a parsed file configures, with what is bound to it.
+
+    Raises:
+      CalrecError: something that it needs is not bound, or a value is refused or of a wrong type.
+    """
+    selector = f"{cls.__module__}.{cls.__name__}"
+    if not gin_config._REGISTRY.get_match(selector):
+        raise CalrecError(
+            f"the gin configuration says nothing of {cls.__name__}: give a file of gin/runs"
+        )
+    _check_required(selector)
+    with _explained(""):
+        instance = gin.get_configurable(selector)()
+    type_checks.check(instance)
+    return instance
+
+
+def make_absolute(macros: Sequence[str]) -> None:
+    """Binds those of `macros` that are relative paths anew, so that they hold from everywhere."""
+    for name in macros:
+        value = gin_config._CONFIG.get((name, _MACRO), {}).get("value")
+        if isinstance(value, str) and "://" not in value:
+            gin.bind_parameter((name, _MACRO, "value"), os.path.abspath(value))
+
+
+def operative_config() -> str:
+    """All that was used since `parse`, defaults included, as one gin file to be parsed again."""
+    return gin.operative_config_str(max_line_length=100)
+
+
+@contextlib.contextmanager
+def _reading_from(folders: Sequence[str]) -> Iterator[set[str]]:
+    """While active, gin looks into `folders`. Yields the macros and scopes that it reads of."""
+    referred: set[str] = set()
+
+    class Delegate(gin_config.ParserDelegate):
+        def macro(self, name):
+            referred.add(name)
+            return super().macro(name)
+
+        def configurable_reference(self, scoped_selector, evaluate):
+            referred.update(scoped_selector.split("/")[:-1])
+            return super().configurable_reference(scoped_selector, evaluate)
+
+    ours = {
+        "ParserDelegate": Delegate,
+        "_LOCATION_PREFIXES": list(folders),
+        # Gin's other reader tries paths as packages, loudly, and stumbles over plain folders.
+        "_FILE_READERS": [(functools.partial(open, encoding="utf-8"), os.path.isfile)],
+    }
+    theirs = {name: getattr(gin_config, name) for name in ours}
+    try:
+        vars(gin_config).update(ours)
+        yield referred
+    finally:
+        vars(gin_config).update(theirs)
+
+
+def _parse_binding(binding: str) -> None:
+    """Parses one binding; short names work, and all that a module imported by a file holds."""
+    try:
+        gin.parse_config(binding)
+    except ValueError as error:
+        if "No configurable matching" not in str(error):
+            raise
+        imports = gin_config.ImportManager(gin_config._IMPORTS).sorted_imports
+        try:
+            gin.parse_config([*(statement.format() for statement in imports), binding])
+        except (AttributeError, NameError):
+            raise error from None
+
+
+@contextlib.contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Turns gin's errors, whose text has many lines, into one line."""
+    try:
+        yield
+    except _MISTAKES as error:
+        raise CalrecError(gin_errors.explain(error, where)) from error
+
+
+def _check_names(referred: set[str]) -> None:
+    """Raises CalrecError for a macro that is set, or a scope that is bound in, but never used."""
+    for scope, selector in gin_config._CONFIG:
+        kind = "macro" if selector == _MACRO else "scope"
+        for name in [scope] if kind == "macro" else filter(None, scope.split("/")):
+            if name not in referred:
+                raise CalrecError(f"unknown gin {kind} {name}{gin_errors.hint(name, referred)}")
+
+
+def _check_required(selector: str) -> None:
+    """Raises CalrecError for what `selector` needs and has no value; names it all."""
+    missing = sorted(_missing(selector))
+    if not missing:
+        return
+    bound = {scope for scope, name in gin_config._CONFIG if name == _MACRO}
+    hints = {name: gin_errors.near(name, bound - set(missing)) for name in set(missing) - bound}
+    names = [f"{name} (did you mean {hints[name]}?)" if hints.get(name) else name for name in missing]
+    raise CalrecError(
+        f"no value for {', '.join(names)}: give {_PREFIX}{missing[0]}=VALUE"
+        f"{' and so on' if len(missing) > 1 else ''}, or bind it in a gin file"
     )
 
 
-def split_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(gin bindings, the other arguments)."""
-    prefix = "--gin."
-    bindings = [arg.removeprefix(prefix) for arg in argv if arg.startswith(prefix)]
-    return bindings, [arg for arg in argv if not arg.startswith(prefix)]
+def _missing(selector: str) -> set[str]:
+    """Macros and parameters that `selector` leads to, which are unbound or still gin.REQUIRED."""
+    missing: set[str] = set()
+    seen: set[tuple[str, str]] = set()
 
+    def visit(scopes: list[str], selector: str) -> None:
+        scope = "/".join(scopes)
+        if (scope, selector) in seen:
+            return
+        seen.add((scope, selector))
+        with gin.config_scope(scopes):
+            bound = gin.get_bindings(selector, resolve_references=False)
+        if selector == _MACRO and not bound:
+            missing.add(scope)
+        for parameter, value in bound.items():
+            for reference in gin_config.iterate_references([value]):
+                if reference.config_key == _REQUIRED:
+                    name = ".".join([*selector.split(".")[-2:], parameter])
+                    missing.add(scope if selector == _MACRO else name)
+                elif reference.config_key[1] != _REQUIRED[1]:
+                    # A reference without a scope is called in the scope that it stands in.
+                    visit(reference.scopes or scopes, reference.configurable.selector)
 
-def parse(files: Sequence[str], bindings: Sequence[str], search_paths: str = "") -> None:
-    """Makes files and bindings the configuration of this process, in place of any before.
-
-    Raises:
-      CalrecError: a file is missing, a name is unknown (the line gives the nearest), a value is no
-        literal, or a required macro is unbound.
-    """
-    gin.clear_config(clear_constants=False)
-    gin_config._LOCATION_PREFIXES[:] = []  # gin offers no way to take its list back
-    for path in ["", *filter(None, search_paths.split(",")), str(search_root())]:
-        gin.add_config_file_search_path(path)
-    for binding in bindings:
-        if "=" not in binding:
-            raise CalrecError(f"--gin.{binding} has no value: write --gin.{binding}=VALUE")
-    try:
-        gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
-    except OSError as error:
-        raise CalrecError(f"gin: {_first_line(error)}") from error
-    except (ValueError, AttributeError, ImportError, SyntaxError, NameError, TypeError) as error:
-        raise CalrecError(f"gin: {_explain(error)}") from error
-    except Exception as error:  # tokenize.TokenError, by name in newer Pythons only
-        raise CalrecError(f"gin: {_first_line(error)}: is a quote or bracket missing?") from error
-    _check_macros()
-
-
-def configured(selector: str) -> Any:
-    """An instance of the configurable class `selector`, with what is bound to it.
-
-    Raises:
-      CalrecError: nothing is bound to it, a binding is missing, or a value is refused.
-    """
-    try:
-        return gin.get_configurable(selector)()
-    except CalrecError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise CalrecError(f"gin: {_explain(error)}") from error
-
-
-def config_string() -> str:
-    """The configuration as one gin file, to be parsed again."""
-    return gin.config_str()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def _where(error: Exception) -> str:
-    found = re.search(r'In (file "[^"]*", line \d+|bindings string)', str(error))
-    return f" (in {found.group(1)})" if found else ""
-
-
-def _explain(error: Exception) -> str:
-    """One line of gin's message, with the nearest known name."""
-    line = _first_line(error)
-    known, name = [], ""
-    if match := re.search(r"Configurable '([^']*)' doesn't have a parameter named '([^']*)'", line):
-        name = match.group(2)
-        known = list(inspect.signature(gin.get_configurable(match.group(1))).parameters)
-    elif match := re.search(r"No configurable matching '([^']*)'", line):
-        name, known = match.group(1), _configurables()
-    elif match := re.search(r"Couldn't resolve selector ([\w.]*);.* no attribute (\w*)", line):
-        line, name = f"unknown name {match.group(1)}", match.group(1)
-        known = _configurables()
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) if name else []
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{line}{_where(error)}{hint}"
-
-
-def _configurables() -> list[str]:
-    """Names of what gin knows, as short as configs write them."""
-    names = [".".join(key.split(".")[-2:]) for key in gin_config._REGISTRY._selector_map]
-    return [*names, *(name.split(".")[-1] for name in names)]
-
-
-def _check_macros() -> None:
-    """Every macro that is set is used, and every macro that is required is set."""
-    values = {
-        scope: params["value"]
-        for (scope, selector), params in gin_config._CONFIG.items()
-        if selector == _MACRO
-    }
-    used = {
-        reference.config_key[0]
-        for reference in gin_config.iterate_references(gin_config._CONFIG)
-        if reference.config_key[1] == _MACRO
-    }
-    for name in sorted(values.keys() - used):
-        near = difflib.get_close_matches(name, used, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"used are {', '.join(sorted(used))}"
-        raise CalrecError(f"gin: unknown macro {name}: {hint}")
-    for name in sorted(used):
-        value = values.get(name)
-        required = isinstance(value, gin_config.ConfigurableReference) and (
-            value.config_key[0] == _REQUIRED
-        )
-        if name not in values or required:
-            raise CalrecError(f"gin: {name} is required: give --gin.{name}=VALUE")
+    visit([], selector)
+    return missing

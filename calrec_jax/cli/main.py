@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import errno
 import importlib
+import os
+import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 
 from calrec_jax import __version__
 from calrec_jax.errors import CalrecError
@@ -18,58 +23,104 @@ COMMANDS = {
     "eval": "generate, retrieve and measure, beside the baselines",
     "report": "write MODEL_DIR/report.html and print the result table",
     "recommend": "rank a domain's catalogue for histories of your own",
-    "sweep": "run a grid of gin overrides, one MODEL_DIR a trial",
+    "sweep": "train and evaluate every trial of a YAML file, and compare them",
 }
 
-_USAGE = "\n".join(
-    [
-        "usage: calrec COMMAND [ARGUMENTS]",
-        "",
-        "Two-stage finetuning of decoder LLMs for sequential recommendation (CALRec).",
-        "",
-        "commands:",
-        *(f"  {name:<10} {help_}" for name, help_ in COMMANDS.items()),
-        "",
-        "`calrec COMMAND --help` tells more.",
-    ]
-)
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `calrec` itself; what follows the command is the command's own affair."""
+    listed = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        "calrec",
+        usage="calrec COMMAND [ARGUMENTS]",
+        description="Two-stage finetuning of decoder LLMs for sequential recommendation (CALRec).",
+        epilog="\n".join(["commands:", *listed, "", "`calrec COMMAND --help` tells more."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"calrec {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand. Returns the exit code: 0, 1 for a CalrecError, 2 for wrong usage."""
+    """Runs a subcommand. Returns its exit code; wrong usage leaves with 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_USAGE)
-        return 0 if argv else 2
-    if argv[0] == "--version":
-        print(__version__)
-        return 0
-    if argv[0] not in COMMANDS:
-        print(f"calrec: error: no command {argv[0]!r}; see calrec --help", file=sys.stderr)
-        return 2
-    return run_command(argv[0], argv[1:])
+    # The command's own arguments are kept from the parser, which would take some for its own.
+    command = build_parser().parse_args(argv[:1]).command
+    return run_command(command, argv[1:])
 
 
 def run_command(name: str, argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand, and turns what its user can mend into one line."""
+    """Runs one subcommand, and turns what its user can mend into one line and an exit code."""
     module = importlib.import_module(f"calrec_jax.cli.{name}")
     try:
-        return module.main(sys.argv[1:] if argv is None else argv) or 0
-    except CalrecError as error:
-        print(f"calrec {name}: error: {error}", file=sys.stderr)
+        with full_disk_named("the working directory, the temporary folder or standard output"):
+            code = module.main(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
+            return code
+    except (CalrecError, KeyboardInterrupt) as error:
+        return show_error(name, error)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`calrec recommend ... | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
+
+
+def show_error(name: str, error: BaseException) -> int:
+    """Prints what ended the subcommand `name`; returns its exit code."""
+    if isinstance(error, KeyboardInterrupt):
         print(f"calrec {name}: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    if isinstance(error, CalrecError):
+        print(f"calrec {name}: error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    return 1
+
+
+@contextlib.contextmanager
+def full_disk_named(place: str | os.PathLike) -> Iterator[None]:
+    """Turns a full disk, however deep it was met, into an error that names `place`.
+
+    Raises:
+      CalrecError: the disk is full. Names the file, where the error does.
+    """
+    try:
+        yield
+    except CalrecError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not _is_full_disk(cause):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
             raise
-        print(
-            f"calrec {name}: error: no space left on the disk of {error.filename or 'MODEL_DIR'}: "
-            f"free some and run the same command again",
-            file=sys.stderr,
-        )
-        return 1
+        raise CalrecError(
+            f"no space left on the disk of {_path_in(cause) or place}: free some and run the same "
+            f"command again"
+        ) from error
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # TensorFlow, TensorStore and orbax only say it in words.
+    return full or "No space left on device" in str(error)
+
+
+def _path_in(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.filename:
+        return str(error.filename)
+    found = re.search(r"""["'](/[^"']+)["']""", str(error))
+    return found[1] if found else None
+
+
+def positive_int(text: str) -> int:
+    """An argument's type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 def console() -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 
-from calrec_jax.cli.main import run_command
+from calrec_jax.cli.main import full_disk_named, positive_int, run_command
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints the dataset's statistics as JSON."""
-    parser = argparse.ArgumentParser("calrec prepare", description=__doc__)
+    parser = argparse.ArgumentParser("calrec prepare", description=__doc__, allow_abbrev=False)
     parser.add_argument("--source", required=True, help="how to read: amazon2018 or jsonl")
     parser.add_argument("--input_dir", required=True, help="the folder with the raw files")
     parser.add_argument("--data_dir", required=True, help="the store to write to")
     parser.add_argument("--domain", required=True, help="the dataset's name: lower_case_with_digits")
-    parser.add_argument("--min_events", type=int, default=3, help="of a user, after merging")
+    parser.add_argument("--min_events", type=positive_int, default=3, help="of a user, after merging")
     parser.add_argument(
         "--keep_repeats", action="store_true", help="do not merge consecutive equal events"
     )
@@ -27,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
     from calrec_jax.data.sequences import Rules
 
     rules = Rules(merge_repeats=not args.keep_repeats, min_events=args.min_events)
-    stats = prepare(args.source, args.input_dir, args.data_dir, args.domain, rules)
+    with full_disk_named(f"{args.data_dir} or {tempfile.gettempdir()}"):
+        stats = prepare(args.source, args.input_dir, args.data_dir, args.domain, rules)
     print(json.dumps(stats, indent=2))
     rejected = sum(stats["rejected_lines"].values())
     if rejected:

@@ -6,8 +6,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -16,6 +15,7 @@ from calrec_jax.data import loader, registry, store, vocabularies
 from calrec_jax.data.registry import DataConfig
 from calrec_jax.decode.sample import Sampler, SamplingConfig
 from calrec_jax.decode.texts import TextGenerator
+from calrec_jax.errors import CalrecError
 from calrec_jax.eval import evaluator
 from calrec_jax.eval.evaluator import EvaluationConfig
 from calrec_jax.models.config import DecoderConfig
@@ -24,6 +24,9 @@ from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 from calrec_jax.train import stages
 from calrec_jax.train import state as train_state
 from calrec_jax.train.stages import Stage, Trainer
+
+CONFIG = "config.gin"  # in MODEL_DIR
+_PATHS = ("DATA_DIR", "MODEL_DIR", "VOCABULARY_PATH")  # macros
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Run:
       evaluation: of the last stage.
       mesh: how devices are laid out.
       seed: of fresh weights and of the order of examples.
+
+    Raises:
+      CalrecError: there is no stage, or a stage's lengths are not of inputs and targets.
     """
 
     model_dir: str
@@ -49,6 +55,14 @@ class Run:
     evaluation: EvaluationConfig
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
+
+    def __post_init__(self):
+        for stage in self.stages if isinstance(self.stages, (list, tuple)) else ():
+            lengths = getattr(stage, "task_feature_lengths", None)
+            if isinstance(lengths, dict) and lengths.keys() != {"inputs", "targets"}:
+                raise CalrecError(
+                    f"TASK_FEATURE_LENGTHS of {stage.name} must be of inputs and targets, not {lengths}"
+                )
 
     @functools.cached_property
     def decoder_config(self) -> DecoderConfig:
@@ -65,59 +79,80 @@ class Run:
 
 
 def from_gin(files: Sequence[str], bindings: Sequence[str], search_paths: str = "") -> Run:
-    """The run that gin files and bindings describe, with its domains registered."""
+    """The run that gin files and bindings describe, with its domains registered.
+
+    Raises:
+      CalrecError: as `gin_config.parse` and `configured`, or a module cannot be imported.
+    """
     gin_config.parse(files, bindings, search_paths)
-    run = gin_config.configured("run.Run")
+    gin_config.make_absolute(_PATHS)
+    run = gin_config.configured(Run)
     registry.use(run.data)
     registry.import_modules([run.modules] if isinstance(run.modules, str) else run.modules)
     return run
 
 
-def from_model_dir(model_dir: str | os.PathLike, bindings: Sequence[str] = ()) -> Run:
-    """The run that made MODEL_DIR, from its config.gin; `bindings` override it."""
-    path = pathlib.Path(model_dir) / "config.gin"
+def from_model_dir(
+    model_dir: str | os.PathLike, bindings: Sequence[str] = (), search_paths: str = ""
+) -> Run:
+    """The run that made MODEL_DIR, from its config.gin; `bindings` override it.
+
+    Raises:
+      CalrecError: as `from_gin`, or no run made `model_dir`.
+    """
+    path = pathlib.Path(model_dir) / CONFIG
+    if not path.is_file():
+        raise CalrecError(f"{model_dir} is no MODEL_DIR of `calrec train`: it has no {CONFIG}")
+    run = from_gin([str(path)], bindings, search_paths)
     # The folder may have been moved since it was made.
-    return from_gin([str(path)], [f"MODEL_DIR = {str(model_dir)!r}", *bindings])
+    return dataclasses.replace(run, model_dir=os.path.abspath(model_dir))
 
 
 def train(run: Run) -> None:
-    """Runs the stages, or goes on with them. Raises as `Trainer.run` does."""
-    for stage in run.stages:
-        registry.load_mixture(stage.mixture)
+    """Runs the stages, or goes on with them.
 
-    def make_batches(stage: Stage, split: str, start: int):
-        training = split == "train"
-        batches = loader.batches(
-            registry.load_mixture(stage.mixture),
-            stage.spec(),
-            stage.task_feature_lengths,
-            split=split,
-            seed=run.seed,
-            repeat=training,
-            start=start,
-            host=(jax.process_index(), jax.process_count()),
-        )
-        return batches if training else _first(batches, stage.validation_batches)
-
+    Raises:
+      CalrecError: a later stage or the evaluation could not work, or as `Trainer.run`.
+      Preempted: told to stop; everything is saved.
+    """
+    _check_all(run)
     trainer = Trainer(
         model_dir=pathlib.Path(run.model_dir).absolute(),
         model=run.decoder_config,
-        make_batches=make_batches,
+        make_batches=functools.partial(_make_batches, run.seed),
         mesh=run.mesh,
         seed=run.seed,
         identity=run.identity,
     )
     trainer.claim(run.stages)
     if jax.process_index() == 0:
-        (trainer.model_dir / "config.gin").write_text(gin_config.config_string())
+        temporary = trainer.model_dir / f"{CONFIG}.tmp"
+        temporary.write_text(gin_config.operative_config(), "utf-8")
+        os.replace(temporary, trainer.model_dir / CONFIG)
     trainer.run(run.stages)
 
 
-def _first(batches, most: int | None):
-    for n, batch in enumerate(batches):
-        if n == most:
-            return
-        yield batch
+def _check_all(run: Run) -> None:
+    """Lets stage II's mistakes be known before stage I has trained for hours."""
+    for stage in run.stages:
+        stage.spec()
+        registry.load_mixture(stage.mixture).num_input_examples("train")
+    registry.get_domain(run.evaluation.domain)
+
+
+def _make_batches(seed: int, stage: Stage, split: str, start: int):
+    training = split == "train"
+    return loader.batches(
+        registry.load_mixture(stage.mixture),
+        stage.spec(),
+        stage.task_feature_lengths,
+        split=split,
+        seed=seed,
+        repeat=training,
+        start=start,
+        num_batches=None if training else stage.validation_batches,
+        host=(jax.process_index(), jax.process_count()),
+    )
 
 
 def text_generator(run: Run, domain: str, checkpoint: str | None = None) -> TextGenerator:
@@ -150,14 +185,18 @@ def text_generator(run: Run, domain: str, checkpoint: str | None = None) -> Text
     return TextGenerator(sampler, tokens, vocabulary.decode, c.seed)
 
 
-def evaluate(run: Run) -> dict:
-    """Measures the run's model as `run.evaluation` says; returns what metrics.json holds."""
+def evaluate(run: Run, progress: Callable[[int, int], None]) -> dict:
+    """Measures the run's model as `run.evaluation` says; returns what metrics.json holds.
+
+    Args:
+      progress: told (users done, users in all).
+    """
     config = run.evaluation
     domain = registry.get_domain(config.domain).resolved()
     read = functools.partial(store.read_sequences, domain.data_dir, domain.dataset)
-    # "best" may be another step the next time, whose predictions must not be mixed with these.
-    _, step = stages.find_checkpoint(pathlib.Path(run.model_dir).absolute(), config.checkpoint)
-    generator = text_generator(run, config.domain)
+    # "best" may come to mean another step: these are the predictions of this one.
+    stage_dir, step = stages.find_checkpoint(run.model_dir, config.checkpoint)
+    generator = text_generator(run, config.domain, f"{stage_dir}:{step}")
     return evaluator.evaluate(
         train=read("train"),
         users=read(config.split),
@@ -166,29 +205,41 @@ def evaluate(run: Run) -> dict:
         generate=lambda users: generator([u.history for u in users], [u.user_id for u in users]),
         config=config,
         directory=pathlib.Path(run.model_dir) / "eval" / config.split,
-        settings={"vocabulary": run.identity["vocabulary"], "step": step},
-        progress=_show_progress,
+        settings={
+            "vocabulary": run.identity["vocabulary"],
+            "step": step,
+            "task_feature_lengths": dict(run.stages[-1].task_feature_lengths),
+        },
+        progress=progress,
     )
 
 
-def _show_progress(done: int, total: int) -> None:
-    end = "\n" if done == total or not sys.stderr.isatty() else "\r"
-    print(f"evaluated {done}/{total} users", end=end, file=sys.stderr, flush=True)
-
-
-def join_processes() -> None:
+def join_processes() -> bool:
     """Joins the other processes of this run, where a launcher says that there are some.
 
     CALREC_COORDINATOR (host:port), CALREC_NUM_PROCESSES and CALREC_PROCESS_ID describe them;
     CALREC_MULTIHOST=1 alone leaves it to JAX, which knows Cloud TPU.
+
+    Returns:
+      Whether there are.
+
+    Raises:
+      CalrecError: the variables do not describe them.
     """
     coordinator = os.environ.get("CALREC_COORDINATOR")
     if coordinator:
+        count, place = _whole_number("CALREC_NUM_PROCESSES"), _whole_number("CALREC_PROCESS_ID")
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(
-            coordinator,
-            num_processes=int(os.environ["CALREC_NUM_PROCESSES"]),
-            process_id=int(os.environ["CALREC_PROCESS_ID"]),
-        )
-    elif os.environ.get("CALREC_MULTIHOST") == "1":
+        jax.distributed.initialize(coordinator, num_processes=count, process_id=place)
+        return True
+    if os.environ.get("CALREC_MULTIHOST") == "1":
         jax.distributed.initialize()
+        return True
+    return False
+
+
+def _whole_number(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise CalrecError(f"CALREC_COORDINATOR is set, but {name} is {value!r}: give a number")
+    return int(value)

@@ -1,36 +1,51 @@
-"""`calrec vocab`: trains a SentencePiece vocabulary on the item texts of domains."""
+"""`calrec vocab`: trains a SentencePiece vocabulary on the training text of domains."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from calrec_jax.cli.main import run_command
+from calrec_jax.cli.main import full_disk_named, positive_int, run_command
+from calrec_jax.errors import CalrecError
 
 
 def main(argv: Sequence[str]) -> int:
     """Writes the model file."""
-    parser = argparse.ArgumentParser("calrec vocab", description=__doc__)
+    parser = argparse.ArgumentParser("calrec vocab", description=__doc__, allow_abbrev=False)
     parser.add_argument("--data_dir", required=True, help="the store")
     parser.add_argument("--domains", required=True, metavar="A,B", help="datasets of the store")
-    parser.add_argument("--size", type=int, default=2000, help="pieces at most")
+    parser.add_argument("--size", type=positive_int, default=2000, help="pieces at most (default: 2000)")
     parser.add_argument("--out", required=True, metavar="FILE.model", help="the file to write")
     args = parser.parse_args(argv)
+    domains = [name for name in args.domains.split(",") if name]
+    if not domains:
+        parser.error("--domains names no domain")
 
-    from calrec_jax.data import store, vocabularies
+    from calrec_jax.data import vocabularies
     from calrec_jax.text.templates import Template
 
     template = Template()
-    texts = (
-        template.render_item(fields)
-        for domain in args.domains.split(",")
-        for fields in store.read_catalogue(args.data_dir, domain).fields
-    )
-    vocabularies.train_sentencepiece(texts, args.out, args.size, template.fixed_strings)
+    texts = [text for domain in domains for text in _texts(args.data_dir, domain, template)]
+    with full_disk_named(args.out):
+        # The template's own sentences stand in every prompt: one piece each.
+        vocabularies.train_sentencepiece(texts, args.out, args.size, template.fixed_strings)
     size = vocabularies.sentencepiece(args.out).vocab_size
-    print(f"{args.out}: {size} pieces")
+    print(f"{args.out}: {size} pieces, from {len(texts)} items")
     return 0
+
+
+def _texts(data_dir: str, domain: str, template) -> Iterator[str]:
+    """The text of each item that a training history of `domain` holds, once."""
+    from calrec_jax.data import store
+
+    catalogue = store.read_catalogue(data_dir, domain)
+    sequences = store.read_sequences(data_dir, domain, "train")
+    places = sorted(set(catalogue.places([i for s in sequences for i in s.item_ids])))
+    if not places:
+        raise CalrecError(f"{domain} in {data_dir} has no training sequences")
+    for place in places:
+        yield template.render_item(catalogue.fields[place])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,23 @@
+"""How far an evaluation is: a bar on a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextlib.contextmanager
+def of_users() -> Iterator[Callable[[int, int], None]]:
+    """Yields what is to be told (users done, users in all)."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total: print(f"evaluated {done}/{total} users", file=sys.stderr, flush=True)
+        return
+    columns = (TextColumn("users"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("users", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -67,8 +67,7 @@ def parse_arguments(
     )
     group.add_argument(
         "--gin.NAME=VALUE",
-        dest="_",
-        nargs=0,
+        action="store_true",  # for --help alone: these are taken out of argv below
         default=argparse.SUPPRESS,
         help="binds a macro or a parameter; VALUE is a Python literal, so a string needs quotes: "
         "--gin.MODEL_DIR='\"runs/a\"'",

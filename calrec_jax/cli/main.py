@@ -28,7 +28,7 @@ COMMANDS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `calrec` itself; what follows the command is the command's own affair."""
+    """The parser of the first argument; what follows it is the command's own affair."""
     listed = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         "calrec",
@@ -40,14 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"calrec {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand. Returns its exit code; wrong usage leaves with 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    # The command's own arguments are kept from the parser, which would take some for its own.
+    # The rest is the command's own; this parser would take its --help for itself.
     command = build_parser().parse_args(argv[:1]).command
     return run_command(command, argv[1:])
 

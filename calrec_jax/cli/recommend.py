@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         recommender = Recommender.load(args.model_dir, args.domain)
         bad = answer(lines, recommender, args.k)
     if bad:
-        raise CalrecError(f"{bad} histories were not answered, see above")
+        raise CalrecError(f"{bad} of the lines could not be answered, see above")
     return 0
 
 

@@ -112,8 +112,17 @@ def run(
     waiting = [trial for trial in sweep.trials if trial.id not in finished]
     stop = threading.Event()
 
-    def run_one(trial: Trial) -> str | None:
-        return None if stop.is_set() else _run_trial(sweep, trial, sweep_dir, journal, execute, told, stop)
+    def run_one(trial: Trial) -> str:
+        if stop.is_set():
+            return "waiting"
+        try:
+            state = _run_trial(sweep, trial, sweep_dir, journal, execute, told)
+        except BaseException:
+            stop.set()  # a full disk, say: nothing for the next trial
+            raise
+        if state == "stopped":
+            stop.set()
+        return state
 
     with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
         states = list(pool.map(run_one, waiting))
@@ -122,7 +131,7 @@ def run(
     return 1 if "failed" in states else 0
 
 
-def _run_trial(sweep, trial, sweep_dir, journal: Journal, execute: Execute, told, stop) -> str:
+def _run_trial(sweep, trial, sweep_dir, journal: Journal, execute: Execute, told) -> str:
     """Trains and evaluates one trial; returns its state."""
     model_dir = sweep_dir.absolute() / trial.id
     model_dir.mkdir(exist_ok=True)
@@ -133,20 +142,24 @@ def _run_trial(sweep, trial, sweep_dir, journal: Journal, execute: Execute, told
         journal.append(at | about | more | {"settings": sweep.settings})
         told(f"{event:<9} {trial.id} {trial.name}" + "".join(f"  {k} {v}" for k, v in more.items()))
 
-    with (model_dir / "log.txt").open("ab") as log:
+    with (model_dir / "log.txt").open("ab", buffering=0) as log:
         _lock(log, trial)
         record("begun")
         for command, argv in commands(sweep, trial, model_dir).items():
             code = execute([command, *argv], log)
             if code == STOPPED:
-                stop.set()
                 record("stopped", command=command)
                 return "stopped"
             if code:
-                record("failed", command=command, exit_code=code, log=log.name)
+                record("failed", command=command, exit_code=code, log=log.name, end=_last_line(log.name))
                 return "failed"
         record("finished")
         return "finished"
+
+
+def _last_line(path: str) -> str:
+    lines = pathlib.Path(path).read_text("utf-8", errors="replace").splitlines()
+    return lines[-1] if lines else ""
 
 
 def _lock(log: BinaryIO, trial: Trial) -> None:
@@ -170,14 +183,18 @@ def commands(sweep: Sweep, trial: Trial, model_dir: pathlib.Path) -> dict[str, l
 
 
 def results(sweep: Sweep, sweep_dir: pathlib.Path) -> list[Result]:
-    """All trials, those of earlier forms of the file too, the best first, those without a value last.
+    """All trials, the finished ones of earlier forms of the file too; the best first.
 
     Raises:
       CalrecError: a finished trial's metrics.json is missing or damaged.
     """
     events = Journal(sweep_dir).last()
     trials = {trial.id: trial for trial in sweep.trials}
-    earlier = {i: Trial(event["name"], event["overrides"]) for i, event in events.items()}
+    earlier = {
+        i: Trial(event["name"], event["overrides"])
+        for i, event in events.items()
+        if event["event"] == "finished"
+    }
     found = []
     for trial in (earlier | trials).values():
         state = events[trial.id]["event"] if trial.id in events else "waiting"

@@ -14,7 +14,8 @@ def main(argv: Sequence[str]) -> int:
     """Writes MODEL_DIR/eval/<split>/ and prints the table."""
     parser = argparse.ArgumentParser("calrec eval", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--model_dir", help="a run's MODEL_DIR; its config.gin says the rest, in place of --gin_file"
+        "--model_dir",
+        help="a run's MODEL_DIR; its config.gin says the rest, in place of --gin_file",
     )
     args = gin_config.parse_arguments(parser, argv)
     if bool(args.model_dir) == bool(args.gin_file):

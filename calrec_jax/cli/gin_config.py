@@ -47,9 +47,7 @@ def search_root() -> pathlib.Path:
     return package if (package / "gin").is_dir() else package.parent
 
 
-def parse_arguments(
-    parser: argparse.ArgumentParser, argv: Sequence[str]
-) -> argparse.Namespace:
+def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Adds gin's flags to `parser` and parses; the bindings are `.gin_bindings`."""
     group = parser.add_argument_group("configuration")
     group.add_argument(
@@ -204,7 +202,9 @@ def _check_required(selector: str) -> None:
         return
     bound = {scope for scope, name in gin_config._CONFIG if name == _MACRO}
     hints = {name: gin_errors.near(name, bound - set(missing)) for name in set(missing) - bound}
-    names = [f"{name} (did you mean {hints[name]}?)" if hints.get(name) else name for name in missing]
+    names = [
+        f"{name} (did you mean {hints[name]}?)" if hints.get(name) else name for name in missing
+    ]
     raise CalrecError(
         f"no value for {', '.join(names)}: give {_PREFIX}{missing[0]}=VALUE"
         f"{' and so on' if len(missing) > 1 else ''}, or bind it in a gin file"

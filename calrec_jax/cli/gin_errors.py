@@ -42,8 +42,8 @@ def explain(error: Exception, where: str) -> str:
             return explanation(at, *match.groups())
     if isinstance(error, (SyntaxError, tokenize.TokenError)):
         return (
-            f"not in gin's syntax{at}: a value is a Python literal, so a string needs quotes, as in "
-            f"--gin.MODEL_DIR='\"runs/a\"'"
+            f"not in gin's syntax{at}: a value is a Python literal, so a string needs quotes, as "
+            f"in --gin.MODEL_DIR='\"runs/a\"'"
         )
     return f"{type(error).__name__}: {first}{at}"
 
@@ -94,9 +94,15 @@ _EXPLANATIONS = (
     (r"^No configurable matching reference '@([\w./]*)(?:\(\))?'", _unknown_configurable),
     (r"^No configurable matching '([^']*)'", _unknown_configurable),
     (r"^Configurable '([^']*)' doesn't have a parameter named '([^']*)'", _unknown_parameter),
-    (r"^Couldn't resolve selector (.*); <module '([^']*)'.* no attribute (\w*)", _unknown_attribute),
+    (
+        r"^Couldn't resolve selector (.*); <module '([^']*)'.* no attribute (\w*)",
+        _unknown_attribute,
+    ),
     (r"^'(\w*)' was not provided by an import statement", _not_imported),
-    (r"(?s)No values supplied .* for arguments: (\[.*?\]).*configurable '(.*?)'", _missing_arguments),
+    (
+        r"(?s)No values supplied .* for arguments: (\[.*?\]).*configurable '(.*?)'",
+        _missing_arguments,
+    ),
     (r"^(.*)\n  In call to configurable '(.*?)'", _refused),
 )
 

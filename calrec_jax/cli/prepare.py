@@ -17,8 +17,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--source", required=True, help="how to read: amazon2018 or jsonl")
     parser.add_argument("--input_dir", required=True, help="the folder with the raw files")
     parser.add_argument("--data_dir", required=True, help="the store to write to")
-    parser.add_argument("--domain", required=True, help="the dataset's name: lower_case_with_digits")
-    parser.add_argument("--min_events", type=positive_int, default=3, help="of a user, after merging")
+    parser.add_argument(
+        "--domain", required=True, help="the dataset's name: lower_case_with_digits"
+    )
+    parser.add_argument(
+        "--min_events", type=positive_int, default=3, help="of a user, after merging"
+    )
     parser.add_argument(
         "--keep_repeats", action="store_true", help="do not merge consecutive equal events"
     )

@@ -15,7 +15,9 @@ def of_users() -> Iterator[Callable[[int, int], None]]:
     """Yields what is to be told (users done, users in all)."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda done, total: print(f"evaluated {done}/{total} users", file=sys.stderr, flush=True)
+        yield lambda done, total: print(
+            f"evaluated {done}/{total} users", file=sys.stderr, flush=True
+        )
         return
     columns = (TextColumn("users"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:

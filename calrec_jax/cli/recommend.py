@@ -41,7 +41,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def answer(lines: Iterable[str], recommender, k: int) -> int:
-    """Prints an answer for each good line, what is wrong for each bad one; returns how many are bad."""
+    """Prints an answer for each good line, and what is wrong with each bad one.
+
+    Returns:
+      How many are bad.
+    """
     bad = 0
     records = _read(lines, recommender.check)
     while batch := list(itertools.islice(records, _BATCH)):
@@ -73,7 +77,7 @@ def _open(path: str):
 def _read(
     lines: Iterable[str], check: Callable[[Sequence[str]], None]
 ) -> Iterator[tuple[int, dict[str, Any], str]]:
-    """(line number, record, "") of each good line, (line number, {}, what is wrong) of a bad one."""
+    """(line number, record, "") of a good line, (line number, {}, what is wrong) of a bad one."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

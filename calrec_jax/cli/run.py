@@ -1,4 +1,4 @@
-"""A run as gin describes it, and how its parts are put together. The one place that knows them all."""
+"""A run as gin describes it, and how its parts are put together: the one place that knows all."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class Run:
             lengths = getattr(stage, "task_feature_lengths", None)
             if isinstance(lengths, dict) and lengths.keys() != {"inputs", "targets"}:
                 raise CalrecError(
-                    f"TASK_FEATURE_LENGTHS of {stage.name} must be of inputs and targets, not {lengths}"
+                    f"TASK_FEATURE_LENGTHS of {stage.name} must be of inputs and targets, not "
+                    f"{lengths}"
                 )
 
     @functools.cached_property

@@ -81,7 +81,9 @@ def _found(file: str) -> pathlib.Path:
     from calrec_jax.cli.gin_config import search_root
 
     packaged = search_root() / file
-    return packaged if packaged.is_file() and not pathlib.Path(file).exists() else pathlib.Path(file)
+    return (
+        packaged if packaged.is_file() and not pathlib.Path(file).exists() else pathlib.Path(file)
+    )
 
 
 def _shown(measured) -> tuple[str, str]:
@@ -103,9 +105,7 @@ def _print_table(sweep, results) -> None:
     for result in results:
         measured = result.metrics.get(sweep.metric)
         shown = _shown(measured) if measured else ("", "")
-        table.add_row(
-            result.trial.name, result.state, *shown, result.trial.id
-        )
+        table.add_row(result.trial.name, result.state, *shown, result.trial.id)
     # Not cut to a terminal's width where there is none.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)

@@ -9,8 +9,8 @@ and one of
     zip:  {losses.LossConfig.alpha: [0, 0.125], BATCH_SIZE: [16, 32]}     first with first, ...
     list: [{name: no contrast, overrides: {losses.LossConfig.alpha: 0}}]  one by one
 
-Values are gin literals, so a string needs quotes in its quotes: '"items"'. An axis of a grid may give
-its points names, each with several overrides: {stages: {first: {STAGES: ..., CHECKPOINT: ...}, ...}}.
+Values are gin literals, so a string needs quotes in its quotes: '"items"'. An axis of a grid may
+give its points names, each with overrides: {stages: {first: {STAGES: ..., CHECKPOINT: ...}, ...}}.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The trials of a sweep: what they are, where each stands, and what came out.
 
-A sweep directory holds trials.jsonl, to which one line is appended an event, and a MODEL_DIR for each
-trial, named by its id. Everything else (results.csv, the table) is derived from these.
+A sweep directory holds trials.jsonl, to which a line is appended for each event, and a MODEL_DIR for
+each trial, named by its id. Everything else (results.csv, the table) is derived from these.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def run(
     for event in events.values():
         if event["settings"] != sweep.settings:
             raise CalrecError(
-                f"{sweep_dir} holds trials of {event['settings']}, this sweep has {sweep.settings}: "
-                f"give it a --sweep_dir of its own"
+                f"{sweep_dir} holds trials of {event['settings']}, this sweep has "
+                f"{sweep.settings}: give it a --sweep_dir of its own"
             )
     finished = {i for i, event in events.items() if event["event"] == "finished"}
     waiting = [trial for trial in sweep.trials if trial.id not in finished]
@@ -151,7 +151,13 @@ def _run_trial(sweep, trial, sweep_dir, journal: Journal, execute: Execute, told
                 record("stopped", command=command)
                 return "stopped"
             if code:
-                record("failed", command=command, exit_code=code, log=log.name, end=_last_line(log.name))
+                record(
+                    "failed",
+                    command=command,
+                    exit_code=code,
+                    log=log.name,
+                    end=_last_line(log.name),
+                )
                 return "failed"
         record("finished")
         return "finished"
@@ -163,13 +169,13 @@ def _last_line(path: str) -> str:
 
 
 def _lock(log: BinaryIO, trial: Trial) -> None:
-    """Holds the log while this trial runs, even if only a command of a killed sweep is left of it."""
+    """Holds the log while the trial runs, even if a command is all that is left of its sweep."""
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise CalrecError(
-            f"trial {trial.id} ({trial.name}) is still run by another process: wait for its end, or "
-            f"end it (`fuser {log.name}` names it)"
+            f"trial {trial.id} ({trial.name}) is still run by another process: wait for its end, "
+            f"or end it (`fuser {log.name}` names it)"
         ) from error
 
 
@@ -232,6 +238,8 @@ def write_csv(results: Iterable[Result], path: pathlib.Path) -> None:
         writer.writerow(["id", "name", "state", *names, *columns])
         for result in results:
             given = [result.trial.overrides.get(name, "") for name in names]
-            values = [result.metrics.get(name, {}).get(part, "") for name in metrics for part in parts]
+            values = [
+                result.metrics.get(name, {}).get(part, "") for name in metrics for part in parts
+            ]
             writer.writerow([result.trial.id, result.trial.name, result.state, *given, *values])
     os.replace(temporary, path)

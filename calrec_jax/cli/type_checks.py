@@ -24,7 +24,8 @@ def check(config: Any) -> None:
             shown = repr(value)
             shown = shown if len(shown) <= 80 else f"{shown[:76]} ..."
             raise CalrecError(
-                f"{type(config).__name__}.{field.name} is {shown}, which is not of type {field.type}"
+                f"{type(config).__name__}.{field.name} is {shown}, which is not of type "
+                f"{field.type}"
             )
         for inner in value if isinstance(value, (list, tuple)) else [value]:
             if dataclasses.is_dataclass(inner):

@@ -15,7 +15,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("calrec vocab", description=__doc__, allow_abbrev=False)
     parser.add_argument("--data_dir", required=True, help="the store")
     parser.add_argument("--domains", required=True, metavar="A,B", help="datasets of the store")
-    parser.add_argument("--size", type=positive_int, default=2000, help="pieces at most (default: 2000)")
+    parser.add_argument(
+        "--size", type=positive_int, default=2000, help="pieces at most (default: 2000)"
+    )
     parser.add_argument("--out", required=True, metavar="FILE.model", help="the file to write")
     args = parser.parse_args(argv)
     domains = [name for name in args.domains.split(",") if name]

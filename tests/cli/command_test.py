@@ -68,7 +68,9 @@ assert not heavy, heavy
 @pytest.mark.parametrize("name", ["train", "eval", "sweep"])
 def test_a_command_is_a_module_too(name):
     done = subprocess.run(
-        [sys.executable, "-m", f"calrec_jax.cli.{name}", "--nothing"], capture_output=True, text=True
+        [sys.executable, "-m", f"calrec_jax.cli.{name}", "--nothing"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert f"calrec {name}: error: " in done.stderr

@@ -121,14 +121,14 @@ def test_what_no_file_names_can_be_bound_if_its_module_is_imported(outer, toy):
         ("Iner.size=5", "unknown gin configurable Iner (--gin.Iner.size=5): did you mean Inner?"),
         (
             "PARTS=[@toymodule.Iner()]",
-            "unknown gin configurable toymodule.Iner (--gin.PARTS=[@toymodule.Iner()]): did you mean "
-            "toymodule.Inner?",
+            "unknown gin configurable toymodule.Iner (--gin.PARTS=[@toymodule.Iner()]): did you "
+            "mean toymodule.Inner?",
         ),
         ("Inner.sise=5", "Inner has no parameter sise (--gin.Inner.sise=5): did you mean size?"),
         (
             "second/toymodule.Inner.sise=5",
-            "toymodule.Inner has no parameter sise (--gin.second/toymodule.Inner.sise=5): did you mean "
-            "size?",
+            "toymodule.Inner has no parameter sise (--gin.second/toymodule.Inner.sise=5): did you "
+            "mean size?",
         ),
         ("SIZE=%SIZES", "no value for SIZES (did you mean SIZE?): give --gin.SIZES=VALUE"),
         ("SIZE=13", "size 13 brings bad luck: take 12 (in gin's Inner)"),
@@ -137,14 +137,19 @@ def test_what_no_file_names_can_be_bound_if_its_module_is_imported(outer, toy):
         ("Inner.rate='x'", "Inner.rate is 'x', which is not of type float | None"),
         ("MODEL_DIR=5", "Outer.directory is 5, which is not of type str"),
         ("PARTS=[5]", "Outer.parts is [5], which is not of type Sequence[Inner]"),
-        ("Outer.lengths={'a': 'b'}", "Outer.lengths is {'a': 'b'}, which is not of type Mapping[str"),
+        (
+            "Outer.lengths={'a': 'b'}",
+            "Outer.lengths is {'a': 'b'}, which is not of type Mapping[str",
+        ),
     ],
 )
 def test_a_wrong_binding_is_one_line_with_the_nearest_name(outer, binding, line):
     assert line in refused(outer, *GIVEN, binding)
 
 
-@pytest.mark.parametrize("binding", ["MODEL_DIR=runs/a", "MODEL_DIR='a", "SIZE=[1,", "SIZE=1=2", "-x=1"])
+@pytest.mark.parametrize(
+    "binding", ["MODEL_DIR=runs/a", "MODEL_DIR='a", "SIZE=[1,", "SIZE=1=2", "-x=1"]
+)
 def test_no_literal(outer, binding):
     line = refused(outer, *GIVEN, binding)
     assert f"(--gin.{binding})" in line and "a string needs quotes" in line
@@ -211,7 +216,9 @@ def test_a_class_that_no_file_mentions(tmp_path):
 def test_a_missing_file_lists_where_it_was_looked_for(outer, tmp_path):
     line = refused(outer, files=["none.gin"], search_paths="some/where,/else")
     root = str(gin_config.search_root())
-    assert line == f"no gin file none.gin; looked in the working directory, some/where, /else, {root}"
+    assert (
+        line == f"no gin file none.gin; looked in the working directory, some/where, /else, {root}"
+    )
 
 
 def test_search_paths_find_files_and_their_includes(outer, tmp_path, monkeypatch):
@@ -260,7 +267,12 @@ def arguments(*argv):
 
 def test_flags_are_t5xs():
     args = arguments(
-        "--gin_file=a.gin", "--gin_file", "b.gin", "--gin.X='y=z'", "--gin_search_paths=c,d", "--gin.A/B.c=1"
+        "--gin_file=a.gin",
+        "--gin_file",
+        "b.gin",
+        "--gin.X='y=z'",
+        "--gin_search_paths=c,d",
+        "--gin.A/B.c=1",
     )
     assert args.gin_file == ["a.gin", "b.gin"]
     assert args.gin_bindings == ["X='y=z'", "A/B.c=1"]

@@ -83,7 +83,10 @@ def test_bad_lines_are_named_and_the_others_answered(histories, capsys):
     ]
     assert cli.main(histories("\n".join(lines))) == 1
     captured = capsys.readouterr()
-    assert [json.loads(line)["items"][0]["item_id"] for line in captured.out.splitlines()] == ["B1", "B2"]
+    assert [json.loads(line)["items"][0]["item_id"] for line in captured.out.splitlines()] == [
+        "B1",
+        "B2",
+    ]
     errors = captured.err.splitlines()
     assert errors[0] == "calrec recommend: line 2: toys has no item A1, A2"
     assert errors[1].startswith("calrec recommend: line 3: not JSON")

@@ -32,7 +32,9 @@ def write(tmp_path, text) -> pathlib.Path:
 
 
 def points(tmp_path, text) -> dict[str, dict[str, str]]:
-    return {trial.name: dict(trial.overrides) for trial in sweep_file.read(write(tmp_path, text)).trials}
+    return {
+        trial.name: dict(trial.overrides) for trial in sweep_file.read(write(tmp_path, text)).trials
+    }
 
 
 def test_grid_is_all_combinations(tmp_path):
@@ -61,10 +63,13 @@ def test_zip_and_list(tmp_path):
 
 
 def test_values_are_gin_literals(tmp_path):
-    text = HEAD + """list:
+    text = (
+        HEAD
+        + """list:
   - name: x
     overrides: {A: '"items"', B: "[@s/S()]", C: 1e-3, D: true, E: {a: 1}, F: [a, 2], G: 2, H: 0.5}
 """
+    )
     assert points(tmp_path, text)["x"] == {
         "A": '"items"', "B": "[@s/S()]", "C": "1e-3", "D": "True", "E": "{'a': 1}", "F": "['a', 2]",
         "G": "2", "H": "0.5",
@@ -149,7 +154,9 @@ class Calrec:
             raise code
         if command == "eval" and code == 0:
             value = self.values.get(model_dir.name, 0.5)
-            metrics = {name: {"value": value, "low": value - 0.1, "high": value + 0.1} for name in METRICS}
+            metrics = {
+                name: {"value": value, "low": value - 0.1, "high": value + 0.1} for name in METRICS
+            }
             path = model_dir / "eval" / "test" / "metrics.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"metrics": metrics}))
@@ -288,7 +295,9 @@ def test_a_changed_file_only_adds_trials(grid, ids, tmp_path):
     assert len(states(more, tmp_path)) == 6
 
 
-@pytest.mark.parametrize("change", [("BATCH_SIZE=4", "BATCH_SIZE=8"), ("max}", "max, split: validation}")])
+@pytest.mark.parametrize(
+    "change", [("BATCH_SIZE=4", "BATCH_SIZE=8"), ("max}", "max, split: validation}")]
+)
 def test_other_settings_need_another_directory(grid, tmp_path, change):
     run(grid, tmp_path, Calrec())
     other = sweep_file.read(write(tmp_path, GRID.replace(*change)))
@@ -297,9 +306,9 @@ def test_other_settings_need_another_directory(grid, tmp_path, change):
 
 
 def test_several_at_once(grid, ids, tmp_path):
-    together = threading.Barrier(4)
+    together, quick = threading.Barrier(4), Calrec()
 
-    def calrec(argv, log, quick=Calrec()):
+    def calrec(argv, log):
         together.wait(timeout=60)
         return quick(argv, log)
 

@@ -1,6 +1,6 @@
 """The trials of a sweep: what they are, where each stands, and what came out.
 
-A sweep directory holds trials.jsonl, to which a line is appended for each event, and a MODEL_DIR for
+A sweep directory holds trials.jsonl, to which each event appends a line, and a MODEL_DIR for
 each trial, named by its id. Everything else (results.csv, the table) is derived from these.
 """
 

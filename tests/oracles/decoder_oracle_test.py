@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from oracles import decoder, losses
 
 BOS, EOS = 1, 2
@@ -50,6 +51,7 @@ def test_rope_by_hand_and_relative():
 def test_activations_at_known_points():
     assert decoder.activate(0.0, "gelu") == decoder.activate(0.0, "silu") == 0.0
     assert decoder.activate(1.0, "gelu") == pytest.approx(0.841192, abs=1e-6)
+    assert decoder.activate(2.0, "gelu") == pytest.approx(1.954598, abs=1e-6)
     assert decoder.activate(1.0, "silu") == pytest.approx(0.731059, abs=1e-6)
     with pytest.raises(ValueError):
         decoder.activate(1.0, "relu")
@@ -141,14 +143,29 @@ def test_forward_without_layers_is_the_normed_embedding():
     np.testing.assert_allclose(hidden[0], expected)
 
 
+def test_a_layer_on_one_token_adds_its_own_value_and_then_the_mlp():
+    params = decoder.random_params(1, kv_heads=2, layers=1)
+    cfg = CFG | {"scale_plus_one": False, "scale_embedding": False, "activation": "silu"}
+    layer = params["layers"][0]
+
+    def norm(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return x / np.sqrt(np.mean(x**2) + 1e-6) * scale
+
+    x = params["embedding"][5]
+    value = np.einsum("d,dgk->gk", norm(x, layer["attn_norm"]), layer["wv"])
+    x = x + np.einsum("hk,hkd->d", value, layer["wo"])
+    normed = norm(x, layer["mlp_norm"])
+    gate = normed @ layer["w_gate"]
+    x = x + (gate / (1 + np.exp(-gate)) * (normed @ layer["w_up"])) @ layer["w_down"]
+    np.testing.assert_allclose(single(params, [5], cfg)[0], norm(x, params["final_norm"]))
+
+
 def test_tied_logits_are_inner_products_with_the_embedding():
     params = decoder.random_params(0)
     hidden = single(params, [BOS, 4])
     tied = decoder.logits(params, hidden, CFG | {"tied": True})
     np.testing.assert_allclose(tied, hidden @ params["embedding"].T)
-    np.testing.assert_allclose(
-        decoder.logits(params, hidden, CFG), hidden @ params["unembedding"]
-    )
+    np.testing.assert_allclose(decoder.logits(params, hidden, CFG), hidden @ params["unembedding"])
 
 
 def test_teacher_forced_log_prob_is_the_sum_in_one_pass():

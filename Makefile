@@ -5,7 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 WORKERS ?= 2
+PYTEST_ARGS ?=
+QUICKSTART := runs/quickstart
+STORE := $(QUICKSTART)/store
+DOMAINS := synthetic_garden,synthetic_kitchen,synthetic_office,synthetic_sports
 
+.DELETE_ON_ERROR:
 .PHONY: help install quickstart test test-slow lint
 help:
 	@echo "make quickstart   train, evaluate and report on synthetic data (runs/quickstart)"
@@ -26,16 +31,21 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 	  --no-build-isolation -e '.[test]'
 	@touch $@
 
-quickstart: $(INSTALLED)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh
+quickstart: $(STORE)/vocabulary.model
+	$(BIN)/calrec train --gin_file=gin/runs/quickstart.gin
+	$(BIN)/calrec eval --model_dir=$(QUICKSTART)/model
+	$(BIN)/calrec report --model_dir=$(QUICKSTART)/model
+
+$(STORE)/vocabulary.model: | $(INSTALLED)
+	$(BIN)/calrec synthetic --data_dir=$(STORE)
+	$(BIN)/calrec vocab --data_dir=$(STORE) --domains=$(DOMAINS) --out=$@
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
-	@if command -v shellcheck >/dev/null; then shellcheck launch/*.sh .ci/run; \
-	 else echo "shellcheck is not installed: the shell scripts were not checked" >&2; fi
+	$(BIN)/shellcheck launch/*.sh .ci/run

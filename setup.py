@@ -40,7 +40,7 @@ setup(
     packages=[*find_packages(include=["calrec_jax", "calrec_jax.*"]), *TASKS, *GIN],
     package_dir=TASKS | GIN,
     package_data={package: ["*.gin", "*.yaml"] for package in GIN},
-    entry_points={"console_scripts": ["calrec = calrec_jax.cli.main:main"]},
+    entry_points={"console_scripts": ["calrec = calrec_jax.cli.main:console"]},
     install_requires=[
         "bm25s>=0.3",
         "flax>=0.12",

@@ -148,8 +148,8 @@ class Checkpoints:
         for name in sorted(saved.keys() | wanted.keys()):
             if saved.get(name) != wanted.get(name):
                 raise CalrecError(
-                    f"checkpoint {step} in {self.directory} does not fit this run: {item} {name} is "
-                    f"{_describe(saved.get(name))} there and {_describe(wanted.get(name))} here"
+                    f"checkpoint {step} in {self.directory} does not fit this run: {item} {name} "
+                    f"is {_describe(saved.get(name))} there and {_describe(wanted.get(name))} here"
                 )
 
 

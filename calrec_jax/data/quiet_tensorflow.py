@@ -6,14 +6,9 @@ Importing TensorFlow any other way would let it take the accelerators' memory fr
 from __future__ import annotations
 
 import logging
-import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
-import tensorflow as tf  # noqa: E402
-import tensorflow_datasets as tfds  # noqa: E402
+import tensorflow as tf
+import tensorflow_datasets as tfds
 
 tf.config.set_visible_devices([], "GPU")
 tf.get_logger().setLevel(logging.ERROR)

@@ -1,9 +1,10 @@
 """The store: a TFDS dataset a domain, readable by plain `tfds.load` anywhere.
 
 A dataset has two configs, since TFDS wants the same features in all splits of one:
-`tfds.load("DOMAIN/sequences", data_dir=...)` has splits train, validation and test of user sequences
-{user_id, item_ids, timestamps}, the last item being the target; `tfds.load("DOMAIN/items", ...)` has
-the one split `items`, the catalogue. A missing field is "", missing timestamps are an empty list.
+`tfds.load("DOMAIN/sequences", data_dir=...)` has splits train, validation and test of user
+sequences {user_id, item_ids, timestamps}, the last item being the target;
+`tfds.load("DOMAIN/items", ...)` has the one split `items`, the catalogue. A missing field is "",
+missing timestamps are an empty list.
 """
 
 from __future__ import annotations
@@ -11,13 +12,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import json
 import pathlib
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from calrec_jax.data.quiet_tensorflow import tf, tfds
 from calrec_jax.errors import CalrecError

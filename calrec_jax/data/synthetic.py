@@ -1,9 +1,9 @@
 """The embedded store: seeded, made-up domains that behave like real ones where it matters.
 
-An item is a product: a brand, a kind and a step ("Velmo Trowel Starter"). Users follow one rule that
-all domains share: they stay with a brand, and go through the steps of a kind in order; after the
-last step they go on with the first step of the kind's successor. Now and then they go on with an
-earlier product of their history, or buy something unrelated. Real data's troubles are there too:
+An item is a product: a brand, a kind and a step ("Velmo Trowel Starter"). Users follow one rule
+that all domains share: they stay with a brand, and go through the steps of a kind in order; after
+the last step they go on with the first step of the kind's successor. Now and then they go on with
+an earlier product of their history, or buy something unrelated. Real data's troubles are there too:
 consecutive repeats, missing fields, duplicate listings, items never seen in training, and users
 with too few events.
 """
@@ -24,12 +24,12 @@ DOMAINS = {
     "synthetic_office": "Stapler Folder Marker Notebook Lamp Chair Binder Scanner Desk Pen",
     "synthetic_sports": "Racket Helmet Jersey Bottle Mat Rope Paddle Goggles Whistle Net",
 }
-"""Kinds of product by domain; each kind's successor is the next in the list, the last one's the first."""
+"""Kinds of product by domain; each kind's successor is the next, the last one's the first."""
 
 STEPS = ("Starter", "Standard", "Plus", "Pro")
 _BRANDS = (
-    "Velmo Kardan Ostrel Brixa Tundo Zephra Calvix Morden Plinka Yarrow Quenta Halden Sorvik Jantel "
-    "Nexor Fendra Ulmer Wexley Darvon Ristal"
+    "Velmo Kardan Ostrel Brixa Tundo Zephra Calvix Morden Plinka Yarrow Quenta Halden Sorvik "
+    "Jantel Nexor Fendra Ulmer Wexley Darvon Ristal"
 ).split()
 _COLOURS = "Red Blue Green Black White Grey".split()
 
@@ -178,7 +178,7 @@ class _Domain:
 
 
 def write_raw(raw: RawDomain, directory: pathlib.Path) -> None:
-    """Writes a domain as interactions.jsonl.gz and items.jsonl.gz, as `readers.read_jsonl` reads."""
+    """Writes a domain as the interactions.jsonl.gz and items.jsonl.gz that `read_jsonl` reads."""
     directory.mkdir(parents=True, exist_ok=True)
     _write_lines(
         directory / "items.jsonl.gz",

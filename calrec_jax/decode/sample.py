@@ -1,4 +1,4 @@
-"""Sampling continuations: each prompt is read once, its N continuations share the prefix's cache."""
+"""Sampling continuations: a prompt is read once, its N continuations share the prefix's cache."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ class Sampler:
         """Rows of BOS + prompt, as long as the bucket, as many as the data axis divides."""
         longest = 1 + max(len(prompt) for prompt in prompts)
         if longest > self._max_prompt:
-            raise CalrecError(f"a prompt has {longest - 1} tokens, more than {self._max_prompt - 1}")
+            raise CalrecError(
+                f"a prompt has {longest - 1} tokens, more than {self._max_prompt - 1}"
+            )
         # Buckets of 64 tokens: few programs to compile, little padding.
         width = min(-(-longest // 64) * 64, self._max_prompt)
         data = self._mesh.shape["data"]

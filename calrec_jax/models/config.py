@@ -18,7 +18,7 @@ class DecoderConfig:
       vocab_size: V, rows of the embedding; None = as the vocabulary needs, rounded up to a multiple
         of 128 so that the axis divides over a mesh (`with_vocab_size` fills it in).
       d_model, num_layers, d_ff: residual width, depth, hidden width of the gated MLP.
-      num_heads, num_kv_heads, head_dim: query heads, key/value heads (a divisor of num_heads), width.
+      num_heads, num_kv_heads, head_dim: query heads, key/value heads (a divisor), width.
       activation: of the MLP's gate, "gelu" (tanh approximation) or "silu".
       rope_theta: base of the rotary wavelengths.
       norm_eps: epsilon of RMSNorm.
@@ -26,7 +26,7 @@ class DecoderConfig:
       tie_embeddings: the unembedding is the embedding's transpose.
       scale_embedding: multiply embeddings by sqrt(d_model).
       scan_layers: one compiled block scanned over stacked parameters (fast to compile), or a loop.
-      remat: what the backward pass computes again: "none", "dots" (all but matrix products) or "full".
+      remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full".
       dtype, param_dtype: of activations and of parameters.
     """
 

@@ -76,7 +76,8 @@ class Decoder(nn.Module):
 
     def setup(self):
         c = self.config
-        init = nn.with_logical_partitioning(nn.initializers.normal(c.d_model**-0.5), ("vocab", "embed"))
+        normal = nn.initializers.normal(c.d_model**-0.5)
+        init = nn.with_logical_partitioning(normal, ("vocab", "embed"))
         self.embedding = self.param(
             "embedding", init, (c.vocab_size, c.d_model), jnp.dtype(c.param_dtype)
         )

@@ -52,4 +52,5 @@ class Continuations:
             start = (0, 0, 0, self.length, 0, 0)
             return jax.lax.dynamic_update_slice(cache, new[:, :, :, None], start)
 
-        return Continuations(write(self.k, k_LxBxNxGxK), write(self.v, v_LxBxNxGxK), self.length + 1)
+        k, v = write(self.k, k_LxBxNxGxK), write(self.v, v_LxBxNxGxK)
+        return Continuations(k, v, self.length + 1)

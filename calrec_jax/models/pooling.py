@@ -1,4 +1,4 @@
-"""Means of hidden states: the towers' vectors v_u, v_tu and v_t (method: two towers, one decoder)."""
+"""Means of hidden states: the vectors v_u, v_tu and v_t (method: two towers, one decoder)."""
 
 from __future__ import annotations
 

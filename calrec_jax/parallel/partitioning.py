@@ -30,7 +30,7 @@ def logical_rules(config: MeshConfig) -> tuple[tuple[str, str | None], ...]:
 
 def _activation_rules(config: MeshConfig):
     # Activations are split along the batch, so their model width never is.
-    return [("embed", None) if name == "embed" else (name, axis) for name, axis in logical_rules(config)]
+    return [(name, None if name == "embed" else axis) for name, axis in logical_rules(config)]
 
 
 @contextlib.contextmanager

@@ -96,18 +96,25 @@ class Trainer:
     seed: int
     identity: Mapping[str, object]
 
-    def run(self, stages: Sequence[Stage]) -> None:
-        """Runs the chain; finished stages are left as they are, a begun one goes on.
+    def claim(self, stages: Sequence[Stage]) -> None:
+        """Makes MODEL_DIR this run's, before anything else is written there.
 
         Raises:
-          CalrecError: MODEL_DIR was made with another configuration, or a stage's start is missing.
-          Preempted: told to stop; everything is saved.
+          CalrecError: it was made with another configuration, or stages share a name.
         """
         names = [stage.name for stage in stages]
         if len(set(names)) != len(names) or not names:
             raise CalrecError(f"stages need different names, and at least one: {names}")
         if jax.process_index() == 0:
             manifest.claim(self.model_dir, self._manifest(stages))
+
+    def run(self, stages: Sequence[Stage]) -> None:
+        """Runs the chain; finished stages are left as they are, a begun one goes on.
+
+        Raises:
+          CalrecError: a stage's start cannot be had.
+          Preempted: told to stop; everything is saved.
+        """
         for stage in stages:
             self.run_stage(stage)
 
@@ -224,13 +231,7 @@ def load_params(model_dir, source: str, shapes, identity: Mapping[str, object] |
       CalrecError: there is no such stage or checkpoint, its tree differs, or its vocabulary is
         another one.
     """
-    path, colon, which = source.rpartition(":")
-    if not colon or not path:
-        raise CalrecError(f"{source!r} names no checkpoint: write 'stage1:best' or 'DIR/stage1:best'")
-    stage_dir = pathlib.Path(model_dir) / path  # an absolute DIR replaces model_dir
-    if not (stage_dir / "checkpoints").is_dir():
-        there = sorted(p.parent.name for p in stage_dir.parent.glob("*/checkpoints"))
-        raise CalrecError(f"{source!r}: no checkpoints in {stage_dir}; stages there: {there}")
+    stage_dir, step = find_checkpoint(model_dir, source)
     made_with = manifest.read(stage_dir.parent)
     if identity and made_with and made_with["vocabulary"] != identity["vocabulary"]:
         raise CalrecError(
@@ -238,6 +239,25 @@ def load_params(model_dir, source: str, shapes, identity: Mapping[str, object] |
             f"{identity['vocabulary']}: give both the same vocabulary"
         )
     checkpoints = Checkpoints(stage_dir / "checkpoints", read_only=True)
-    params = checkpoints.restore_params(checkpoints.resolve(which), shapes)
+    params = checkpoints.restore_params(step, shapes)
     checkpoints.close()
     return params
+
+
+def find_checkpoint(model_dir, source: str) -> tuple[pathlib.Path, int]:
+    """The folder of the stage and the step that `source` names now, see `load_params`.
+
+    Raises:
+      CalrecError: there is no such stage or checkpoint.
+    """
+    path, colon, which = source.rpartition(":")
+    if not colon or not path:
+        raise CalrecError(f"{source!r} names no checkpoint: write 'stage1:best', 'DIR/stage1:best'")
+    stage_dir = pathlib.Path(model_dir) / path  # an absolute DIR replaces model_dir
+    if not (stage_dir / "checkpoints").is_dir():
+        there = sorted(p.parent.name for p in stage_dir.parent.glob("*/checkpoints"))
+        raise CalrecError(f"{source!r}: no checkpoints in {stage_dir}; stages there: {there}")
+    checkpoints = Checkpoints(stage_dir / "checkpoints", read_only=True)
+    step = checkpoints.resolve(which)
+    checkpoints.close()
+    return stage_dir, step

@@ -43,7 +43,9 @@ def param_shapes(decoder: Decoder, mesh: Mesh, config: MeshConfig):
     return jax.tree.map(_with_sharding, nn.meta.unbox(boxed), shardings)
 
 
-def state_shapes(decoder: Decoder, tx: optax.GradientTransformation, mesh: Mesh, config: MeshConfig):
+def state_shapes(
+    decoder: Decoder, tx: optax.GradientTransformation, mesh: Mesh, config: MeshConfig
+) -> TrainState:
     """The TrainState as ShapeDtypeStructs that carry their shardings; nothing is materialised."""
     params = param_shapes(decoder, mesh, config)
     step = jax.ShapeDtypeStruct((), jnp.int32)

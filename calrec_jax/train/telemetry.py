@@ -46,7 +46,8 @@ class Telemetry:
         self._write(step, "validation", losses)
         if self._file:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-            print(f"{self._name} {step}/{self._last}  validation  {shown}", file=sys.stderr, flush=True)
+            line = f"{self._name} {step}/{self._last}  validation  {shown}"
+            print(line, file=sys.stderr, flush=True)
 
     def restart_clock(self) -> None:
         """Leaves the time since the last training step out of the rates."""
@@ -124,7 +125,8 @@ class Progress:
     def show(self, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
         """Prints the line."""
         left = (self._last - step) * self._seconds / max(step - self._first, 1)
-        losses = " ".join(f"{k} {metrics[k]:.4f}" for k in ("loss", "nig", "tt", "ut") if k in metrics)
+        names = [name for name in ("loss", "nig", "tt", "ut") if name in metrics]
+        losses = " ".join(f"{name} {metrics[name]:.4f}" for name in names)
         print(
             f"{self._name} {step}/{self._last}  {losses}  "
             f"{rates['examples_per_second']:.1f} examples/s  "

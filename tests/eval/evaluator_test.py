@@ -16,7 +16,6 @@ from evaluation_case import (
     SETTINGS,
     TEMPLATE,
     TRAIN,
-    USERS,
     FakeModel,
     config,
     run,

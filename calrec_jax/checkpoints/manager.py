@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 from calrec_jax.errors import CalrecError
 
 _METRIC = "loss"
+_PREFIX = "checkpoint"
+
+
+def _loss(metrics: Mapping[str, float]) -> float:
+    """What checkpoints are ranked by; a loss that is no number is worse than any."""
+    return metrics[_METRIC] if math.isfinite(metrics[_METRIC]) else math.inf
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, but the training loop alone asks whether to stop, and counts how often it asked."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
@@ -31,7 +48,7 @@ class Checkpoints:
                 preserve.LatestN(1),
                 # `reverse`: BestN keeps the largest, and the best loss is the smallest.
                 preserve.BestN(
-                    get_metric_fn=lambda metrics: metrics[_METRIC],
+                    get_metric_fn=_loss,
                     reverse=True,
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
@@ -39,8 +56,8 @@ class Checkpoints:
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            step_prefix="checkpoint",
-            best_fn=lambda metrics: metrics[_METRIC],
+            step_prefix=_PREFIX,
+            best_fn=_loss,
             best_mode="min",
             preservation_policy=policy,
             # Left by a save that was killed; its step will be saved again.
@@ -53,9 +70,7 @@ class Checkpoints:
             "optimizer": ocp.StandardCheckpointHandler(),
             "position": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
-        )
+        self._manager = _Manager(self.directory, options=options, item_handlers=handlers)
 
     def save(self, state, position: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
         """Starts saving `state` at its step; returns before the files are written.
@@ -76,6 +91,27 @@ class Checkpoints:
         )
         with _disk_errors(self.directory):
             self._manager.save(step, args=args, metrics=metrics and dict(metrics))
+
+    def validated(self, step: int) -> bool:
+        """Whether the checkpoint of `step` was saved with validation losses."""
+        return self._manager.metrics(step) is not None
+
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Gives the checkpoint of `step`, saved without them, its validation losses.
+
+        Raises:
+          CalrecError: the disk is full.
+        """
+        if jax.process_index() == 0:
+            # As orbax lays them out; in one go, so that a kill leaves all or nothing.
+            item = self.directory / f"{_PREFIX}_{step}" / "metrics"
+            temporary = item.with_name("metrics.tmp")
+            with _disk_errors(self.directory):
+                temporary.mkdir(exist_ok=True)
+                (temporary / item.name).write_text(json.dumps(dict(metrics)))
+                os.replace(temporary, item)
+        multihost_utils.sync_global_devices("calrec_jax: metrics added")
+        self._manager.reload()
 
     def wait(self) -> None:
         """Returns when all saves are on disk. Raises as `save` does."""
@@ -103,7 +139,7 @@ class Checkpoints:
         """
         steps = self._manager.all_steps()
         found = {"best": self.best_step(), "latest": self.latest_step()}.get(which)
-        if found is None and which.isdigit() and int(which) in steps:
+        if found is None and which.isdecimal() and int(which) in steps:
             found = int(which)
         if found is None:
             raise CalrecError(
@@ -166,6 +202,13 @@ def _describe(leaf) -> str:
     return "absent" if leaf is None else f"{leaf[1]}{list(leaf[0])}"
 
 
+def _is_full_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # TensorStore says it in words. RESOURCE_EXHAUSTED alone may be the device's memory.
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+
+
 class _disk_errors:
     """Turns a full disk, however deep it was met, into the user's error."""
 
@@ -177,8 +220,7 @@ class _disk_errors:
 
     def __exit__(self, kind, error, traceback):
         while error is not None:
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if full or "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+            if _is_full_disk(error):
                 raise CalrecError(
                     f"no space left on the disk of {self._directory}: nothing that was saved "
                     f"before is lost; free some space and run the same command again"

@@ -32,13 +32,22 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     """A mesh with axes ("data", "model") over `devices` (default: all devices).
 
     Raises:
-      CalrecError: the sizes do not multiply to the number of devices.
+      CalrecError: the sizes do not multiply to the number of devices, or one model spans hosts.
     """
     devices = jax.devices() if devices is None else devices
-    data = len(devices) // config.model if config.data == -1 else config.data
-    if data * config.model != len(devices):
+    data, model = config.data, config.model
+    if data == -1 and model > 0:
+        data = len(devices) // model
+    if min(data, model) < 1 or data * model != len(devices):
         raise CalrecError(
-            f"a mesh of data {config.data} x model {config.model} does not fit {len(devices)} "
+            f"a mesh of data {config.data} x model {model} does not fit {len(devices)} "
             f"devices: set MeshConfig.data and MeshConfig.model"
         )
-    return Mesh(np.asarray(devices).reshape(data, config.model), (DATA, MODEL))
+    grid = np.asarray(devices).reshape(data, model)
+    # Each host reads rows of its own, and all devices along `model` need the same rows.
+    if any(len({device.process_index for device in row}) > 1 for row in grid):
+        raise CalrecError(
+            f"MeshConfig.model {model} would spread one copy of the model over several hosts: "
+            f"it must divide the devices of a host"
+        )
+    return Mesh(grid, (DATA, MODEL))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 
 from calrec_jax.checkpoints.manager import Checkpoints
+from calrec_jax.errors import CalrecError
 from calrec_jax.train.preemption import Preempted, PreemptionNotice
 from calrec_jax.train.state import TrainState
 from calrec_jax.train.telemetry import Telemetry
@@ -41,6 +42,8 @@ def train(
 ) -> TrainState:
     """Trains from `state.step` to `last_step`.
 
+    A validation that was due when the run was told to stop comes first.
+
     Args:
       train_step: jitted, (state, batch) -> (state, metrics); may donate the state.
       validate: a state's validation losses.
@@ -48,12 +51,24 @@ def train(
 
     Raises:
       Preempted: SIGTERM came; the state was saved.
+      CalrecError: the batches end before `last_step`, or as `Checkpoints.save`.
     """
+
+    def validates(step: int) -> bool:
+        return _due(step, periods.validate) or step == last_step
+
     first_step = int(state.step)
     pending = None  # metrics of the step before, still being computed
     with PreemptionNotice() as notice:
+        if first_step and validates(first_step) and not checkpoints.validated(first_step):
+            losses = validate(state)
+            telemetry.validation(first_step, losses)
+            checkpoints.add_metrics(first_step, losses)
+            telemetry.restart_clock()
         for step in range(first_step + 1, last_step + 1):
-            batch = next(batches)
+            batch = next(batches, None)
+            if batch is None:
+                raise CalrecError(f"the training batches ended at step {step} of {last_step}")
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch)
             # Step n is under way; only now wait for n - 1.
@@ -61,13 +76,12 @@ def train(
                 telemetry.training(*pending)
             pending = (step, metrics)
 
-            stop = notice.received(step)
-            validates = _due(step, periods.validate) or step == last_step
-            saves = validates or stop or (periods.save is not None and _due(step, periods.save))
-            if saves:
+            stop = notice.received()
+            if stop or validates(step) or (periods.save and _due(step, periods.save)):
                 telemetry.training(*pending)
                 pending = None
-                losses = validate(state) if validates and not stop else None
+                # Told to stop: save first, there may be seconds. Validation waits for the next run.
+                losses = validate(state) if validates(step) and not stop else None
                 if losses is not None:
                     telemetry.validation(step, losses)
                 checkpoints.save(state, {"batches": step}, losses)
@@ -75,7 +89,9 @@ def train(
             if stop:
                 checkpoints.wait()
                 raise Preempted(f"stopped after step {step}, saved")
-    checkpoints.wait()
+        checkpoints.wait()
+        if notice.received():
+            raise Preempted(f"stopped after the last step, {last_step}, saved")
     return state
 
 

@@ -11,27 +11,34 @@ from typing import Any
 from calrec_jax.errors import CalrecError
 
 NAME = "manifest.json"
+_READ = {"versions", "vocabulary", "stages"}  # by the report, and to compare vocabularies
 
 
 def read(model_dir: str | pathlib.Path) -> dict[str, Any] | None:
     """The manifest of `model_dir`, or None where there is none.
 
     Raises:
-      CalrecError: it is not JSON.
+      CalrecError: it is no manifest.
     """
     path = pathlib.Path(model_dir) / NAME
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
+        manifest = json.loads(path.read_text())
     except ValueError as error:
         raise CalrecError(f"{path} is damaged: {error}") from error
+    lacking = _READ - manifest.keys() if isinstance(manifest, dict) else _READ
+    if lacking:
+        raise CalrecError(f"{path} is damaged: it has no {', '.join(sorted(lacking))}")
+    return manifest
 
 
 def claim(model_dir: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
     """Writes `manifest`, or holds it against the one that is there.
 
-    `versions` may differ, and stages may be added; everything else must be equal.
+    `versions` may differ, and stages may be added. A stage that has saved nothing yet may change,
+    and where none has, so may everything: a mistake that ended a run at its start is mended in
+    place. Everything else must be equal.
 
     Raises:
       CalrecError: MODEL_DIR belongs to another configuration; the line names the first difference.
@@ -39,20 +46,22 @@ def claim(model_dir: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
     manifest = json.loads(json.dumps(manifest))  # as it will be read back: lists for tuples
     model_dir = pathlib.Path(model_dir)
     there = read(model_dir)
-    if there is not None:
-        both = there["stages"].keys() & manifest["stages"].keys()
-        for name, a, b in [
-            ("model", there["model"], manifest["model"]),
-            ("vocabulary", there["vocabulary"], manifest["vocabulary"]),
-            ("data", there["data"], manifest["data"]),
-            *[(stage, there["stages"][stage], manifest["stages"][stage]) for stage in sorted(both)],
-        ]:
-            _require_equal(model_dir, name, a, b)
-        manifest["stages"] = there["stages"] | manifest["stages"]
+    stages = there["stages"] if there else {}
+    saved = [stage for stage in stages if _has_saved(model_dir / stage)]
+    if saved:
+        for part in ("model", "vocabulary", "data"):
+            _require_equal(model_dir, part, there.get(part), manifest[part])
+        for stage in sorted(manifest["stages"].keys() & saved):
+            _require_equal(model_dir, stage, stages[stage], manifest["stages"][stage])
+        manifest["stages"] = stages | manifest["stages"]
     model_dir.mkdir(parents=True, exist_ok=True)
     temporary = model_dir / f"{NAME}.tmp"
     temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     os.replace(temporary, model_dir / NAME)
+
+
+def _has_saved(stage_dir: pathlib.Path) -> bool:
+    return any((stage_dir / "checkpoints").glob("checkpoint_*[0-9]"))  # not those half written
 
 
 def _require_equal(model_dir: pathlib.Path, name: str, there: Any, here: Any) -> None:

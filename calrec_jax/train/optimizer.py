@@ -19,9 +19,9 @@ class OptimizerConfig:
 
     Attributes:
       name: "adamw" or "adafactor".
-      learning_rate: at the peak, after `warmup_steps` of linear growth from zero.
+      learning_rate: at the peak, which is update number `warmup_steps` of linear growth from zero.
       decay: "constant", or "cosine"/"linear" down to `final_fraction` of the peak at the last step.
-      weight_decay: decoupled, on matrices only.
+      weight_decay: decoupled, times the learning rate, on matrices only.
       b1, b2: of adamw.
       clip_norm: bound of the gradient's global norm.
     """
@@ -52,9 +52,10 @@ def make_schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
         "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.final_fraction),
         "linear": lambda: optax.linear_schedule(peak, peak * config.final_fraction, rest),
     }
-    # Starts above zero, or the first step would change nothing.
+    # Starts above zero, or the first step would change nothing. The peak is that of update number
+    # `warmup` (schedules count from 0), so that the last update's is the end of the decay.
     grow = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
-    return optax.join_schedules([grow, decays[config.decay]()], [warmup])
+    return optax.join_schedules([grow, decays[config.decay]()], [warmup - 1])
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule):
@@ -68,12 +69,11 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule):
             mask=_is_matrix,
         )
     else:
-        optimizer = optax.adafactor(
-            schedule,
-            weight_decay_rate=config.weight_decay or None,
-            weight_decay_mask=_is_matrix,
-            multiply_by_parameter_scale=False,
-            clipping_threshold=1.0,
+        # optax's own decay would not be multiplied by the learning rate. Its updates point down.
+        optimizer = optax.chain(
+            optax.adafactor(None, multiply_by_parameter_scale=False, clipping_threshold=1.0),
+            optax.add_decayed_weights(-config.weight_decay, mask=_is_matrix),
+            optax.scale_by_schedule(schedule),
         )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 

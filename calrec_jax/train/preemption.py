@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 
@@ -18,8 +19,12 @@ class PreemptionNotice:
     """While it is active, SIGTERM only sets a flag, to be asked for between steps.
 
     With several processes, JAX's coordination service carries the notice, so that all of them stop
-    after the same step.
+    after the same step: each must ask equally often.
     """
+
+    # The service agrees on a number that no process has reached yet. Steps begin anew in each
+    # stage, so a notice between two stages would be lost: how often was asked never does.
+    _asked = itertools.count(1)
 
     def __init__(self):
         self._flag = threading.Event()
@@ -35,10 +40,10 @@ class PreemptionNotice:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
 
-    def received(self, step: int) -> bool:
-        """Whether to stop after `step`; the same answer in every process."""
+    def received(self) -> bool:
+        """Whether to stop now; the same answer in every process."""
         if jax.process_count() == 1:
             return self._flag.is_set()
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
+        return multihost_utils.reached_preemption_sync_point(next(self._asked))

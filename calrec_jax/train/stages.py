@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -38,7 +39,8 @@ class Stage:
         not pack.
       optimizer, losses: see there.
       init_from: None = fresh weights; "stage1:best", "stage1:latest" or "stage1:300" = parameters
-        of another stage of this MODEL_DIR; "DIR/stage1:best" = of another MODEL_DIR.
+        of another stage of this MODEL_DIR; "DIR/stage1:best" = of a stage of the MODEL_DIR `DIR`,
+        seen from the working directory.
       validate_period, save_period, log_period: see `loop.Periods`.
       validation_batches: at most so many batches a validation; None = the whole split.
       keep_best: how many of the best checkpoints stay (besides the latest).
@@ -100,11 +102,16 @@ class Trainer:
         """Makes MODEL_DIR this run's, before anything else is written there.
 
         Raises:
-          CalrecError: it was made with another configuration, or stages share a name.
+          CalrecError: it was made with another configuration, stages share a name, or the model or
+            a batch cannot be spread over the mesh.
         """
         names = [stage.name for stage in stages]
         if len(set(names)) != len(names) or not names:
             raise CalrecError(f"stages need different names, and at least one: {names}")
+        mesh = make_mesh(self.mesh)
+        for stage in stages:
+            _host_spec(stage, mesh)
+        train_state.param_shapes(Decoder(self.model), mesh, self.mesh)
         if jax.process_index() == 0:
             manifest.claim(self.model_dir, self._manifest(stages))
 
@@ -125,7 +132,8 @@ class Trainer:
         schedule = make_schedule(stage.optimizer, stage.train_steps)
         tx = make_optimizer(stage.optimizer, schedule)
         checkpoints = Checkpoints(self.checkpoint_dir(stage.name), stage.keep_best)
-        if checkpoints.latest_step() == stage.train_steps:
+        latest = checkpoints.latest_step()
+        if latest == stage.train_steps and checkpoints.validated(latest):
             checkpoints.close()
             return
         with partitioning.use_mesh(mesh, self.mesh):
@@ -135,17 +143,20 @@ class Trainer:
                 self.model_dir / stage.name, stage.name, start, stage.train_steps, stage.log_period
             )
             step = make_train_step(decoder, tx, schedule, stage.losses, spec.max_loss_tokens)
-            loop.train(
-                state,
-                stage.train_steps,
-                train_step=jax.jit(step, donate_argnums=0),
-                validate=self._validator(stage, spec, decoder, mesh),
-                batches=self._global_batches(stage, spec, "train", start, mesh),
-                checkpoints=checkpoints,
-                telemetry=telemetry,
-                periods=loop.Periods(stage.log_period, stage.validate_period, stage.save_period),
-            )
-            telemetry.close()
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+            with contextlib.closing(telemetry):
+                loop.train(
+                    state,
+                    stage.train_steps,
+                    train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+                    validate=self._validator(stage, spec, decoder, mesh),
+                    batches=self._global_batches(stage, "train", start, mesh),
+                    checkpoints=checkpoints,
+                    telemetry=telemetry,
+                    periods=loop.Periods(
+                        stage.log_period, stage.validate_period, stage.save_period
+                    ),
+                )
             checkpoints.close()
 
     def checkpoint_dir(self, stage_name: str) -> pathlib.Path:
@@ -170,15 +181,9 @@ class Trainer:
             params = train_state.init_params(decoder, self.seed, shapes.params)
         return train_state.fresh_state(params, tx, shapes), 0
 
-    def _global_batches(self, stage, spec: BatchSpec, split: str, start: int, mesh):
+    def _global_batches(self, stage, split: str, start: int, mesh):
         """Checked host batches, put on the mesh."""
-        hosts = jax.process_count()
-        host_spec = dataclasses.replace(spec, batch_size=spec.batch_size // hosts)
-        if spec.batch_size % hosts or spec.batch_size % mesh.shape["data"]:
-            raise CalrecError(
-                f"{stage.name}: batch_size {spec.batch_size} does not divide over {hosts} hosts "
-                f"and the mesh's data axis of {mesh.shape['data']}"
-            )
+        host_spec = _host_spec(stage, mesh)
         for batch in self.make_batches(stage, split, start):
             host_spec.check(batch)
             yield partitioning.to_global(dict(batch), mesh)
@@ -188,7 +193,7 @@ class Trainer:
         means = jax.jit(functools.partial(_means, config=stage.losses))
 
         def validate(state) -> dict[str, float]:
-            batches = self._global_batches(stage, spec, "validation", 0, mesh)
+            batches = self._global_batches(stage, "validation", 0, mesh)
             losses = loop.mean_losses((step(state.params, batch) for batch in batches), means)
             if losses is None:
                 raise CalrecError(f"{stage.mixture} has no validation example: lower min_events?")
@@ -213,6 +218,17 @@ class Trainer:
         }
 
 
+def _host_spec(stage: Stage, mesh) -> BatchSpec:
+    """The sizes of one host's part of a batch. Raises CalrecError where batches do not divide."""
+    spec, hosts, data = stage.spec(), jax.process_count(), mesh.shape["data"]
+    if spec.batch_size % hosts or spec.batch_size % data:
+        raise CalrecError(
+            f"{stage.name}: batch_size {spec.batch_size} does not divide over {hosts} hosts "
+            f"and the mesh's data axis of {data}"
+        )
+    return dataclasses.replace(spec, batch_size=spec.batch_size // hosts)
+
+
 def _means(sums, config: LossConfig):
     return sums.means(config)
 
@@ -221,9 +237,9 @@ def load_params(model_dir, source: str, shapes, identity: Mapping[str, object] |
     """Parameters that `source` names, in the shardings of `shapes`.
 
     Args:
-      model_dir: where stage names without a directory are looked up.
-      source: "stage1:best", "stage1:latest", "stage1:300", or with a MODEL_DIR before it,
-        "DIR/stage1:best".
+      model_dir: where a bare stage name is looked up.
+      source: "stage1:best", "stage1:latest" or "stage1:300" of `model_dir`, or with a MODEL_DIR
+        before it, "DIR/stage1:best": a path as any other, from the working directory.
       shapes: see `state.param_shapes`.
       identity: {"vocabulary": ...} that the source's manifest must share.
 
@@ -253,7 +269,8 @@ def find_checkpoint(model_dir, source: str) -> tuple[pathlib.Path, int]:
     path, colon, which = source.rpartition(":")
     if not colon or not path:
         raise CalrecError(f"{source!r} names no checkpoint: write 'stage1:best', 'DIR/stage1:best'")
-    stage_dir = pathlib.Path(model_dir) / path  # an absolute DIR replaces model_dir
+    stage_dir = pathlib.Path(path) if "/" in path else pathlib.Path(model_dir) / path
+    stage_dir = stage_dir.absolute()
     if not (stage_dir / "checkpoints").is_dir():
         there = sorted(p.parent.name for p in stage_dir.parent.glob("*/checkpoints"))
         raise CalrecError(f"{source!r}: no checkpoints in {stage_dir}; stages there: {there}")

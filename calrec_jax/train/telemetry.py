@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
 import time
@@ -28,9 +29,8 @@ class Telemetry:
         self._file = self._events = None
         if jax.process_index() == 0:
             self._file = MetricsFile(pathlib.Path(directory) / "metrics.jsonl", first_step)
-            self._events = SummaryWriter(
-                str(directory), purge_step=first_step + 1 if first_step else None
-            )
+            # A process that was killed may have written events of later steps.
+            self._events = SummaryWriter(str(directory), purge_step=first_step + 1)
 
     def training(self, step: int, metrics) -> None:
         """Takes the metrics of one step (device scalars); waits for them."""
@@ -76,7 +76,9 @@ class MetricsFile:
         if path.exists():
             lines = path.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= resume_step]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            temporary = path.with_name(f"{path.name}.tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(temporary, path)
         self._file = path.open("a")
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:

@@ -14,7 +14,7 @@ commands:
   status   the slice's state, and what the workers' runs came to      needs --bucket
   delete   give the slice back
   up       all of it: create, setup, run, wait, delete; again when preempted
-  list     the slices of this project and zone that this script made; takes no --name
+  list     what this script made in this project and zone, and still has; takes no --name
 
 flags:
   --name=NAME               of the slice and of the run
@@ -135,7 +135,8 @@ on_workers() {
 
 send() {
   if [[ ! $dry_run ]]; then
-    git -C "$root" diff --quiet HEAD || fail "what is sent is a commit: commit your changes first"
+    [[ ! $(git -C "$root" status --porcelain) ]] ||
+      fail "what is sent is a commit, and \`git status\` shows changes: commit or remove them"
     mkdir -p "$root/build"
   fi
   do_ git -C "$root" archive --format=tar.gz "--output=$root/build/$name.tar.gz" HEAD &&
@@ -168,42 +169,68 @@ delete() {
   do_ gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
 
+# Queued resources and not nodes: one that still waits for its slice will cost, too.
 list() {
-  do_ gcloud compute tpus tpu-vm list "${where[@]}" '--filter=labels.calrec-run:*'
+  do_ gcloud compute tpus queued-resources list "${where[@]}" \
+    '--filter=tpu.nodeSpec.node.labels.calrec-run:*'
 }
 
 # --- up --------------------------------------------------------------------------------------
 
 # bash handles a signal once the command in the foreground is done, so no long one may stand there.
-pause() {
-  sleep "${CALREC_POLL_SECONDS:-$1}" &
+interruptibly() {
+  "$@" &
   wait $!
 }
 
-# Returns 0 once the slice is ACTIVE, 1 when it cannot be any more.
+pause() { interruptibly sleep "${CALREC_POLL_SECONDS:-$1}"; }
+
+# The state, in one word: also GONE, when there is no such slice, and UNKNOWN, when gcloud fails.
+slice_state() {
+  local answer
+  if answer=$(state 2>&1); then
+    echo "${answer##*$'\n'}"
+  elif [[ $answer == *NOT_FOUND* ]]; then
+    echo GONE
+  else
+    echo UNKNOWN
+  fi
+}
+
+# Returns 0 for a slice that is there or may still come, 42 when it was taken away, 1 when it is not
+# to be had. One that is SUSPENDED does not come back: delete it, and ask for another.
+still_there() {
+  case $1 in
+    SUSPENDING | SUSPENDED) return 42 ;;
+    FAILED | GONE) say "$name is $1" && return 1 ;;
+  esac
+}
+
 wait_until_active() {
-  local now='' before=''
+  local now before=''
   while :; do
-    now=$(state) || now='state unknown'
+    now=$(slice_state)
     [[ $now == "$before" ]] || say "$name: $now"
-    [[ $now == ACTIVE ]] && return 0
-    is_lost "$now" && return 1
+    [[ $now == ACTIVE ]] && return
+    still_there "$now" || return
     before=$now
     pause 30
   done
 }
 
-# Such a queued resource does not come back: it is to be deleted, and asked for again.
-is_lost() { [[ $1 == FAILED || $1 == SUSPENDING || $1 == SUSPENDED ]]; }
-
-# The code with which calrec left on worker 0; 42, calrec's own for "start me again", when the slice
-# was taken away.
+# Returns the code with which calrec left on worker 0, or 42 when the slice was taken away: a process
+# whose peers vanish fails in its own way.
 wait_for_end() {
-  local report
+  local report rc lost
   while :; do
     report=$(gcloud storage cat "$url/worker-0.json" 2>/dev/null) || report=''
-    [[ $report =~ '"rc": '([0-9]+) ]] && return "${BASH_REMATCH[1]}"
-    is_lost "$(state)" && return 42
+    rc='' lost=0
+    [[ $report =~ '"rc": '([0-9]+) ]] && rc=${BASH_REMATCH[1]}
+    [[ $rc == 0 ]] && return
+    still_there "$(slice_state)" || lost=$?
+    [[ $lost == 42 ]] && return 42
+    [[ $rc ]] && return "$rc"
+    ((lost)) && return "$lost"
     pause 60
   done
 }
@@ -212,22 +239,40 @@ wait_for_end() {
 install_patiently() {
   local try
   for try in 1 2 3 4 5; do
-    install && return
+    interruptibly install && return
+    still_there "$(slice_state)" || return
     say "setup failed ($try of 5)"
     pause 30
   done
   return 1
 }
 
-attempt() {
-  create || return
-  wait_until_active || return 42
-  if ! { install_patiently && run; }; then
-    is_lost "$(state)" && return 42
+run_and_wait() {
+  if ! interruptibly run; then
+    still_there "$(slice_state)" || return
     return 1
   fi
   say "running; its log: launch/tpu.sh logs --name=$name --project=$project --zone=$zone"
   wait_for_end
+}
+
+attempt() {
+  made=1
+  if ! create; then
+    made='' # then a slice of this name is another's
+    return 1
+  fi
+  wait_until_active && install_patiently && run_and_wait
+}
+
+clean_up() {
+  trap '' HUP INT TERM # a second Ctrl-C is impatience, and an undeleted slice costs
+  local children
+  children=$(jobs -p)
+  [[ ! $children ]] || kill "$children" 2>/dev/null || true
+  [[ $made ]] || return 0
+  say "deleting $name"
+  delete || say "$name was not deleted, and goes on costing"
 }
 
 up() {
@@ -235,23 +280,27 @@ up() {
     send && create && state && install && run && status && delete
     return
   fi
-  if state >/dev/null 2>&1; then
+  if [[ $(slice_state) != GONE ]]; then
+    state >/dev/null || exit # gcloud has said why
     fail "there is a slice $name: choose another name, or launch/tpu.sh delete it first"
   fi
   send
+  local code try
+  made=''
   trap 'exit 129' HUP
   trap 'exit 130' INT
   trap 'exit 143' TERM
-  trap 'say "deleting $name"; delete || say "$name was not deleted, and goes on costing"' EXIT
-  local code try
+  trap clean_up EXIT
   for ((try = 1; try <= attempts; try++)); do
     code=0
     attempt || code=$?
-    [[ $code == 42 && $try != "$attempts" ]] || break
-    say "preempted; attempt $((try + 1)) of $attempts"
+    # 42 is calrec's for "saved, start me again"; 134 is JAX's, for lost peers.
+    [[ $code == 42 || $code == 134 ]] || break
+    ((try < attempts)) || break
+    say "stopped with $code; attempt $((try + 1)) of $attempts"
     delete
   done
-  say "calrec left with $code; logs are in $url/"
+  say "ended with $code; logs are in $url/"
   exit "$code"
 }
 

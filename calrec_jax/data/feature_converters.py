@@ -6,11 +6,10 @@ import functools
 from collections.abc import Mapping
 
 import numpy as np
-import seqio
 
 from calrec_jax.batch import BatchSpec
 from calrec_jax.data import packing
-from calrec_jax.data.quiet_tensorflow import tf
+from calrec_jax.data.quiet_tensorflow import seqio, tf
 
 _IDS = ("target_item_ids", "domain_ids")
 _FEATURES = BatchSpec(1, 1, 1, 1, 1).shapes()

@@ -7,12 +7,11 @@ import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-import seqio
 
 from calrec_jax.batch import BatchSpec
 from calrec_jax.data import vocabularies
 from calrec_jax.data.feature_converters import CalrecFeatureConverter
-from calrec_jax.data.quiet_tensorflow import tf
+from calrec_jax.data.quiet_tensorflow import seqio, tf
 from calrec_jax.errors import CalrecError
 
 Batch = dict[str, np.ndarray]

@@ -1,18 +1,69 @@
-"""TensorFlow as the data layer wants it: without chatter, and on the CPU alone.
+"""TensorFlow and what stands on it, as the data layer wants them: quiet, and on the CPU alone.
 
-Importing TensorFlow any other way would let it take the accelerators' memory from JAX.
+Importing TensorFlow any other way would let it take the accelerators' memory from JAX, and greet
+our users with a page of lines that they can do nothing about.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
 
-import tensorflow as tf
-import tensorflow_datasets as tfds
+_GREETING = re.compile(
+    rb"WARNING: All log messages before absl::InitializeLog\(\)"
+    rb"|I\d{4} |[\d-]{10} [\d:.]+: I "  # information: glog's form, and TensorFlow's older one
+    rb"|To enable the following instructions: "  # goes on with the line before
+    rb"|.* failed call to cuInit: "  # this machine has no GPU driver
+    rb"|.* Unable to register cu\w+ factory: "  # it is registered twice, by TensorFlow itself
+)
+_CHATTY = ("tensorflow_datasets", "seqio", "orbax")
 
-tf.config.set_visible_devices([], "GPU")
+
+@contextlib.contextmanager
+def _without_greetings() -> Iterator[None]:
+    """Holds back what is written to file descriptor 2, and in the end passes on the rest of it.
+
+    TensorFlow's libraries log while they are loaded, before any setting of theirs is read.
+    """
+    try:
+        stderr, held = os.dup(2), tempfile.TemporaryFile()
+    except OSError:  # closed, or nowhere to hold anything
+        yield
+        return
+    os.dup2(held.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        held.seek(0)
+        for line in held:
+            if not _GREETING.match(line):
+                os.write(2, line)
+        held.close()
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """False for what chatty libraries tell below the level of errors."""
+    packages = record.pathname.split(os.sep)
+    return record.levelno >= logging.ERROR or not any(name in packages for name in _CHATTY)
+
+
+# JAX's own default: whichever is imported first, information is hidden, and warnings are not.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+with _without_greetings():
+    import seqio
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    tf.config.set_visible_devices([], "GPU")
 tf.get_logger().setLevel(logging.ERROR)
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").addFilter(_is_ours)
 tfds.disable_progress_bar()
 
-__all__ = ["tf", "tfds"]
+__all__ = ["seqio", "tf", "tfds"]

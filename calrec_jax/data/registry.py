@@ -18,10 +18,8 @@ import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 
-import seqio
-
 from calrec_jax.data import preprocessors, store, vocabularies
-from calrec_jax.data.quiet_tensorflow import tf
+from calrec_jax.data.quiet_tensorflow import seqio, tf
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.prompts import TokenizedCatalogue
 from calrec_jax.text.templates import Template

@@ -138,7 +138,9 @@ def load(data_dir: str | pathlib.Path, domain: str, config: str, split: str) -> 
     builder = _builder(data_dir, domain, config)
     if split not in builder.info.splits:
         raise CalrecError(f"{domain} has no split {split!r}, only {sorted(builder.info.splits)}")
-    return builder.as_dataset(split=split, shuffle_files=False)
+    # TFDS would keep small datasets in memory, and warn of those that are not read to their end.
+    read_config = tfds.ReadConfig(try_autocache=False)
+    return builder.as_dataset(split=split, shuffle_files=False, read_config=read_config)
 
 
 def num_examples(data_dir: str | pathlib.Path, domain: str, split: str) -> int:

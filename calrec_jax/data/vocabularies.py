@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import sentencepiece as spm
 
-from calrec_jax.data.quiet_tensorflow import tf  # noqa: F401  (before seqio imports it loudly)
+from calrec_jax.data.quiet_tensorflow import seqio
 from calrec_jax.errors import CalrecError
-
-import seqio  # noqa: E402  isort: skip
 
 
 def sentencepiece(path: str) -> seqio.Vocabulary:

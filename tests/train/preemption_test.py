@@ -1,0 +1,52 @@
+"""SIGTERM as a flag to be asked for."""
+
+import os
+import signal
+import threading
+
+from calrec_jax.train.preemption import PreemptionNotice
+
+
+def test_sigterm_is_a_flag_inside_and_what_it_was_before_outside():
+    before = signal.getsignal(signal.SIGTERM)
+    with PreemptionNotice() as notice:
+        assert not notice.received()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert notice.received() and notice.received()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_notice_starts_without_the_one_before():
+    with PreemptionNotice():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with PreemptionNotice() as notice:
+        assert not notice.received()
+
+
+def test_a_thread_that_may_not_set_handlers_trains_without():
+    found = []
+
+    def elsewhere():
+        with PreemptionNotice() as notice:
+            found.append(notice.received())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+def test_with_several_processes_the_numbers_asked_with_never_begin_anew(monkeypatch):
+    """JAX agrees on a number no process has asked with yet; stages each begin at step 1."""
+    asked = []
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(
+        "jax.experimental.multihost_utils.reached_preemption_sync_point",
+        lambda number: asked.append(number) or len(asked) == 5,
+    )
+    answers = []
+    for _ in ("stage1", "stage2"):
+        with PreemptionNotice() as notice:
+            answers += [notice.received() for _ in range(3)]
+    assert asked == list(range(asked[0], asked[0] + 6))
+    assert answers == [False] * 4 + [True, False]

@@ -1,0 +1,112 @@
+"""Prefill and one-token steps against the full forward pass over the same tokens."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny
+from oracles import decoder as oracle
+
+from calrec_jax.models.decoder import Decoder
+from calrec_jax.models.kv_cache import Continuations
+
+# Of float32 against float64, as in decoder_test.
+TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
+PROMPTS = [[1, 3, 4, 5, 6], [1, 7], [1]]  # of different lengths; BOS alone too
+WIDTH, SAMPLES, STEPS = 7, 2, 4
+NEW = np.random.default_rng(0).integers(3, 20, size=(len(PROMPTS), SAMPLES, STEPS))
+
+
+def padded(pad_token=0):
+    tokens = np.full((len(PROMPTS), WIDTH), pad_token, np.int32)
+    for row, prompt in enumerate(PROMPTS):
+        tokens[row, : len(prompt)] = prompt
+    lengths = np.array([len(prompt) for prompt in PROMPTS])
+    return tokens, np.arange(WIDTH)[None] < lengths[:, None]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(config, params, tokens, mask, new):
+    """Hidden states after the prompt [B, D] and after each new token [B, N, T, D]."""
+    decoder, variables = Decoder(config), {"params": params}
+    last, prefix = decoder.apply(variables, tokens, mask, method="prefill")
+    b, n, t = new.shape
+    cache, states = Continuations.empty(config, b, n, t), []
+    for step in range(t):
+        hidden, cache = decoder.apply(variables, new[:, :, step], prefix, cache, method="decode")
+        states.append(hidden)
+    return last, jnp.stack(states, axis=2), cache
+
+
+@functools.cache
+def expected(config):
+    """Of the oracle: every continuation read whole, together with its prompt."""
+    params, cfg = tiny.for_oracle(tiny.params(config), config), tiny.oracle_cfg(config)
+    states = np.zeros((len(PROMPTS), SAMPLES, STEPS + 1, config.d_model))
+    for row, prompt in enumerate(PROMPTS):
+        for n in range(SAMPLES):
+            whole = [*prompt, *NEW[row, n]]
+            hidden = oracle.forward(params, whole, range(len(whole)), [1] * len(whole), cfg)
+            states[row, n] = hidden[len(prompt) - 1 :]
+    return states
+
+
+def check(config, params):
+    last, states, _ = run(config, params, *padded(), NEW)
+    whole = expected(tiny.changed())
+    np.testing.assert_allclose(last, whole[:, 0, 0], **TOLERANCE)
+    np.testing.assert_allclose(states, whole[:, :, 1:], **TOLERANCE)
+
+
+def test_prefill_and_steps_are_the_full_forward_pass_at_every_place():
+    check(tiny.CONFIG, tiny.params())
+
+
+def test_layers_in_a_loop_too():
+    config = tiny.changed(scan_layers=False)
+    check(config, tiny.unstacked(tiny.params(), config.num_layers))
+
+
+def test_remat_does_not_reach_generation():
+    check(tiny.changed(remat="full"), tiny.params())
+
+
+def test_the_product_reads_a_row_as_it_reads_prompt_and_steps():
+    row, n = 0, 1
+    whole = np.array([[*PROMPTS[row], *NEW[row, n]]], np.int32)
+    length = whole.shape[1]
+    apply = jax.jit(Decoder(tiny.CONFIG).apply)
+    full = apply(
+        {"params": tiny.params()}, whole, np.arange(length)[None], np.ones((1, length), np.int32)
+    )[0, len(PROMPTS[row]) - 1 :]
+    last, states, _ = run(tiny.CONFIG, tiny.params(), *padded(), NEW)
+    np.testing.assert_allclose(jnp.vstack([last[row], states[row, n]]), full, **TOLERANCE)
+
+
+def test_padding_of_prompts_influences_nothing():
+    (tokens, mask), (other, _) = padded(), padded(pad_token=9)
+    assert (tokens != other).any()
+    one = run(tiny.CONFIG, tiny.params(), tokens, mask, NEW)
+    two = run(tiny.CONFIG, tiny.params(), other, mask, NEW)
+    for a, b in zip(one[:2], two[:2], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_continuations_of_a_prompt_do_not_see_each_other():
+    other = NEW.copy()
+    other[:, 0, 1] = (other[:, 0, 1] + 1) % 20
+    one = run(tiny.CONFIG, tiny.params(), *padded(), NEW)[1]
+    two = run(tiny.CONFIG, tiny.params(), *padded(), other)[1]
+    change = np.abs(np.asarray(one) - np.asarray(two)).max(axis=-1)  # [B, N, T]
+    assert (change[:, 0, 1:] > 1e-3).all()
+    assert not change[:, 1].any() and not change[:, 0, 0].any()
+
+
+def test_the_cache_counts_what_it_holds():
+    cache = run(tiny.CONFIG, tiny.params(), *padded(), NEW)[2]
+    assert int(cache.length) == STEPS
+    assert cache.k.shape == (2, len(PROMPTS), SAMPLES, STEPS, 2, 4)
+    assert np.abs(cache.k).max(axis=(0, 4, 5)).all()  # every place of every continuation

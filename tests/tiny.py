@@ -1,0 +1,192 @@
+"""One tiny decoder for tests of the numerical core, and its parameters for the oracles."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from oracles import batches
+from oracles import decoder as decoder_oracle
+from oracles import losses as losses_oracle
+
+from calrec_jax.losses import LossConfig
+from calrec_jax.models.config import DecoderConfig
+from calrec_jax.models.decoder import Decoder
+from calrec_jax.train import step
+
+BOS, EOS = 1, 2
+CONFIG = DecoderConfig(
+    vocab_size=20, d_model=8, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=12
+)
+
+# Histories and targets of different lengths; the first two have the same target item, the last
+# two are of another domain.
+EXAMPLES = [
+    {"history": [3, 4, 5, 6], "target": [7, 8], "item_id": 101, "domain_id": 1},
+    {"history": [9, 3], "target": [7, 8], "item_id": 101, "domain_id": 1},
+    {"history": [11, 12, 13], "target": [14], "item_id": 102, "domain_id": 1},
+    {"history": [15, 3, 16, 5, 17], "target": [18, 4, 19], "item_id": 103, "domain_id": 2},
+    {"history": [10], "target": [6, 6], "item_id": 104, "domain_id": 2},
+]
+ROWS = [[3, 2], [0, 1, 4], []]  # a full row, one with pads, an empty one
+ROW_LENGTH, ITEM_LENGTH, MAX_SEGMENTS, MAX_LOSS_TOKENS = 18, 4, 3, 9
+
+
+def packed() -> dict[str, np.ndarray]:
+    """EXAMPLES as ROWS, int32 and float32 arrays."""
+    return batches.packed_batch(
+        EXAMPLES, ROWS, ROW_LENGTH, ITEM_LENGTH, MAX_SEGMENTS, BOS, EOS
+    )
+
+
+def unpacked() -> dict[str, np.ndarray]:
+    """EXAMPLES, one a row."""
+    return batches.unpacked_batch(EXAMPLES, ROW_LENGTH, ITEM_LENGTH, BOS, EOS)
+
+
+def params(config: DecoderConfig = CONFIG, seed: int = 0, size: float = 0.5):
+    """Parameters drawn from N(0, size^2), norms' scales too: at their start those hide mistakes.
+
+    float32 arrays in the decoder's own tree.
+    """
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(
+        lambda: nn.meta.unbox(Decoder(config).init(jax.random.key(0), tokens, tokens, tokens))
+    )["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(size * rng.normal(size=leaf.shape), leaf.dtype), shapes
+    )
+
+
+def unstacked(stacked, num_layers: int):
+    """Parameters of scanned layers as those of the same layers in a loop."""
+    layers = {
+        f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stacked["layers"])
+        for i in range(num_layers)
+    }
+    return {name: value for name, value in stacked.items() if name != "layers"} | layers
+
+
+def for_oracle(tree, config: DecoderConfig = CONFIG) -> dict:
+    """Parameters of scanned layers in the oracle's layout."""
+    names = {
+        "attn_norm": ("attention_norm", "scale"),
+        "wq": ("attention", "query"),
+        "wk": ("attention", "key"),
+        "wv": ("attention", "value"),
+        "wo": ("attention", "out"),
+        "mlp_norm": ("mlp_norm", "scale"),
+        "w_gate": ("mlp", "gate"),
+        "w_up": ("mlp", "up"),
+        "w_down": ("mlp", "down"),
+    }
+    layers = [
+        {
+            name: np.asarray(tree["layers"][module][leaf][i], np.float64)
+            for name, (module, leaf) in names.items()
+        }
+        for i in range(config.num_layers)
+    ]
+    out = {
+        "embedding": np.asarray(tree["embedding"], np.float64),
+        "final_norm": np.asarray(tree["final_norm"]["scale"], np.float64),
+        "layers": layers,
+    }
+    if not config.tie_embeddings:
+        out["unembedding"] = np.asarray(tree["unembedding"], np.float64)
+    return out
+
+
+def oracle_cfg(config: DecoderConfig = CONFIG) -> dict:
+    """The rest of the config, in the oracle's words."""
+    return {
+        "scale_plus_one": config.norm_plus_one,
+        "norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "activation": config.activation,
+        "tied": config.tie_embeddings,
+        "scale_embedding": config.scale_embedding,
+    }
+
+
+def oracle_hidden(tree, batch, config: DecoderConfig = CONFIG) -> np.ndarray:
+    """The oracle's hidden states of a batch's joint rows, float64 [B, S, D]."""
+    rows = zip(
+        batch["decoder_input_tokens"],
+        batch["decoder_positions"],
+        batch["decoder_segment_ids"],
+        strict=True,
+    )
+    oracle_params, cfg = for_oracle(tree, config), oracle_cfg(config)
+    return np.stack([decoder_oracle.forward(oracle_params, *row, cfg) for row in rows])
+
+
+def oracle_losses(tree, examples, losses: LossConfig, config: DecoderConfig = CONFIG) -> dict:
+    """{"loss", "nig", "tt", "ut"} of examples, float64: each is read alone, without a batch.
+
+    Nothing is packed or padded here, so that it holds packing and padding too.
+    """
+    oracle_params, cfg = for_oracle(tree, config), oracle_cfg(config)
+
+    def read(tokens):
+        n = len(tokens)
+        return decoder_oracle.forward(oracle_params, tokens, range(n), [1] * n, cfg)
+
+    nll, count, v_u, v_tu, v_t = 0.0, 0, [], [], []
+    for example in examples:
+        history, target = example["history"], example["target"]
+        hidden = read([BOS, *history, *target])
+        ends = len(history), len(history) + len(target)
+        logits = decoder_oracle.logits(oracle_params, hidden[ends[0] :], cfg)
+        for row, token in zip(logits, [*target, EOS], strict=True):
+            nll -= losses_oracle.log_softmax(row)[token]
+            count += 1
+        v_u.append(hidden[1 : 1 + ends[0]].mean(axis=0))
+        v_tu.append(hidden[1 + ends[0] :].mean(axis=0))
+        v_t.append(read([BOS, *target])[1:].mean(axis=0))
+    same = [example["item_id"] for example in examples] if losses.mask_same_target else None
+
+    def info_nce(a):
+        if losses.same_domain_negatives:
+            raise NotImplementedError("the oracle knows no domains")
+        return losses_oracle.info_nce(a, v_t, losses.temperature, losses.direction, same)
+
+    nig, tt, ut = nll / count, info_nce(v_tu), info_nce(v_u)
+    loss = losses_oracle.calrec_loss(nig, tt, ut, losses.alpha, losses.beta)
+    return {"loss": loss, "nig": nig, "tt": tt, "ut": ut}
+
+
+@functools.partial(jax.jit, static_argnames=("config", "losses", "max_loss_tokens"))
+def losses_of(
+    tree,
+    batch,
+    losses: LossConfig,
+    config: DecoderConfig = CONFIG,
+    max_loss_tokens: int = MAX_LOSS_TOKENS,
+):
+    """The product's means of a batch; compiled once for each config."""
+    sums = step.loss_sums(Decoder(config), tree, batch, losses, max_loss_tokens)
+    return sums.means(losses)
+
+
+@functools.partial(jax.jit, static_argnames=("losses", "which", "config", "max_loss_tokens"))
+def gradients(
+    tree,
+    batch,
+    losses: LossConfig,
+    which: str = "loss",
+    config: DecoderConfig = CONFIG,
+    max_loss_tokens: int = MAX_LOSS_TOKENS,
+):
+    """The product's gradient of one of the means."""
+    return jax.grad(lambda p: losses_of(p, batch, losses, config, max_loss_tokens)[which])(tree)
+
+
+def changed(**fields) -> DecoderConfig:
+    """CONFIG with other fields."""
+    return dataclasses.replace(CONFIG, **fields)

@@ -25,12 +25,13 @@ def main(argv: Sequence[str]) -> int:
     from calrec_jax.cli import run as runs
     from calrec_jax.eval import report
 
-    if args.model_dir:
-        run = runs.from_model_dir(args.model_dir, args.gin_bindings, args.gin_search_paths)
-    else:
-        run = runs.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
-    with full_disk_named(run.model_dir), progress.of_users() as show:
-        result = runs.evaluate(run, show)
+    with runs.joined_processes("eval"):
+        if args.model_dir:
+            run = runs.from_model_dir(args.model_dir, args.gin_bindings, args.gin_search_paths)
+        else:
+            run = runs.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
+        with full_disk_named(run.model_dir), progress.of_users() as show:
+            result = runs.evaluate(run, show)
     print(report.text_table(result))
     return 0
 

@@ -123,10 +123,19 @@ def configured(cls: type) -> Any:
 
 
 def make_absolute(macros: Sequence[str]) -> None:
-    """Binds those of `macros` that are relative paths anew, so that they hold from everywhere."""
+    """Binds those of `macros` that are relative paths anew, so that they hold from everywhere.
+
+    Raises:
+      CalrecError: one is a URL, which would else become a folder of that name.
+    """
     for name in macros:
         value = gin_config._CONFIG.get((name, _MACRO), {}).get("value")
-        if isinstance(value, str) and "://" not in value:
+        if isinstance(value, str):
+            if "://" in value:
+                raise CalrecError(
+                    f"{name} is {value}, and only paths of a file system are read and written: "
+                    f"mount the bucket (with gcsfuse, for example) and give the path where it is"
+                )
             gin.bind_parameter((name, _MACRO, "value"), os.path.abspath(value))
 
 

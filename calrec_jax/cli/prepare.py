@@ -14,17 +14,39 @@ from calrec_jax.cli.main import full_disk_named, positive_int, run_command
 def main(argv: Sequence[str]) -> int:
     """Prints the dataset's statistics as JSON."""
     parser = argparse.ArgumentParser("calrec prepare", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--source", required=True, help="how to read: amazon2018 or jsonl")
-    parser.add_argument("--input_dir", required=True, help="the folder with the raw files")
-    parser.add_argument("--data_dir", required=True, help="the store to write to")
     parser.add_argument(
-        "--domain", required=True, help="the dataset's name: lower_case_with_digits"
+        "--source",
+        required=True,
+        help="the raw files' format: amazon2018 (reviews.json.gz and meta.json.gz) or jsonl "
+        "(interactions.jsonl.gz: user_id, item_id, order or timestamp; items.jsonl.gz: item_id, "
+        "title, category, brand, price)",
     )
     parser.add_argument(
-        "--min_events", type=positive_int, default=3, help="of a user, after merging"
+        "--input_dir", required=True, metavar="FOLDER", help="where the raw files are"
     )
     parser.add_argument(
-        "--keep_repeats", action="store_true", help="do not merge consecutive equal events"
+        "--data_dir",
+        required=True,
+        metavar="STORE",
+        help="the store; the dataset is written to STORE/DOMAIN, in place of one that is there, "
+        "with stats.json and rejects.jsonl (the lines that were not used, and why)",
+    )
+    parser.add_argument(
+        "--domain",
+        required=True,
+        help="the dataset's name: lower-case letters, digits and underscores",
+    )
+    parser.add_argument(
+        "--min_events",
+        type=positive_int,
+        default=3,
+        metavar="N",
+        help="leave out users with fewer events, counted after merging; at least 3 (default: 3)",
+    )
+    parser.add_argument(
+        "--keep_repeats",
+        action="store_true",
+        help="keep consecutive events of a user with the same item; else they are one event",
     )
     args = parser.parse_args(argv)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
 from calrec_jax.cli import gin_config
+from calrec_jax.cli.main import show_error
 from calrec_jax.data import loader, registry, store, vocabularies
 from calrec_jax.data.registry import DataConfig
 from calrec_jax.decode.sample import Sampler, SamplingConfig
@@ -191,7 +194,15 @@ def evaluate(run: Run, progress: Callable[[int, int], None]) -> dict:
 
     Args:
       progress: told (users done, users in all).
+
+    Raises:
+      CalrecError: there are several processes, or as `evaluator.evaluate`.
     """
+    if jax.process_count() > 1:
+        raise CalrecError(
+            f"evaluation runs in one process, and these are {jax.process_count()}: run it on a "
+            f"machine or slice with one host"
+        )
     config = run.evaluation
     domain = registry.get_domain(config.domain).resolved()
     read = functools.partial(store.read_sequences, domain.data_dir, domain.dataset)
@@ -213,6 +224,27 @@ def evaluate(run: Run, progress: Callable[[int, int], None]) -> dict:
         },
         progress=progress,
     )
+
+
+@contextlib.contextmanager
+def joined_processes(command: str) -> Iterator[None]:
+    """While active, this process is one of all those that a launcher started together.
+
+    Where there are several, an error ends this one at once: it would else wait minutes for its
+    peers at JAX's exit barrier.
+
+    Raises:
+      CalrecError: as `join_processes`.
+    """
+    several = join_processes()
+    try:
+        yield
+    except BaseException as error:
+        if several:
+            code = show_error(command, error)
+            sys.stderr.flush()
+            os._exit(code)
+        raise
 
 
 def join_processes() -> bool:

@@ -9,22 +9,45 @@ import tempfile
 from collections.abc import Sequence
 
 from calrec_jax.cli.main import full_disk_named, positive_int, run_command
+from calrec_jax.data import synthetic
+from calrec_jax.data.synthetic import DOMAINS, SyntheticConfig
 
 
 def main(argv: Sequence[str]) -> int:
     """Makes raw dumps, and prepares them as any other dump."""
     parser = argparse.ArgumentParser("calrec synthetic", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--data_dir", required=True, help="the store to write to")
-    parser.add_argument("--users", type=positive_int, help="of each domain but the target")
-    parser.add_argument("--target_users", type=positive_int, help="of the target domain")
-    parser.add_argument("--seed", type=int, help="another seed, another store")
+    default = SyntheticConfig()
+    parser.add_argument(
+        "--data_dir",
+        required=True,
+        metavar="STORE",
+        help=f"the store; {', '.join(sorted(DOMAINS))} are written into it",
+    )
+    parser.add_argument(
+        "--users",
+        type=positive_int,
+        default=default.users,
+        metavar="N",
+        help=f"users of each domain but {default.target} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--target_users",
+        type=positive_int,
+        default=default.target_users,
+        metavar="N",
+        help=f"users of {default.target}, the target domain (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=default.seed,
+        help="another seed, another store (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
 
-    from calrec_jax.data import synthetic
     from calrec_jax.data.prepare import prepare
 
-    sizes = {"users": args.users, "target_users": args.target_users, "seed": args.seed}
-    config = synthetic.SyntheticConfig(**{k: v for k, v in sizes.items() if v is not None})
+    config = SyntheticConfig(seed=args.seed, users=args.users, target_users=args.target_users)
     for name, raw in synthetic.generate(config).items():
         with full_disk_named(f"{args.data_dir} or {tempfile.gettempdir()}"):
             with tempfile.TemporaryDirectory() as scratch:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from calrec_jax.cli import gin_config
-from calrec_jax.cli.main import full_disk_named, run_command, show_error
+from calrec_jax.cli.main import full_disk_named, run_command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,21 +20,14 @@ def main(argv: Sequence[str]) -> int:
     from calrec_jax.cli import run as runs
     from calrec_jax.train.preemption import EXIT_CODE, Preempted
 
-    several = runs.join_processes()
-    try:
-        run = runs.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
-        with full_disk_named(run.model_dir):
-            runs.train(run)
-    except Preempted as notice:
-        print(f"calrec train: {notice}; run the same command to go on", file=sys.stderr)
-        return EXIT_CODE
-    except BaseException as error:
-        if several:
-            # A process that fails would else wait minutes for its peers at JAX's exit barrier.
-            code = show_error("train", error)
-            sys.stderr.flush()
-            os._exit(code)
-        raise
+    with runs.joined_processes("train"):
+        try:
+            run = runs.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
+            with full_disk_named(run.model_dir):
+                runs.train(run)
+        except Preempted as notice:
+            print(f"calrec train: {notice}; run the same command to go on", file=sys.stderr)
+            return EXIT_CODE
     return 0
 
 

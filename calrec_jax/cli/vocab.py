@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -13,10 +14,21 @@ from calrec_jax.errors import CalrecError
 def main(argv: Sequence[str]) -> int:
     """Writes the model file."""
     parser = argparse.ArgumentParser("calrec vocab", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--data_dir", required=True, help="the store")
-    parser.add_argument("--domains", required=True, metavar="A,B", help="datasets of the store")
     parser.add_argument(
-        "--size", type=positive_int, default=2000, help="pieces at most (default: 2000)"
+        "--data_dir", required=True, metavar="STORE", help="the store that holds the domains"
+    )
+    parser.add_argument(
+        "--domains",
+        required=True,
+        metavar="A,B",
+        help="whose training items' text is learnt from; names of datasets in the store",
+    )
+    parser.add_argument(
+        "--size",
+        type=positive_int,
+        default=2000,
+        metavar="N",
+        help="pieces at most; few texts give fewer (default: 2000)",
     )
     parser.add_argument("--out", required=True, metavar="FILE.model", help="the file to write")
     args = parser.parse_args(argv)
@@ -31,7 +43,12 @@ def main(argv: Sequence[str]) -> int:
     texts = [text for domain in domains for text in _texts(args.data_dir, domain, template)]
     with full_disk_named(args.out):
         # The template's own sentences stand in every prompt: one piece each.
-        vocabularies.train_sentencepiece(texts, args.out, args.size, template.fixed_strings)
+        try:
+            vocabularies.train_sentencepiece(texts, args.out, args.size, template.fixed_strings)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise CalrecError(f"cannot write {args.out}: {error.strerror}") from error
     size = vocabularies.sentencepiece(args.out).vocab_size
     print(f"{args.out}: {size} pieces, from {len(texts)} items")
     return 0

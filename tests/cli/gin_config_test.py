@@ -246,9 +246,12 @@ def test_relative_paths_are_made_absolute(outer, toy, tmp_path):
     gin_config.parse(["base.gin"], GIVEN)
     gin_config.make_absolute(["MODEL_DIR", "SIZE", "NONE"])
     assert gin_config.configured(toy.Outer).directory == str(tmp_path / "a")
+
+
+def test_a_bucket_is_refused_and_not_made_a_folder_of_that_name(outer, toy):
     gin_config.parse(["base.gin"], ["MODEL_DIR='gs://bucket/a'", "STEPS=1"])
-    gin_config.make_absolute(["MODEL_DIR"])
-    assert gin_config.configured(toy.Outer).directory == "gs://bucket/a"
+    with pytest.raises(CalrecError, match="MODEL_DIR is gs://bucket/a, and only paths"):
+        gin_config.make_absolute(["MODEL_DIR"])
 
 
 def test_parse_leaves_gins_own_readers_as_they_were(outer):

@@ -161,30 +161,40 @@ def oracle_losses(tree, examples, losses: LossConfig, config: DecoderConfig = CO
     return {"loss": loss, "nig": nig, "tt": tt, "ut": ut}
 
 
-@functools.partial(jax.jit, static_argnames=("config", "losses", "max_loss_tokens"))
-def losses_of(
-    tree,
-    batch,
-    losses: LossConfig,
-    config: DecoderConfig = CONFIG,
-    max_loss_tokens: int = MAX_LOSS_TOKENS,
-):
-    """The product's means of a batch; compiled once for each config."""
+# These programs run for microseconds and compile for seconds, so they are not optimised.
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+_jit = functools.partial(
+    jax.jit, static_argnames=("losses", "config", "max_loss_tokens"), compiler_options=FAST
+)
+
+
+def _means(tree, batch, losses, config, max_loss_tokens):
     sums = step.loss_sums(Decoder(config), tree, batch, losses, max_loss_tokens)
     return sums.means(losses)
 
 
-@functools.partial(jax.jit, static_argnames=("losses", "which", "config", "max_loss_tokens"))
-def gradients(
-    tree,
-    batch,
-    losses: LossConfig,
-    which: str = "loss",
-    config: DecoderConfig = CONFIG,
-    max_loss_tokens: int = MAX_LOSS_TOKENS,
-):
-    """The product's gradient of one of the means."""
-    return jax.grad(lambda p: losses_of(p, batch, losses, config, max_loss_tokens)[which])(tree)
+@_jit
+def losses_of(tree, batch, losses, config=CONFIG, max_loss_tokens=MAX_LOSS_TOKENS):
+    """The product's {"loss", "nig"[, "tt", "ut"]} of a batch; compiled once for each config."""
+    return _means(tree, batch, losses, config, max_loss_tokens)
+
+
+@_jit
+def losses_and_gradient(tree, batch, losses, config=CONFIG, max_loss_tokens=MAX_LOSS_TOKENS):
+    """The same, and the gradient of "loss"."""
+
+    def loss(p):
+        means = _means(p, batch, losses, config, max_loss_tokens)
+        return means["loss"], means
+
+    gradient, means = jax.grad(loss, has_aux=True)(tree)
+    return means, gradient
+
+
+@_jit
+def gradients(tree, batch, losses, config=CONFIG, max_loss_tokens=MAX_LOSS_TOKENS):
+    """{name: its gradient} of all the means."""
+    return jax.jacrev(lambda p: _means(p, batch, losses, config, max_loss_tokens))(tree)
 
 
 def changed(**fields) -> DecoderConfig:

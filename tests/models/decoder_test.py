@@ -18,12 +18,12 @@ from calrec_jax.models.layers import RMSNorm
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=tiny.FAST)
 def hidden(config, params, tokens, positions, segments):
     return Decoder(config).apply({"params": params}, tokens, positions, segments)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=tiny.FAST)
 def unembed(config, params, states):
     return Decoder(config).apply({"params": params}, states, method="unembed")
 
@@ -134,7 +134,7 @@ def value_and_gradient(remat, scan):
         states = Decoder(config).apply({"params": p}, *rows(tiny.packed()))
         return jnp.sum(jnp.sin(states))
 
-    value, gradient = jax.jit(jax.value_and_grad(total))(params)
+    value, gradient = jax.jit(jax.value_and_grad(total), compiler_options=tiny.FAST)(params)
     return value, tiny.unstacked(gradient, config.num_layers) if scan else gradient
 
 
@@ -156,8 +156,8 @@ def test_neither_remat_nor_the_loop_changes_values_or_gradients(remat, scan):
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_remat_is_really_there(remat):
     config = tiny.changed(remat=remat)
-    run = functools.partial(hidden, config)
-    text = str(jax.make_jaxpr(run)(tiny.params(), *rows(tiny.packed())))
+    batch = rows(tiny.packed())
+    text = str(jax.make_jaxpr(Decoder(config).apply)({"params": tiny.params()}, *batch))
     assert ("remat" in text or "checkpoint" in text) == (remat != "none")
 
 

@@ -28,7 +28,7 @@ def padded(pad_token=0):
     return tokens, np.arange(WIDTH)[None] < lengths[:, None]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=tiny.FAST)
 def run(config, params, tokens, mask, new):
     """Hidden states after the prompt [B, D] and after each new token [B, N, T, D]."""
     decoder, variables = Decoder(config), {"params": params}
@@ -78,7 +78,7 @@ def test_the_product_reads_a_row_as_it_reads_prompt_and_steps():
     row, n = 0, 1
     whole = np.array([[*PROMPTS[row], *NEW[row, n]]], np.int32)
     length = whole.shape[1]
-    apply = jax.jit(Decoder(tiny.CONFIG).apply)
+    apply = jax.jit(Decoder(tiny.CONFIG).apply, compiler_options=tiny.FAST)
     full = apply(
         {"params": tiny.params()}, whole, np.arange(length)[None], np.ones((1, length), np.int32)
     )[0, len(PROMPTS[row]) - 1 :]

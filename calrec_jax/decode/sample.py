@@ -98,7 +98,13 @@ class Sampler:
         Args:
           prompts: int32 tokens without BOS, one array a prompt.
           seeds: one a prompt, in [0, 2**32).
+
+        Raises:
+          CalrecError: a prompt is too long.
+          ValueError: not one seed a prompt.
         """
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
         tokens, mask = self._pad(prompts)
         seeds = np.asarray([*seeds, *[0] * (len(tokens) - len(seeds))], np.uint32)
         with partitioning.use_mesh(self._mesh, self._mesh_config):

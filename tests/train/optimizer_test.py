@@ -13,6 +13,7 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from calrec_jax.train.state import param_shapes
 
 
 def rates(train_steps, **config):

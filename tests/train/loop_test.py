@@ -1,0 +1,188 @@
+"""The loop's order of things, with a step, checkpoints and telemetry that write down what happens.
+
+What really comes of it is in stages_test.py and resume_test.py.
+"""
+
+import os
+import signal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from calrec_jax.errors import CalrecError
+from calrec_jax.losses import LossConfig, LossSums
+from calrec_jax.train import loop
+from calrec_jax.train.preemption import Preempted
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+
+
+class Diary:
+    """Stands for step, validation, checkpoints and telemetry; `events` is what they were asked."""
+
+    def __init__(self, terminate_at=None, validated=()):
+        self.events = []
+        self._terminate_at = terminate_at
+        self._validated = set(validated)
+        self._add = jax.jit(lambda state, batch: State(state.step + batch))
+
+    def train_step(self, state, batch):
+        step = int(jax.device_get(state.step)) + 1
+        self.events.append(f"dispatch {step}")
+        if self._terminate_at == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self._add(state, batch), {"n": step}
+
+    def validate(self, state):
+        self.events.append(f"validate {int(state.step)}")
+        if self._terminate_at == f"validate {int(state.step)}":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": 1.0}
+
+    # Telemetry
+    def training(self, step, metrics):
+        assert metrics == {"n": step}
+        self.events.append(f"read {step}")
+
+    def validation(self, step, losses):
+        self.events.append(f"tell {step}")
+
+    def restart_clock(self):
+        self.events.append("clock")
+
+    # Checkpoints
+    def save(self, state, position, metrics):
+        assert position == {"batches": int(state.step)}
+        self.events.append(f"save {int(state.step)}" + (" with losses" if metrics else ""))
+
+    def validated(self, step):
+        return step in self._validated
+
+    def add_metrics(self, step, metrics):
+        self.events.append(f"add losses {step}")
+
+    def wait(self):
+        self.events.append("wait")
+
+
+def train(diary, last_step, first_step=0, log=100, validate=100, save=None, batches=None):
+    ones = [jnp.int32(1)] * (last_step - first_step)
+    return loop.train(
+        State(jnp.int32(first_step)),
+        last_step,
+        train_step=diary.train_step,
+        validate=diary.validate,
+        batches=iter(ones if batches is None else batches),
+        checkpoints=diary,
+        telemetry=diary,
+        periods=loop.Periods(log, validate, save),
+    )
+
+
+def test_metrics_are_read_when_the_next_step_is_under_way():
+    diary = Diary()
+    assert int(train(diary, 3).step) == 3
+    assert diary.events == [
+        *["dispatch 1", "dispatch 2", "read 1", "dispatch 3", "read 2"],
+        *["read 3", "validate 3", "tell 3", "save 3 with losses", "clock", "wait"],
+    ]
+
+
+def test_what_is_due_when_and_the_last_step_always_validates_and_saves():
+    diary = Diary()
+    train(diary, 7, validate=4, save=3)
+    found = [event for event in diary.events if event.startswith(("save", "validate"))]
+    assert found == [
+        *["save 3", "validate 4", "save 4 with losses"],
+        *["save 6", "validate 7", "save 7 with losses"],
+    ]
+
+
+def test_nothing_is_read_or_saved_twice():
+    diary = Diary()
+    train(diary, 12, validate=4, save=2)
+    for kind in ("dispatch", "read", "save"):
+        steps = [int(event.split()[1]) for event in diary.events if event.startswith(kind)]
+        assert len(steps) == len(set(steps)) == (6 if kind == "save" else 12)
+
+
+def test_it_goes_on_from_the_steps_that_are_done():
+    diary = Diary()
+    train(diary, 5, first_step=3)
+    assert [event for event in diary.events if "dispatch" in event] == ["dispatch 4", "dispatch 5"]
+
+
+def test_told_to_stop_it_saves_at_once_and_says_so():
+    diary = Diary(terminate_at=2)
+    with pytest.raises(Preempted, match="stopped after step 2, saved"):
+        train(diary, 5)
+    assert diary.events[-4:] == ["read 2", "save 2", "clock", "wait"]
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_told_to_stop_where_validation_is_due_the_next_run_makes_up_for_it(step):
+    """Also at the last step: else the stage would end without its best checkpoint."""
+    diary = Diary(terminate_at=step)
+    with pytest.raises(Preempted):
+        train(diary, 5, validate=2)
+    assert diary.events[-3:] == [f"save {step}", "clock", "wait"]
+    assert f"validate {step}" not in diary.events
+
+    again = Diary(validated=[4])
+    train(again, 5, first_step=step, validate=2)
+    assert again.events[:4] == [f"validate {step}", f"tell {step}", f"add losses {step}", "clock"]
+
+
+@pytest.mark.parametrize("first_step", [0, 3, 4])
+def test_it_makes_up_for_nothing_that_was_not_due_or_is_done(first_step):
+    diary = Diary(validated=[4])
+    train(diary, 5, first_step=first_step, validate=2)
+    assert f"validate {first_step}" not in diary.events
+
+
+def test_told_to_stop_during_the_last_validation_it_stops_before_the_next_stage():
+    diary = Diary(terminate_at="validate 3")
+    with pytest.raises(Preempted, match="stopped after the last step, 3, saved"):
+        train(diary, 3)
+    assert diary.events[-3:] == ["save 3 with losses", "clock", "wait"]
+
+
+def test_told_to_stop_during_a_validation_it_stops_after_the_next_step():
+    diary = Diary(terminate_at="validate 2")
+    with pytest.raises(Preempted, match="after step 3"):
+        train(diary, 9, validate=2)
+    assert "save 2 with losses" in diary.events
+
+
+def test_a_hidden_transfer_in_the_step_is_an_error():
+    class Careless(Diary):
+        def train_step(self, state, batch):
+            return self._add(state, np.int32(1)), {"n": 1}
+
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(Careless(), 1)
+
+
+def test_batches_that_end_too_early_are_told():
+    with pytest.raises(CalrecError, match="the training batches ended at step 3 of 5"):
+        train(Diary(), 5, batches=[jnp.int32(1)] * 2)
+
+
+def test_losses_of_several_batches_are_weighted_by_their_sizes():
+    config = LossConfig(alpha=0.25, beta=0.125)
+    sums = [
+        LossSums(*(jnp.float32(x) for x in (10, 4, 3, 2, 2))),
+        LossSums(*(jnp.float32(x) for x in (2, 2, 9, 4, 4))),
+    ]
+    found = loop.mean_losses(iter(sums), lambda total: total.means(config))
+    assert found == {"loss": 0.625 * 2.0 + 0.25 * 2.0 + 0.125 * 1.0, "nig": 2.0, "tt": 2.0, "ut": 1}
+
+
+def test_without_batches_there_is_no_mean():
+    assert loop.mean_losses(iter([]), lambda total: total) is None

@@ -46,7 +46,7 @@ def prepare(
         rejects = readers.Rejects(rejects_path)
         raw = readers.READERS[source](pathlib.Path(input_dir), domain, rejects)
         rejects.close()
-        splits = sequences.make_splits(raw, rules)
+        splits = _make_splits(raw, rules, rejects)
         catalogue = Catalogue.create(domain, {i: f for i, f in raw.items.items() if f})
         stats = statistics(catalogue, splits) | {
             "source": source,
@@ -60,6 +60,19 @@ def prepare(
     by_name = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     store.write_domain(data_dir, catalogue, by_name, files)
     return stats
+
+
+def _make_splits(raw: readers.RawDomain, rules: Rules, rejects: readers.Rejects) -> Splits:
+    """`sequences.make_splits`, whose error goes on to say what was rejected before."""
+    try:
+        return sequences.make_splits(raw, rules)
+    except CalrecError as error:
+        if not rejects.counts:
+            raise
+        listed = ", ".join(f"{n} {reason!r}" for reason, n in rejects.counts.most_common(3))
+        raise CalrecError(
+            f"{error}; {rejects.counts.total()} lines were rejected: {listed}"
+        ) from None
 
 
 def statistics(catalogue: Catalogue, splits: Splits) -> dict[str, Any]:

@@ -13,12 +13,13 @@ import html
 import json
 import pathlib
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from calrec_jax.errors import CalrecError
 
-_MARKUP = re.compile(r"<[^<>]*>")
+_MARKUP = re.compile(r"</?[A-Za-z!][^<>]*>")
 _MAX_PRICE_LENGTH = 40  # "$1,234.56 - $2,345.67" is 21; longer ones are remains of a web page
 
 
@@ -75,7 +76,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     try:
         with opener(path, "rb") as file:
             yield from enumerate(file, start=1)
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise CalrecError(f"{path} cannot be read to its end: {error}") from error
 
 
@@ -89,10 +90,19 @@ def _records(path: pathlib.Path, parse: Callable[[dict], Any], rejects: Rejects)
             yield parse(record)
         except UnicodeDecodeError:
             rejects.add(path.name, number, "not UTF-8", raw.decode(errors="replace"))
-        except ValueError:
+        except (RecursionError, ValueError):
             rejects.add(path.name, number, "not JSON", raw.decode(errors="replace"))
         except _Reject as reason:
             rejects.add(path.name, number, str(reason), raw.decode(errors="replace"))
+
+
+def _unicode(value: str, key: str) -> str:
+    """`value`, unless it holds half a surrogate pair ("\\ud83d"), which no file can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _Reject(f"{key} is not Unicode") from None
+    return value
 
 
 def _text(record: dict, key: str) -> str:
@@ -101,7 +111,7 @@ def _text(record: dict, key: str) -> str:
         return ""
     if not isinstance(value, str):
         raise _Reject(f"{key} is not a string")
-    return clean_text(value)
+    return clean_text(_unicode(value, key))
 
 
 def _identifier(record: dict, key: str) -> str:
@@ -110,15 +120,16 @@ def _identifier(record: dict, key: str) -> str:
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise _Reject(f"no {key}")
-    return value.strip()
+    return _unicode(value, key).strip()
 
 
 def _integer(record: dict, key: str) -> int | None:
     value = record.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-        raise _Reject(f"{key} is not an integer")
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or abs(value) >= 2**63:
+        raise _Reject(f"{key} is not a 64-bit integer")
     return int(value)
 
 
@@ -126,10 +137,10 @@ def _category(value: Any) -> str:
     """A category path is written from the root to the leaf, joined by spaces."""
     if value is None:
         return ""
-    if isinstance(value, str):
-        return clean_text(value)
     if isinstance(value, list) and all(isinstance(level, str) for level in value):
-        return clean_text(" ".join(value))
+        value = " ".join(value)
+    if isinstance(value, str):
+        return clean_text(_unicode(value, "category"))
     raise _Reject("category is neither a string nor a list of strings")
 
 

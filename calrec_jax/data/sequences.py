@@ -32,14 +32,23 @@ class Rules:
             )
 
 
+COUNTS = (
+    "events_read",
+    "events_without_item",
+    "repeats_merged",
+    "users_too_short",
+    "users",
+    "events",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Splits:
     """Leave-one-out splits, users in the order of their ids, and what the rules did.
 
     Attributes:
       train, validation, test: the last item of each sequence is its target.
-      counts: {"events_read", "events_without_item", "repeats_merged", "users_too_short", "users",
-        "events"}.
+      counts: by the names in COUNTS; "users" and "events" are those that are left.
     """
 
     train: list[UserSequence]
@@ -84,7 +93,7 @@ def make_splits(raw: RawDomain, rules: Rules) -> Splits:
       CalrecError: no user is left; the line says what the rules removed.
     """
     by_user: dict[str, list[Event]] = collections.defaultdict(list)
-    counts = collections.Counter(events_read=len(raw.events))
+    counts = dict.fromkeys(COUNTS, 0) | {"events_read": len(raw.events)}
     for event in raw.events:
         if raw.items.get(event.item_id):
             by_user[event.user_id].append(event)

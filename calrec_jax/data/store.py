@@ -69,19 +69,36 @@ def write_domain(
         made = domain_dir(temporary, catalogue.domain)
         for name, text in extra_files.items():
             (made / name).write_text(text)
-        if target.exists():
-            target.rename(temporary / "old")
-        made.rename(target)
+        _put_in_place(made, target, temporary / "old")
     except (OSError, tf.errors.OpError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
-        reason = "no space left on the disk" if full else str(error).splitlines()[0]
         raise CalrecError(
-            f"cannot write {target}: {reason}; nothing that was there before is lost"
+            f"cannot write {target}: {_reason(error)}; nothing that was there before is lost"
         ) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _put_in_place(made: pathlib.Path, target: pathlib.Path, old: pathlib.Path) -> None:
+    """Moves `made` to `target`, and what is there to `old`; back again if that fails."""
+    try:
+        if target.exists():
+            target.rename(old)
+        made.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    # An errno gets lost where TFDS adds words to an error; the second words are its own.
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left" in text or "Not enough disk space" in text:
+        return "no space left on the disk"
+    return text.splitlines()[0]
 
 
 def _write(root: pathlib.Path, catalogue: Catalogue, splits) -> None:

@@ -17,6 +17,7 @@ import pathlib
 import random
 
 from calrec_jax.data.readers import Event, RawDomain
+from calrec_jax.errors import CalrecError
 
 DOMAINS = {
     "synthetic_garden": "Trowel Hose Planter Rake Shears Gloves Sprinkler Mulch Trellis Lantern",
@@ -65,6 +66,14 @@ class SyntheticConfig:
     missing: tuple[tuple[str, float], ...] = (("category", 0.04), ("brand", 0.02), ("price", 0.15))
     min_length: int = 4
     max_length: int = 9
+
+    def __post_init__(self):
+        if self.target not in DOMAINS:
+            raise CalrecError(f"target {self.target!r} is none of {', '.join(sorted(DOMAINS))}")
+        if not 1 <= self.brands <= len(_BRANDS):
+            raise CalrecError(f"brands {self.brands}: there are names for 1 to {len(_BRANDS)}")
+        if self.cold >= 1:
+            raise CalrecError(f"cold {self.cold}: some items must be sold before the last purchase")
 
 
 Product = tuple[str, int, int]

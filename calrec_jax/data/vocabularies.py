@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import sentencepiece as spm
@@ -83,6 +84,9 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         reason = str(error).splitlines()[-1]
+        needed = re.search(r"smaller than required_chars. \d+ vs (\d+)", reason)
+        if needed:
+            reason = f"every character is a piece, so at least {needed[1]} are needed"
         raise CalrecError(
             f"no vocabulary of {vocab_size} pieces from these texts: {reason}"
         ) from None

@@ -168,11 +168,11 @@ def test_no_model_dir(tmp_path):
 
 def test_every_trial_of_the_ablation_is_a_run():
     sweep = sweep_file.read(GIN / "sweeps" / "ablation.yaml")
-    (file,) = [arg.removeprefix("--gin_file=") for arg in sweep.base_args]
-    updates = sum(stage.train_steps for stage in make(file).stages)
+    file, *shared = [re.sub(r"^--gin(_file=|\.)", "", arg) for arg in sweep.base_args]
+    updates = sum(stage.train_steps for stage in make(file, *shared).stages)
     kinds = set()
     for trial in sweep.trials:
-        made = make(file, *(f"{name}={value}" for name, value in trial.overrides.items()))
+        made = make(file, *shared, *(f"{name}={value}" for name, value in trial.overrides.items()))
         stages = tuple(stage.name for stage in made.stages)
         (losses,) = {stage.losses for stage in made.stages}
         kinds.add((stages, losses.alpha, losses.beta))

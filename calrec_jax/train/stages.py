@@ -144,7 +144,7 @@ class Trainer:
             )
             step = make_train_step(decoder, tx, schedule, stage.losses, spec.max_loss_tokens)
             shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-            with contextlib.closing(telemetry):
+            with contextlib.closing(telemetry), _save_finished(checkpoints):
                 loop.train(
                     state,
                     stage.train_steps,
@@ -157,7 +157,6 @@ class Trainer:
                         stage.log_period, stage.validate_period, stage.save_period
                     ),
                 )
-            checkpoints.close()
 
     def checkpoint_dir(self, stage_name: str) -> pathlib.Path:
         """Where a stage of this run keeps its checkpoints."""
@@ -216,6 +215,20 @@ class Trainer:
             **self.identity,
             "stages": {stage.name: dataclasses.asdict(stage) for stage in stages},
         }
+
+
+@contextlib.contextmanager
+def _save_finished(checkpoints: Checkpoints):
+    """Finishes the save that is under way, also where training fails, and lets go."""
+    try:
+        yield
+    except BaseException:
+        # Alone, a process can do so; peers of one that fails would never come to it.
+        if jax.process_count() == 1:
+            with contextlib.suppress(CalrecError):  # the disk is full: not the first error
+                checkpoints.close()
+        raise
+    checkpoints.close()
 
 
 def _host_spec(stage: Stage, mesh) -> BatchSpec:

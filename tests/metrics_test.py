@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import ranking
 
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
@@ -60,6 +61,17 @@ def test_values_are_means_over_the_ranks_of_a_tie(low, ties):
     for name in metrics.METRICS:
         expected = math.fsum(r[name] for r in ranks) / len(ranks)
         assert values[name][0] == pytest.approx(expected, rel=1e-10, abs=1e-14)
+
+
+@pytest.mark.parametrize("levels", [2, 12, 1000])
+def test_catalogues_with_few_or_many_ties_are_the_oracles(levels):
+    rng = np.random.default_rng(levels)
+    for _ in range(20):
+        scores, target = rng.integers(levels, size=40).astype(float), int(rng.integers(40))
+        low, high = metrics.rank_bounds(scores, target)
+        assert (low, high) == ranking.rank_bounds(scores, target)
+        values = {name: v[0] for name, v in metrics.per_user([low], [high]).items()}
+        assert values == pytest.approx(ranking.expected_metrics(scores, target), rel=1e-12)
 
 
 def test_rank_bounds_count_better_and_equal_items():

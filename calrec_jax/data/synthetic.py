@@ -46,8 +46,9 @@ class SyntheticConfig:
         domain: brands x 10 kinds x 4 steps, plus duplicates.
       follow, go_back: shares of purchases that follow the rule from the last item, or from an
         earlier one; the rest is unrelated.
-      repeat, duplicate, too_short, cold: shares of repeated events, of items listed twice, of users
-        with too few events, of items sold only as the last purchase of a history.
+      repeat, duplicate, too_short, cold: shares of purchases that are there twice (going back may
+        repeat the last one too), of items listed twice, of users with too few events, of items sold
+        only as the last purchase of a history.
       missing: shares of items without category, brand, price.
       min_length, max_length: events of a user, before repeats.
     """

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+import types
 from collections import Counter
 from collections.abc import Sequence
 
-import bm25s
 import numpy as np
 import scipy.sparse
 
 from calrec_jax.errors import CalrecError
-
-# It logs every step, and sets its own level to DEBUG when it is imported.
-logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 _WORD = re.compile(r"\w+")
 
@@ -22,6 +19,19 @@ _WORD = re.compile(r"\w+")
 def words(text: str) -> list[str]:
     """Lower-cased runs of letters, digits and underscores; no stop words, no stemming."""
     return _WORD.findall(text.lower())
+
+
+def _bm25s() -> types.ModuleType:
+    """The library, imported at its first use and not with this module.
+
+    When it is imported, it runs a program with JAX. That takes the accelerators, after which a
+    process can no longer join its peers.
+    """
+    import bm25s
+
+    # It logs every step, and sets its own level to DEBUG when it is imported.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return bm25s
 
 
 class BM25Index:
@@ -42,7 +52,7 @@ class BM25Index:
         corpus = [words(text) for text in texts]
         if not any(corpus):
             raise CalrecError("the catalogue has no text to index: its items have no fields")
-        index = bm25s.BM25(k1=k1, b=b, method="lucene", dtype="float64")
+        index = _bm25s().BM25(k1=k1, b=b, method="lucene", dtype="float64")
         index.index(corpus, show_progress=False)
         columns = index.scores
         self._vocabulary: dict[str, int] = index.vocab_dict

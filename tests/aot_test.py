@@ -1,0 +1,137 @@
+"""The training step and the sampler compile for a TPU that is not there, in bfloat16.
+
+What the compiler says of the program is checked too: no logits of whole rows, no copies of the
+prompts' keys and values, and the old state's memory is used again for the new one.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+
+from calrec_jax.batch import BatchSpec
+from calrec_jax.decode.sample import SamplingConfig, _sample
+from calrec_jax.losses import LossConfig
+from calrec_jax.models.config import DecoderConfig
+from calrec_jax.models.decoder import Decoder
+from calrec_jax.parallel import partitioning
+from calrec_jax.parallel.mesh import MeshConfig, make_mesh
+from calrec_jax.train import state as train_state
+from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from calrec_jax.train.step import make_train_step
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="no libtpu, the TPU compiler: pip install -c constraints.txt 'calrec_jax[tpu]'",
+    ),
+]
+
+DATA, MODEL = 2, 2
+VOCABULARY, WIDTH, HEAD_DIM = 4096, 128, 64
+SPEC = BatchSpec.create(4, {"inputs": 224, "targets": 16}, row_length=256, max_segments=2)
+PROMPTS, PROMPT_LENGTH, SAMPLES = 4, 320, 16
+
+
+@pytest.fixture(scope="module")
+def devices():
+    """Four chips of a TPU v5e, as the compiler knows them."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Several processes may compile at once, and nobody is asked which TPU this machine has.
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
+        yield topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
+
+
+def model(**changes) -> DecoderConfig:
+    sizes = dict(
+        vocab_size=VOCABULARY, d_model=WIDTH, num_layers=2, num_heads=4, num_kv_heads=2,
+        head_dim=HEAD_DIM, d_ff=256, dtype="bfloat16", remat="dots",
+    )  # fmt: skip
+    return DecoderConfig(**(sizes | changes))
+
+
+def compiled_step(devices, config, optimizer, fsdp=False, max_loss_tokens=SPEC.max_loss_tokens):
+    """(the compiled training step, its state's shapes)."""
+    mesh_config = MeshConfig(DATA, MODEL, shard_params_over_data=fsdp)
+    mesh, decoder = make_mesh(mesh_config, devices), Decoder(config)
+    schedule = make_schedule(optimizer, 100)
+    tx = make_optimizer(optimizer, schedule)
+    with partitioning.use_mesh(mesh, mesh_config):
+        state = train_state.state_shapes(decoder, tx, mesh, mesh_config)
+        rows = partitioning.batch_sharding(mesh)
+        batch = {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+            for name, (shape, dtype) in SPEC.shapes().items()
+        }
+        one = make_train_step(decoder, tx, schedule, LossConfig(), max_loss_tokens)
+        out = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
+        step = jax.jit(one, donate_argnums=0, out_shardings=out)  # as a stage jits it
+        return step.lower(state, batch).compile(), state
+
+
+def largest_buffer(compiled) -> int:
+    """Elements of the largest array on one chip that the program names anywhere."""
+    shapes = re.findall(r"\b(?:bf16|f32|s32|u32|pred|s8|u8)\[([0-9,]+)\]", compiled.as_text())
+    assert len(shapes) > 100
+    return max(math.prod(map(int, shape.split(","))) for shape in set(shapes))
+
+
+LOGITS_OF_WHOLE_ROWS = SPEC.batch_size // DATA * SPEC.row_length * VOCABULARY // MODEL
+VARIANTS = {
+    "adamw": (model(), OptimizerConfig(), False),
+    "adafactor, split over data too": (
+        model(remat="full"), OptimizerConfig(name="adafactor"), True,
+    ),
+    "layers in a loop, untied, one key for all heads": (
+        model(remat="none", scan_layers=False, tie_embeddings=False, num_kv_heads=1),
+        OptimizerConfig(), False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_the_training_step_compiles_and_holds_no_logits_of_whole_rows(devices, variant):
+    step, state = compiled_step(devices, *variant)
+    assert largest_buffer(step) < LOGITS_OF_WHOLE_ROWS
+    memory = step.memory_analysis()
+    on_a_chip = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+    )
+    assert on_a_chip <= memory.alias_size_in_bytes <= memory.argument_size_in_bytes
+
+
+def test_logits_of_whole_rows_would_be_seen(devices):
+    step, _ = compiled_step(
+        devices, model(), OptimizerConfig(), max_loss_tokens=SPEC.row_length
+    )
+    assert largest_buffer(step) >= LOGITS_OF_WHOLE_ROWS
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
+def test_sampling_compiles_and_copies_no_prompt(devices, scan):
+    mesh_config = MeshConfig(DATA, MODEL)
+    mesh, decoder = make_mesh(mesh_config, devices), Decoder(model(scan_layers=scan))
+    run = functools.partial(_sample, decoder, SamplingConfig(SAMPLES, 0.5, 16), 1)
+    rows = partitioning.batch_sharding(mesh)
+    inputs = [
+        jax.ShapeDtypeStruct((PROMPTS, *shape), dtype, sharding=rows)
+        for shape, dtype in (
+            ((PROMPT_LENGTH,), jnp.int32), ((PROMPT_LENGTH,), jnp.bool_), ((), jnp.uint32),
+        )
+    ]  # fmt: skip
+    with partitioning.use_mesh(mesh, mesh_config):
+        params = train_state.param_shapes(decoder, mesh, mesh_config)
+        sampler = jax.jit(run).lower(params, *inputs).compile()
+    keys_once = PROMPTS // DATA * PROMPT_LENGTH * HEAD_DIM
+    logits_of_prompts = PROMPTS // DATA * PROMPT_LENGTH * VOCABULARY // MODEL
+    assert largest_buffer(sampler) < SAMPLES * keys_once < logits_of_prompts

@@ -64,6 +64,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "convert": ["safetensors>=0.6", "tokenizers>=0.22"],
         "beam": ["apache-beam>=2.72"],
+        "launch": ["xpk>=1.16"],  # for GKE; launch/tpu.sh needs gcloud alone
         "test": [
             "hypothesis>=6.130",
             "pytest>=9.0",

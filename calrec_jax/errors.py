@@ -1,4 +1,14 @@
-"""The one exception that users of calrec_jax are meant to read."""
+"""The one exception that users of calrec_jax are meant to read, and what becomes one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CalrecError(Exception):
@@ -7,3 +17,41 @@ class CalrecError(Exception):
     The command line prints it without a traceback and exits with a non-zero code. Everything else
     that is raised is a defect of calrec_jax or of the machine and keeps its traceback.
     """
+
+
+@contextlib.contextmanager
+def full_disk_named(place: str | os.PathLike) -> Iterator[None]:
+    """Turns a full disk, however deep it was met, into an error that names `place`.
+
+    Raises:
+      CalrecError: the disk is full. Names the file, where the error does.
+    """
+    try:
+        yield
+    except CalrecError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not is_full_disk(cause):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise CalrecError(
+            f"no space left on the disk of {_path_in(cause) or place}: free some and run the same "
+            f"command again; nothing that was saved before is lost"
+        ) from error
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether `error` itself says so, by its number or, as TensorFlow and TensorStore, in words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    # RESOURCE_EXHAUSTED alone may be the device's memory.
+    return any(os.strerror(code) in str(error) for code in _FULL)
+
+
+def _path_in(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.filename:
+        return str(error.filename)
+    found = re.search(r"""["'](/[^"']+)["']""", str(error))
+    return found[1] if found else None

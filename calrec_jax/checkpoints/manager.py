@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -15,7 +14,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
-from calrec_jax.errors import CalrecError
+from calrec_jax.errors import CalrecError, full_disk_named
 
 _METRIC = "loss"
 _PREFIX = "checkpoint"
@@ -89,7 +88,7 @@ class Checkpoints:
             optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
             position=ocp.args.JsonSave(dict(position)),
         )
-        with _disk_errors(self.directory):
+        with full_disk_named(self.directory):
             self._manager.save(step, args=args, metrics=metrics and dict(metrics))
 
     def validated(self, step: int) -> bool:
@@ -106,7 +105,7 @@ class Checkpoints:
             # As orbax lays them out; in one go, so that a kill leaves all or nothing.
             item = self.directory / f"{_PREFIX}_{step}" / "metrics"
             temporary = item.with_name("metrics.tmp")
-            with _disk_errors(self.directory):
+            with full_disk_named(self.directory):
                 temporary.mkdir(exist_ok=True)
                 (temporary / item.name).write_text(json.dumps(dict(metrics)))
                 os.replace(temporary, item)
@@ -115,12 +114,12 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when all saves are on disk. Raises as `save` does."""
-        with _disk_errors(self.directory):
+        with full_disk_named(self.directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for saves and lets go of the directory."""
-        with _disk_errors(self.directory):
+        with full_disk_named(self.directory):
             self._manager.close()
 
     def latest_step(self) -> int | None:
@@ -200,29 +199,3 @@ def _leaves(tree) -> dict[str, tuple]:
 
 def _describe(leaf) -> str:
     return "absent" if leaf is None else f"{leaf[1]}{list(leaf[0])}"
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # TensorStore says it in words. RESOURCE_EXHAUSTED alone may be the device's memory.
-    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
-
-
-class _disk_errors:
-    """Turns a full disk, however deep it was met, into the user's error."""
-
-    def __init__(self, directory):
-        self._directory = directory
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        while error is not None:
-            if _is_full_disk(error):
-                raise CalrecError(
-                    f"no space left on the disk of {self._directory}: nothing that was saved "
-                    f"before is lost; free some space and run the same command again"
-                ) from error
-            error = error.__cause__ or error.__context__

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from calrec_jax.cli import gin_config
-from calrec_jax.cli.main import full_disk_named, run_command
+from calrec_jax.cli.main import run_command
+from calrec_jax.errors import full_disk_named
 
 
 def main(argv: Sequence[str]) -> int:

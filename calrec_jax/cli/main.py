@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import errno
 import importlib
 import os
-import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from calrec_jax import __version__
-from calrec_jax.errors import CalrecError
+from calrec_jax.errors import CalrecError, full_disk_named
 
 COMMANDS = {
     "synthetic": "write the embedded store: made-up domains to try everything on",
@@ -77,42 +74,6 @@ def show_error(name: str, error: BaseException) -> int:
     else:
         traceback.print_exception(error)
     return 1
-
-
-@contextlib.contextmanager
-def full_disk_named(place: str | os.PathLike) -> Iterator[None]:
-    """Turns a full disk, however deep it was met, into an error that names `place`.
-
-    Raises:
-      CalrecError: the disk is full. Names the file, where the error does.
-    """
-    try:
-        yield
-    except CalrecError:
-        raise
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not _is_full_disk(cause):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise CalrecError(
-            f"no space left on the disk of {_path_in(cause) or place}: free some and run the same "
-            f"command again"
-        ) from error
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # TensorFlow, TensorStore and orbax only say it in words.
-    return full or "No space left on device" in str(error)
-
-
-def _path_in(error: BaseException) -> str | None:
-    if isinstance(error, OSError) and error.filename:
-        return str(error.filename)
-    found = re.search(r"""["'](/[^"']+)["']""", str(error))
-    return found[1] if found else None
 
 
 def positive_int(text: str) -> int:

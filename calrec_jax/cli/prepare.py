@@ -8,7 +8,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from calrec_jax.cli.main import full_disk_named, positive_int, run_command
+from calrec_jax.cli.main import positive_int, run_command
+from calrec_jax.errors import full_disk_named
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from calrec_jax.cli.main import full_disk_named, positive_int, run_command
+from calrec_jax.cli.main import positive_int, run_command
+from calrec_jax.errors import full_disk_named
 
 
 def main(argv: Sequence[str]) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Iterator, Sequence
 
-from calrec_jax.cli.main import full_disk_named, positive_int, run_command
-from calrec_jax.errors import CalrecError
+from calrec_jax.cli.main import positive_int, run_command
+from calrec_jax.errors import CalrecError, full_disk_named, is_full_disk
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             vocabularies.train_sentencepiece(texts, args.out, args.size, template.fixed_strings)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full_disk(error):
                 raise
             raise CalrecError(f"cannot write {args.out}: {error.strerror}") from error
     size = vocabularies.sentencepiece(args.out).vocab_size

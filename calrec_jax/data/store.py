@@ -10,7 +10,6 @@ missing timestamps are an empty list.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import pathlib
 import re
@@ -19,7 +18,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 
 from calrec_jax.data.quiet_tensorflow import tf, tfds
-from calrec_jax.errors import CalrecError
+from calrec_jax.errors import CalrecError, is_full_disk
 from calrec_jax.text.items import Catalogue, UserSequence
 
 VERSION = "1.0.0"
@@ -94,9 +93,8 @@ def _put_in_place(made: pathlib.Path, target: pathlib.Path, old: pathlib.Path) -
 
 def _reason(error: Exception) -> str:
     text = str(error) or type(error).__name__
-    # An errno gets lost where TFDS adds words to an error; the second words are its own.
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left" in text or "Not enough disk space" in text:
+    # TFDS looks before it writes, and says it in words of its own.
+    if is_full_disk(error) or "Not enough disk space" in text:
         return "no space left on the disk"
     return text.splitlines()[0]
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from small_disk import fill, small_disk
 
 DOMAINS = ("synthetic_garden", "synthetic_kitchen", "synthetic_office", "synthetic_sports")
 SMALL = [
@@ -68,6 +69,31 @@ def test_the_chain(tmp_path):
     (answered,) = map(json.loads, answer.stdout.splitlines())
     assert answered["user_id"] == "u" and len(answered["items"]) == 3
     assert "line 2: synthetic_sports has no item 'none'" in answer.stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_training_in_one_line_and_loses_nothing(tmp_path):
+    store = "runs/quickstart/store"
+    calrec(tmp_path, "synthetic", f"--data_dir={store}", "--users=60", "--target_users=60")
+    train = ["train", "--gin_file=gin/runs/quickstart.gin", "--gin.VOCABULARY=@vocabularies.byte()"]
+    train += [*SMALL, "--gin.MODEL_DIR='disk/model'", "--gin.stages.Stage.validate_period=1"]
+
+    def checkpoints() -> dict[str, bytes]:
+        steps = (disk / "model").glob("stage1/checkpoints/checkpoint_*[0-9]")
+        return {p.name: p.read_bytes() for step in steps for p in step.rglob("*") if p.is_file()}
+
+    with small_disk(tmp_path / "disk", 96 * 1024) as disk:
+        calrec(tmp_path, *train, "--gin.STAGE1_STEPS=2", "--gin.STAGES=[@stage1/stages.Stage()]")
+        saved = checkpoints()
+        filler = fill(disk, free=2**20)
+        more = ["--gin.STAGES=[@stage1/stages.Stage(), @stage2/stages.Stage()]"]
+        full = calrec(tmp_path, *train, "--gin.STAGE1_STEPS=2", *more, code=1)
+        line = full.stderr.splitlines()[-1]
+        assert line.startswith("calrec train: error: no space left on the disk of ")
+        assert "Traceback" not in full.stderr and saved and checkpoints() == saved
+        filler.unlink()
+        assert "stage2 2/2" in calrec(tmp_path, *train, "--gin.STAGE1_STEPS=2", *more).stderr
+        assert checkpoints() == saved
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import types
 
 import pytest
 
+from calrec_jax import errors
 from calrec_jax.cli import main as cli
 from calrec_jax.errors import CalrecError
 
@@ -97,13 +98,13 @@ def test_exit_code_of_the_command_is_ours(command):
 
 def test_a_full_disk_is_one_line_with_the_path(command, capsys):
     def main(argv):
-        with cli.full_disk_named("runs/a"), open("/dev/full", "w") as file:
+        with errors.full_disk_named("runs/a"), open("/dev/full", "w") as file:
             file.write("x")
 
     assert command(main)() == 1
     assert capsys.readouterr().err == (
         "calrec fake: error: no space left on the disk of runs/a: free some and run the same "
-        "command again\n"
+        "command again; nothing that was saved before is lost\n"
     )
 
 
@@ -136,7 +137,7 @@ def wrapped(inner):
 )
 def test_a_full_disk_is_found_however_deep(error, path):
     with pytest.raises(CalrecError, match=f"no space left on the disk of {path}:"):
-        with cli.full_disk_named("runs/a"):
+        with errors.full_disk_named("runs/a"):
             raise error
 
 
@@ -150,7 +151,7 @@ def test_a_full_disk_is_found_however_deep(error, path):
 )
 def test_other_errors_are_no_full_disk(error):
     with pytest.raises(type(error)):
-        with cli.full_disk_named("runs/a"):
+        with errors.full_disk_named("runs/a"):
             raise error
 
 

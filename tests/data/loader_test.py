@@ -12,6 +12,7 @@ from calrec_jax.data.feature_converters import CalrecFeatureConverter
 from calrec_jax.data.registry import DataConfig
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import Catalogue, UserSequence, stable_id
+from calrec_jax.text.templates import Template
 
 LENGTHS = {"inputs": 80, "targets": 24}
 PACKED = BatchSpec.create(4, LENGTHS, row_length=240, max_segments=5)
@@ -191,3 +192,32 @@ def test_a_domains_own_vocabulary_may_be_the_runs(tiny_config):
     registry.register_mixture("tiny_both", ["tiny_same", "tiny_games"])
     registry.register_mixture("tiny_both_other_way", ["tiny_books", "tiny_same"])
     assert next(load("tiny_both")) and next(load("tiny_both_other_way"))
+
+
+@BOTH
+@pytest.mark.parametrize("separators", [("; ", ". Next: "), ("", "")], ids=["usual", "none"])
+def test_spans_end_where_the_target_begins_whatever_the_texts_hold(
+    tiny_config, tmp_path, spec, separators
+):
+    # Known defect elsewhere: the target is looked for by the separator, and where that is missing,
+    # the middle of the sequence is taken. Here items hold the separator, and templates have none.
+    titles = {f"i{n}": {"title": f"{n}. Next: {n}"} for n in range(8)}
+    history = [(f"i{n}", f"i{(3 * n + 1) % 8}") for n in range(8)]
+    records = [UserSequence(f"u{n}", "traps", items) for n, items in enumerate(history)]
+    splits = dict.fromkeys(store.SPLITS, records)
+    store.write_domain(tmp_path, Catalogue.create("traps", titles), splits, {})
+    template = Template(("title",), "", *separators)
+    registry.register_domain("traps")
+    registry.use(DataConfig(str(tmp_path), vocabularies.byte(), template))
+
+    found = []
+    for batch in load("traps", spec, shuffle=False, repeat=False):
+        spans, tokens = batch["decoder_span_ids"], batch["decoder_input_tokens"]
+        for row, slot in zip(*np.nonzero(batch["target_item_ids"]), strict=True):
+            here = batch["decoder_segment_ids"][row] == slot + 1
+            pair = (tokens[row][here & (spans[row] == span)].tolist() for span in (1, 2))
+            found.append(tuple(vocabularies.byte().decode(ids) for ids in pair))
+    assert sorted(found) == sorted(
+        (template.render_prompt([titles[past]]), template.render_item(titles[target]))
+        for past, target in history
+    )

@@ -1,0 +1,167 @@
+"""The store: what is written is read, by us and by plain TFDS, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from calrec_jax.data import store
+from calrec_jax.errors import CalrecError
+from calrec_jax.text.items import Catalogue, UserSequence
+
+CATALOGUE = Catalogue.create(
+    "toys",
+    {
+        "b": {"title": "Ball", "brand": "Ø & Co"},
+        "a": {"title": "Ape"},
+        "ü\u2028": {"title": "漢字", "price": "$1"},
+    },
+)
+SPLITS = {
+    "train": [UserSequence("u1", "toys", ("a", "b"), (5, 6))],
+    "validation": [
+        UserSequence("u1", "toys", ("a", "b", "a"), (5, 6, 6)),
+        UserSequence("u2", "toys", ("b", "a")),
+    ],
+    "test": [UserSequence("u2", "toys", ("b", "a", "ü\u2028"))],
+}
+OTHER = Catalogue.create("toys", {"z": {"title": "Zebra"}})
+
+
+def write(data_dir, catalogue=CATALOGUE, **files):
+    return store.write_domain(data_dir, catalogue, SPLITS, files)
+
+
+def files(directory: pathlib.Path) -> dict[str, bytes]:
+    paths = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_what_is_written_is_read(tmp_path):
+    assert write(tmp_path, **{"stats.json": "{}\n"}) == tmp_path / "toys"
+    assert store.read_catalogue(tmp_path, "toys") == CATALOGUE
+    for split, sequences in SPLITS.items():
+        assert store.read_sequences(tmp_path, "toys", split) == sequences
+        assert store.num_examples(tmp_path, "toys", split) == len(sequences)
+    assert (tmp_path / "toys" / "stats.json").read_text() == "{}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["toys"]  # nothing temporary is left
+
+
+def test_plain_tfds_reads_it(tmp_path):
+    write(tmp_path)
+    code = f"""
+import json, sys
+import tensorflow_datasets as tfds
+out = {{}}
+for config in ("sequences", "items"):
+    for split, data in tfds.load(f"toys/{{config}}", data_dir={str(tmp_path)!r}).items():
+        out[split] = [
+            {{k: [x.decode() if isinstance(x, bytes) else int(x) for x in v]
+              if v.shape else v.decode() for k, v in tfds.as_numpy(record).items()}}
+            for record in data.map(lambda r: r)
+        ]
+assert "calrec_jax" not in sys.modules
+print(json.dumps(out))
+"""
+    code = code.replace("v.shape", "getattr(v, 'shape', ())")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["test"] == [
+        {"user_id": "u2", "item_ids": ["b", "a", "ü\u2028"], "timestamps": []}
+    ]
+    assert [len(found[split]) for split in ("train", "validation")] == [1, 2]
+    assert found["items"][1] == {"item_id": "b", "title": "Ball", "brand": "Ø & Co", "price": ""}
+
+
+def test_the_same_data_gives_the_same_files(tmp_path):
+    first, again = files(write(tmp_path / "a")), files(write(tmp_path / "b"))
+    assert first.keys() == again.keys()
+    assert not [name for name in first if first[name] != again[name]]
+
+
+def test_writing_again_puts_the_new_in_place_of_the_old(tmp_path):
+    write(tmp_path, **{"rejects.jsonl": "old"})
+    write(tmp_path, OTHER)
+    assert store.read_catalogue(tmp_path, "toys") == OTHER
+    assert not (tmp_path / "toys" / "rejects.jsonl").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["toys"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_a_write_that_ends_early_leaves_the_old_dataset(tmp_path, monkeypatch, error):
+    before = files(write(tmp_path))
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(store, "_item_records", fails)  # sequences are on the disk by then
+    with pytest.raises((CalrecError, KeyboardInterrupt)):
+        write(tmp_path, OTHER)
+    assert files(tmp_path / "toys") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["toys"]
+
+
+def test_a_move_that_fails_puts_the_old_dataset_back(tmp_path, monkeypatch):
+    before = files(write(tmp_path))
+    rename = pathlib.Path.rename
+
+    def fails_once(self, target):
+        if self.parent.name.startswith(".writing_"):
+            monkeypatch.setattr(pathlib.Path, "rename", rename)
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", fails_once)
+    with pytest.raises(CalrecError, match="Input/output error; nothing that was there before"):
+        write(tmp_path, OTHER)
+    assert files(tmp_path / "toys") == before
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on the disk"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space left on the disk"),
+        (OSError("Not enough disk space. Needed: 1 GiB"), "no space left on the disk"),
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+    ],
+)
+def test_what_keeps_it_from_being_written_is_one_line(tmp_path, monkeypatch, error, reason):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(store, "_write", fails)
+    with pytest.raises(CalrecError, match=f"cannot write {tmp_path}/toys: .*{reason}") as told:
+        write(tmp_path)
+    assert "\n" not in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_where_the_store_should_be(tmp_path):
+    (tmp_path / "store").write_text("")
+    with pytest.raises(CalrecError, match="cannot write .*store/toys: "):
+        write(tmp_path / "store")
+
+
+@pytest.mark.parametrize("name", ["Toys", "my-toys", "1toys", "", "../toys", "toys/items"])
+def test_impossible_names_are_refused(tmp_path, name):
+    with pytest.raises(CalrecError, match="cannot name a domain: use lower-case"):
+        store.write_domain(tmp_path, Catalogue.create(name, {"a": {"title": "A"}}), SPLITS, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_dataset_says_how_to_make_it(tmp_path):
+    with pytest.raises(CalrecError, match=f"no dataset of 'toys' in {tmp_path}: .*calrec prepare"):
+        store.read_catalogue(tmp_path, "toys")
+
+
+def test_a_missing_split_lists_those_there_are(tmp_path):
+    write(tmp_path)
+    with pytest.raises(CalrecError, match="no split 'dev', only .*'test', 'train', 'validation'"):
+        store.read_sequences(tmp_path, "toys", "dev")

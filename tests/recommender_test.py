@@ -1,0 +1,85 @@
+"""The recommender in Python, around a model that says what it is told."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+import calrec_jax
+from calrec_jax import CalrecError, Recommender
+from calrec_jax.eval.predictions import Retriever
+from calrec_jax.text.items import Catalogue
+
+WORDS = ("anchor", "bottle", "candle", "drum")
+CATALOGUE = Catalogue.create("toys", {f"i{n}": {"title": word} for n, word in enumerate(WORDS)})
+
+
+class FakeGenerator:
+    """Says the last item's title and, less likely, that of the item after it."""
+
+    def __init__(self):
+        self.tokens = SimpleNamespace(catalogue=CATALOGUE)
+        self.names = []
+
+    def __call__(self, histories, names):
+        self.names.append(list(names))
+        outputs = []
+        for history in histories:
+            last = CATALOGUE.index[history[-1]]
+            said = ((WORDS[last], -1.0), (WORDS[(last + 1) % 4], -2.0), (WORDS[last], -1.5))
+            outputs.append([SimpleNamespace(text=text, log_prob=p) for text, p in said])
+        return outputs
+
+
+@pytest.fixture
+def recommender():
+    return Recommender(FakeGenerator(), Retriever(WORDS, k1=1.5, b=0.75, epsilon=1 / 5000))
+
+
+def test_the_likeliest_outputs_items_come_first_seen_or_not(recommender):
+    (items,) = recommender.recommend([["i0", "i1"]], k=2)
+    assert [item.item_id for item in items] == ["i1", "i2"]
+    assert [item.score for item in items] == pytest.approx([0.9998, 0.9996], abs=1e-6)
+    assert items[0].fields == {"title": "bottle"}
+
+
+def test_more_items_than_the_catalogue_has_are_all_of_them_once(recommender):
+    (items,) = recommender.recommend([["i3"]], k=100)
+    assert [item.item_id for item in items] == ["i3", "i0", "i1", "i2"]
+
+
+def test_each_history_has_its_own_answer_and_a_seed_that_depends_on_it_alone(recommender):
+    together = recommender.recommend([["i0"], ["i1", "i2"]], k=3)
+    alone = [recommender.recommend([history], k=3)[0] for history in (["i0"], ["i1", "i2"])]
+    assert together == alone
+    names = recommender._generator.names
+    assert names[0] == [names[1][0], names[2][0]] and len(set(names[0])) == 2
+
+
+def test_no_histories_have_no_answers(recommender):
+    assert recommender.recommend([]) == []
+
+
+@pytest.mark.parametrize(
+    ("histories", "message"),
+    [
+        ([["i0"], []], "history 1: an empty history"),
+        ([["i0", "x9"]], "history 0: toys has no item 'x9': its catalogue has 4 items"),
+    ],
+)
+def test_histories_that_cannot_be_answered_are_named(recommender, histories, message):
+    with pytest.raises(CalrecError, match=message):
+        recommender.recommend(histories)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(CalrecError, match="is no MODEL_DIR of `calrec train`"):
+        Recommender.load(tmp_path)
+
+
+def test_the_face_of_the_package():
+    for name in calrec_jax.__all__:
+        assert getattr(calrec_jax, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Recomender'"):
+        calrec_jax.Recomender  # noqa: B018

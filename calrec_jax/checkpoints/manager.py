@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +20,16 @@ from calrec_jax.errors import CalrecError, full_disk_named
 
 _METRIC = "loss"
 _PREFIX = "checkpoint"
+
+
+def _is_not_orbaxs(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname.split(os.sep) and "/orbax/" not in record.getMessage()
+
+
+# Orbax logs each step of a save, and what fails with pages of tracebacks from several threads,
+# before it raises the same to us.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_is_not_orbaxs)
 
 
 def _loss(metrics: Mapping[str, float]) -> float:
@@ -83,6 +95,7 @@ class Checkpoints:
           CalrecError: the disk is full (also for the save before this one).
         """
         step = int(state.step)
+        self._require_space(state)
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
@@ -90,6 +103,21 @@ class Checkpoints:
         )
         with full_disk_named(self.directory):
             self._manager.save(step, args=args, metrics=metrics and dict(metrics))
+
+    def _require_space(self, state) -> None:
+        """Raises CalrecError where this process's share of `state` cannot fit the disk.
+
+        Asked before anything is written: Orbax would leave half a checkpoint, and its threads would
+        go on telling of it for pages.
+        """
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // jax.process_count()
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise CalrecError(
+                f"no space left on the disk of {self.directory}: a checkpoint takes "
+                f"{needed / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free; free some and "
+                f"run the same command again; nothing that was saved before is lost"
+            )
 
     def validated(self, step: int) -> bool:
         """Whether the checkpoint of `step` was saved with validation losses."""

@@ -20,7 +20,7 @@ _GREETING = re.compile(
     rb"|.* failed call to cuInit: "  # this machine has no GPU driver
     rb"|.* Unable to register cu\w+ factory: "  # it is registered twice, by TensorFlow itself
 )
-_CHATTY = ("tensorflow_datasets", "seqio", "orbax")
+_CHATTY = ("tensorflow_datasets", "seqio")
 
 
 @contextlib.contextmanager

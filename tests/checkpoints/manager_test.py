@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,6 +261,27 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, method, error):
     with pytest.raises(CalrecError, match=f"no space left on the disk of {tmp_path}") as told:
         calls[method]()
     assert "\n" not in str(told.value)
+
+
+def test_a_checkpoint_that_cannot_fit_is_not_begun(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(make_state(1), {"batches": 1}, None)
+    checkpoints.wait()
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(make_state(2)))
+    usage = shutil.disk_usage(tmp_path)
+    for free, fits in ((needed - 1, False), (needed, True)):
+        monkeypatch.setattr(
+            "calrec_jax.checkpoints.manager.shutil.disk_usage",
+            lambda _, free=free: usage._replace(free=free),
+        )
+        if fits:
+            checkpoints.save(make_state(2), {"batches": 2}, None)
+            continue
+        with pytest.raises(CalrecError, match=f"no space left on the disk of {tmp_path}: a ch"):
+            checkpoints.save(make_state(2), {"batches": 2}, None)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
+    checkpoints.close()
+    assert checkpoints.latest_step() == 2
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pathlib
 import re
 from collections.abc import Iterator
 
@@ -17,6 +18,23 @@ class CalrecError(Exception):
     The command line prints it without a traceback and exits with a non-zero code. Everything else
     that is raised is a defect of calrec_jax or of the machine and keeps its traceback.
     """
+
+
+def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
+    """`path`, unless it is a URL, which would else become a folder of that name.
+
+    Args:
+      name: of what the path is, for the error.
+
+    Raises:
+      CalrecError: it is a URL.
+    """
+    if "://" in str(path):
+        raise CalrecError(
+            f"{name} is {path}, and only paths of a file system are read and written: mount the "
+            f"bucket (with gcsfuse, for example) and give the path where it is"
+        )
+    return pathlib.Path(path)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import Fields
@@ -28,8 +28,9 @@ class Recommendation:
 class Recommender:
     """Ranks a domain's catalogue for histories of item ids. Make it with `load`."""
 
-    def __init__(self, generator, retriever):
+    def __init__(self, generator, retriever, batch_size: int = 32):
         self._generator, self._retriever = generator, retriever
+        self._batch_size = batch_size
         self.catalogue = generator.tokens.catalogue
 
     @classmethod
@@ -38,6 +39,7 @@ class Recommender:
         model_dir: str | os.PathLike,
         domain: str | None = None,
         checkpoint: str | None = None,
+        bindings: Sequence[str] = (),
     ) -> Recommender:
         """The recommender that a run trained.
 
@@ -45,6 +47,8 @@ class Recommender:
           model_dir: MODEL_DIR of the run; its config.gin says where the store and vocabulary are.
           domain: if not the one that the run evaluates.
           checkpoint: if not the one that the run evaluates, "stage1:best".
+          bindings: "NAME=VALUE" of gin, over those of config.gin: `DATA_DIR='store'`, where it has
+            moved, or `mesh.MeshConfig.model=1`, on another machine.
 
         Raises:
           CalrecError: no such run, domain, or checkpoint.
@@ -52,12 +56,13 @@ class Recommender:
         from calrec_jax.cli import run as runs
         from calrec_jax.eval.predictions import Retriever
 
-        run = runs.from_model_dir(model_dir)
+        run = runs.from_model_dir(model_dir, bindings)
         config = run.evaluation
         generator = runs.text_generator(run, domain or config.domain, checkpoint)
         render = generator.tokens.builder.template.render_item
         texts = [render(fields) for fields in generator.tokens.catalogue.fields]
-        return cls(generator, Retriever(texts, config.k1, config.b, config.epsilon))
+        retriever = Retriever(texts, config.k1, config.b, config.epsilon)
+        return cls(generator, retriever, config.users_per_batch)
 
     def recommend(
         self, histories: Sequence[Sequence[str]], k: int = 10
@@ -65,35 +70,44 @@ class Recommender:
         """The k best items for each history, best first; seen items may be among them.
 
         Args:
-          histories: item ids, oldest first, at least one each.
+          histories: item ids, oldest first, at least one each; answered `users_per_batch` of the
+            run's evaluation at a time.
+          k: at least 1.
 
         Raises:
-          CalrecError: a history is empty or names unknown items; the line says which.
+          CalrecError: a history is empty or names unknown items, the line says which; or k is 0.
         """
-        from calrec_jax.retrieval import round_robin
-
-        if not histories:
-            return []
+        if k < 1:
+            raise CalrecError(f"k is {k}: at least one item must be asked for")
         for place, history in enumerate(histories):
             try:
                 self.check(history)
             except CalrecError as error:
                 raise CalrecError(f"history {place}: {error}") from None
+        blocks = range(0, len(histories), self._batch_size)
+        return [
+            recommendations
+            for start in blocks
+            for recommendations in self._recommend(histories[start : start + self._batch_size], k)
+        ]
+
+    def _recommend(self, histories, k: int) -> Iterator[list[Recommendation]]:
+        """`recommend` for histories that are read together."""
+        from calrec_jax.retrieval import round_robin
+
         # The samples of a history are seeded by its items: the same history, the same answer.
         outputs = self._generator(histories, ["\x1f".join(history) for history in histories])
         merged = [
             round_robin.merge_outputs([g.text for g in some], [g.log_prob for g in some])
             for some in outputs
         ]
-        return [
-            [
+        for scores in self._retriever.scores(merged):
+            yield [
                 Recommendation(
                     self.catalogue.item_ids[i], float(scores[i]), self.catalogue.fields[i]
                 )
                 for i in round_robin.ranked(scores, k)
             ]
-            for scores in self._retriever.scores(merged)
-        ]
 
     def check(self, history: Sequence[str]) -> None:
         """Raises CalrecError where `recommend` could not take `history`."""

@@ -24,6 +24,7 @@ flags:
   --spot                    cheaper, and taken away at any time
   --valid-until=DURATION    how long to stand in the queue (default: 24h)
   --service-account=EMAIL   default: the project's own
+  --startup-script=FILE     run as root when a worker boots, to mount a file system for example
   --worker=N                whose log (default: 0)
   --attempts=N              of `up`, when preempted (default: 10)
   --dry-run                 print the commands, run none of them
@@ -53,7 +54,7 @@ do_() {
 
 parse() {
   name='' project='' zone='' accelerator='' runtime='' bucket='' service_account='' dry_run=''
-  spot='' valid_until=24h worker=0 attempts=10
+  startup='' spot='' valid_until=24h worker=0 attempts=10
   calrec=()
   while (($#)); do
     case $1 in
@@ -65,6 +66,7 @@ parse() {
       --bucket=*) bucket=${1#*=} ;;
       --service-account=*) service_account=${1#*=} ;;
       --valid-until=*) valid_until=${1#*=} ;;
+      --startup-script=*) startup=${1#*=} ;;
       --worker=*) worker=${1#*=} ;;
       --attempts=*) attempts=${1#*=} ;;
       --spot) spot=1 ;;
@@ -88,6 +90,7 @@ check() {
   [[ $name =~ ^[a-z]([-a-z0-9]{0,58}[a-z0-9])?$ ]] ||
     fail "--name=$name: lower-case letters, digits and hyphens, the first a letter, at most 60"
   case $command in create | up) check_accelerator ;; esac
+  [[ ! $startup || -f $startup ]] || fail "--startup-script=$startup: no such file"
   case $command in setup | run | status | up) check_bucket ;; esac
   case $command in
     run | up) ((${#calrec[@]})) || fail "$command needs -- and what calrec is to do" ;;
@@ -123,6 +126,7 @@ create() {
     "--labels=calrec-run=$name" --scopes=https://www.googleapis.com/auth/cloud-platform
   )
   [[ $service_account ]] && flags+=("--service-account=$service_account")
+  [[ $startup ]] && flags+=("--metadata-from-file=startup-script=$startup")
   [[ $spot ]] && flags+=(--spot)
   do_ gcloud compute tpus queued-resources create "$name" "${flags[@]}" --quiet
 }

@@ -42,7 +42,8 @@ run() {
 detached() {
   url=$1 number=$2 started=$3
   shift 3
-  CALREC_MULTIHOST=1 "$home/venv/bin/calrec" "$@" &
+  # A MIXTURE_OR_TASK_MODULE may lie at the top of the code.
+  CALREC_MULTIHOST=1 PYTHONPATH=$code "$home/venv/bin/calrec" "$@" &
   local calrec=$! rc=0
   trap 'kill -TERM "$calrec" 2>/dev/null || true' TERM
   while sleep 60; do copy_log; done 9>&- &

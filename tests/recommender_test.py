@@ -57,6 +57,21 @@ def test_each_history_has_its_own_answer_and_a_seed_that_depends_on_it_alone(rec
     assert names[0] == [names[1][0], names[2][0]] and len(set(names[0])) == 2
 
 
+def test_many_histories_are_answered_in_blocks():
+    generator = FakeGenerator()
+    recommender = Recommender(generator, Retriever(WORDS, 1.5, 0.75, 1 / 5000), batch_size=2)
+    histories = [[f"i{n % 4}"] for n in range(5)]
+    answers = recommender.recommend(histories, k=1)
+    assert [items[0].item_id for items in answers] == [history[0] for history in histories]
+    assert [len(names) for names in generator.names] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_no_items_cannot_be_asked_for(recommender, k):
+    with pytest.raises(CalrecError, match=f"k is {k}: at least one item"):
+        recommender.recommend([["i0"]], k=k)
+
+
 def test_no_histories_have_no_answers(recommender):
     assert recommender.recommend([]) == []
 

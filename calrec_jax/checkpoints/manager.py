@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -174,6 +175,11 @@ class Checkpoints:
                 f"name one of them, 'best' or 'latest'"
             )
         return found
+
+    def fingerprint(self, step: int) -> str:
+        """Another one for each save, also of the same step: Orbax notes when it was made."""
+        path = self.directory / f"{_PREFIX}_{step}" / "_CHECKPOINT_METADATA"
+        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
     def restore(self, step: int, shapes):
         """(state, position) as saved at `step`, in the shardings of `shapes` (a TrainState).

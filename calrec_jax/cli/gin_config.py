@@ -20,7 +20,7 @@ import gin
 from gin import config as gin_config
 
 from calrec_jax.cli import gin_errors, type_checks
-from calrec_jax.errors import CalrecError
+from calrec_jax.errors import CalrecError, local_path
 
 _PREFIX = "--gin."
 _MACRO = "gin.macro"
@@ -47,22 +47,29 @@ def search_root() -> pathlib.Path:
     return package if (package / "gin").is_dir() else package.parent
 
 
-def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Adds gin's flags to `parser` and parses; the bindings are `.gin_bindings`."""
+def parse_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str], files: bool = True
+) -> argparse.Namespace:
+    """Adds gin's flags to `parser` and parses; the bindings are `.gin_bindings`.
+
+    Args:
+      files: whether gin files may be given, or bindings alone.
+    """
     group = parser.add_argument_group("configuration")
-    group.add_argument(
-        "--gin_file",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a gin file, given again for more; gin/runs/quickstart.gin works from anywhere",
-    )
-    group.add_argument(
-        "--gin_search_paths",
-        default="",
-        metavar="A,B",
-        help="where gin files and their includes are looked for, besides here and the package",
-    )
+    if files:
+        group.add_argument(
+            "--gin_file",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="a gin file, given again for more; gin/runs/quickstart.gin works from anywhere",
+        )
+        group.add_argument(
+            "--gin_search_paths",
+            default="",
+            metavar="A,B",
+            help="where gin files and their includes are looked for, besides here and the package",
+        )
     group.add_argument(
         "--gin.NAME=VALUE",
         action="store_true",  # for --help alone: these are taken out of argv below
@@ -126,17 +133,13 @@ def make_absolute(macros: Sequence[str]) -> None:
     """Binds those of `macros` that are relative paths anew, so that they hold from everywhere.
 
     Raises:
-      CalrecError: one is a URL, which would else become a folder of that name.
+      CalrecError: one is a URL.
     """
     for name in macros:
         value = gin_config._CONFIG.get((name, _MACRO), {}).get("value")
         if isinstance(value, str):
-            if "://" in value:
-                raise CalrecError(
-                    f"{name} is {value}, and only paths of a file system are read and written: "
-                    f"mount the bucket (with gcsfuse, for example) and give the path where it is"
-                )
-            gin.bind_parameter((name, _MACRO, "value"), os.path.abspath(value))
+            absolute = os.path.abspath(local_path(value, name))
+            gin.bind_parameter((name, _MACRO, "value"), absolute)
 
 
 def operative_config() -> str:

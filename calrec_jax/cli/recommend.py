@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from calrec_jax.cli import gin_config
 from calrec_jax.cli.main import positive_int, run_command
 from calrec_jax.errors import CalrecError
 
@@ -28,12 +29,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--k", type=positive_int, default=10, help="items a history (default: 10)")
     parser.add_argument("--domain", help="if not the one that the run evaluates")
-    args = parser.parse_args(argv)
+    args = gin_config.parse_arguments(parser, argv, files=False)
 
     with _open(args.histories) as lines:
         from calrec_jax import Recommender
 
-        recommender = Recommender.load(args.model_dir, args.domain)
+        recommender = Recommender.load(args.model_dir, args.domain, bindings=args.gin_bindings)
         bad = answer(lines, recommender, args.k)
     if bad:
         raise CalrecError(f"{bad} of the lines could not be answered, see above")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
+from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.cli import gin_config
 from calrec_jax.cli.main import show_error
 from calrec_jax.data import loader, registry, store, vocabularies
@@ -42,7 +43,7 @@ class Run:
       data: store, vocabulary, template.
       modules: MIXTURE_OR_TASK_MODULE(s), which register the domains.
       stages: in the order in which they run.
-      evaluation: of the last stage.
+      evaluation: of one checkpoint, on one domain.
       mesh: how devices are laid out.
       seed: of fresh weights and of the order of examples.
 
@@ -137,11 +138,38 @@ def train(run: Run) -> None:
 
 
 def _check_all(run: Run) -> None:
-    """Lets stage II's mistakes be known before stage I has trained for hours."""
+    """Lets the mistakes of stage II and of the evaluation be known before stage I has trained."""
+    before: list[str] = []
     for stage in run.stages:
         stage.spec()
-        registry.load_mixture(stage.mixture).num_input_examples("train")
-    registry.get_domain(run.evaluation.domain)
+        mixture = registry.load_mixture(stage.mixture)
+        mixture.num_input_examples("train")
+        for name in registry.task_names(mixture):
+            _domain_of(run, name).tokens(stage.task_feature_lengths)
+        if stage.init_from is not None:
+            _check_source(run, stage.init_from, before)
+        before.append(stage.name)
+    _check_source(run, run.evaluation.checkpoint, before)
+    domain = _domain_of(run, run.evaluation.domain)
+    store.num_examples(domain.data_dir, domain.dataset, run.evaluation.split)
+
+
+def _check_source(run: Run, source: str, stage_names: Sequence[str]) -> None:
+    """Raises CalrecError where `source` is there neither now nor after the stages `stage_names`."""
+    if source.rpartition(":")[0] not in stage_names:
+        stages.find_checkpoint(run.model_dir, source)
+
+
+def _domain_of(run: Run, name: str) -> registry.Domain:
+    """The domain, resolved. Raises CalrecError where its tokens are not the run's model's."""
+    domain = registry.get_domain(name).resolved()
+    theirs, ours = (vocabularies.fingerprint(v) for v in (domain.vocabulary, run.data.vocabulary))
+    if theirs != ours:
+        raise CalrecError(
+            f"domain {name!r} is registered with vocabulary {theirs}, and the run's model has "
+            f"{ours}: register it without one, or bind VOCABULARY to the same"
+        )
+    return domain
 
 
 def _make_batches(seed: int, stage: Stage, split: str, start: int):
@@ -172,9 +200,13 @@ def text_generator(run: Run, domain: str, checkpoint: str | None = None) -> Text
         pathlib.Path(run.model_dir).absolute(),
         checkpoint or c.checkpoint,
         train_state.param_shapes(decoder, mesh, run.mesh),
-        run.identity,
+        {
+            "vocabulary": run.identity["vocabulary"],
+            "model": run.decoder_config.meaning(),
+            "data": {"template": dataclasses.asdict(run.data.template)},
+        },
     )
-    vocabulary = registry.get_domain(domain).resolved().vocabulary
+    vocabulary = run.data.vocabulary
     sampler = Sampler(
         decoder,
         params,
@@ -185,7 +217,7 @@ def text_generator(run: Run, domain: str, checkpoint: str | None = None) -> Text
         mesh=mesh,
         mesh_config=run.mesh,
     )
-    tokens = registry.get_domain(domain).tokens(lengths)
+    tokens = _domain_of(run, domain).tokens(lengths)
     return TextGenerator(sampler, tokens, vocabulary.decode, c.seed)
 
 
@@ -204,11 +236,13 @@ def evaluate(run: Run, progress: Callable[[int, int], None]) -> dict:
             f"machine or slice with one host"
         )
     config = run.evaluation
-    domain = registry.get_domain(config.domain).resolved()
+    domain = _domain_of(run, config.domain)
     read = functools.partial(store.read_sequences, domain.data_dir, domain.dataset)
     # "best" may come to mean another step: these are the predictions of this one.
     stage_dir, step = stages.find_checkpoint(run.model_dir, config.checkpoint)
     generator = text_generator(run, config.domain, f"{stage_dir}:{step}")
+    with contextlib.closing(Checkpoints(stage_dir / "checkpoints", read_only=True)) as checkpoints:
+        saved = checkpoints.fingerprint(step)
     return evaluator.evaluate(
         train=read("train"),
         users=read(config.split),
@@ -220,6 +254,7 @@ def evaluate(run: Run, progress: Callable[[int, int], None]) -> dict:
         settings={
             "vocabulary": run.identity["vocabulary"],
             "step": step,
+            "saved": saved,
             "task_feature_lengths": dict(run.stages[-1].task_feature_lengths),
         },
         progress=progress,

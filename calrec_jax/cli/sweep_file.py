@@ -1,7 +1,7 @@
 """A sweep's YAML file: the trials that it describes.
 
     base_args: [--gin_file=gin/runs/quickstart.gin]     of `calrec train`
-    metric: {name: ndcg@10, mode: max, split: test}     to compare by; split is what is evaluated
+    metric: {name: ndcg@10, mode: max, split: validation}   to compare by, and what is evaluated
 
 and one of
 
@@ -131,7 +131,7 @@ def _metric(document: Mapping[str, Any]) -> tuple[str, str, str]:
     metric = document.get("metric")
     if not isinstance(metric, dict) or not {"name"} <= metric.keys() <= {"name", "mode", "split"}:
         raise CalrecError("metric must be {name: ..., mode: max or min, split: test or validation}")
-    name, mode, split = metric["name"], metric.get("mode", "max"), metric.get("split", "test")
+    name, mode, split = metric["name"], metric.get("mode", "max"), metric.get("split", "validation")
     for key, value, known in (
         ("name", name, METRICS),
         ("mode", mode, ("max", "min")),

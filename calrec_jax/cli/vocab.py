@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from calrec_jax.cli.main import positive_int, run_command
-from calrec_jax.errors import CalrecError, full_disk_named, is_full_disk
+from calrec_jax.errors import CalrecError, full_disk_named, is_full_disk, local_path
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     if not domains:
         parser.error("--domains names no domain")
 
+    local_path(args.out, "--out")
     from calrec_jax.data import vocabularies
     from calrec_jax.text.templates import Template
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from calrec_jax.data import readers, sequences, store
 from calrec_jax.data.sequences import Rules, Splits
-from calrec_jax.errors import CalrecError
+from calrec_jax.errors import CalrecError, local_path
 from calrec_jax.text.items import Catalogue
 
 
@@ -41,10 +41,11 @@ def prepare(
         hint = f": did you mean {near[0]!r}?" if near else ""
         raise CalrecError(f"unknown source {source!r}{hint}; known: {sorted(readers.READERS)}")
     store.check_name(domain)
+    input_dir = local_path(input_dir, "the folder of raw files")
     with tempfile.TemporaryDirectory() as scratch:
         rejects_path = pathlib.Path(scratch) / "rejects.jsonl"
         rejects = readers.Rejects(rejects_path)
-        raw = readers.READERS[source](pathlib.Path(input_dir), domain, rejects)
+        raw = readers.READERS[source](input_dir, domain, rejects)
         rejects.close()
         splits = _make_splits(raw, rules, rejects)
         catalogue = Catalogue.create(domain, {i: f for i, f in raw.items.items() if f})
@@ -63,9 +64,15 @@ def prepare(
 
 
 def _make_splits(raw: readers.RawDomain, rules: Rules, rejects: readers.Rejects) -> Splits:
-    """`sequences.make_splits`, whose error goes on to say what was rejected before."""
+    """`sequences.make_splits`, whose errors go on to say what was rejected before."""
     try:
-        return sequences.make_splits(raw, rules)
+        splits = sequences.make_splits(raw, rules)
+        if not splits.train:
+            raise CalrecError(
+                f"{raw.name} has nothing to train on: none of its {splits.counts['users']} users "
+                f"has the 4 events that give a training example"
+            )
+        return splits
     except CalrecError as error:
         if not rejects.counts:
             raise

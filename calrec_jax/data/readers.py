@@ -11,6 +11,7 @@ import dataclasses
 import gzip
 import html
 import json
+import math
 import pathlib
 import re
 import zlib
@@ -105,12 +106,20 @@ def _unicode(value: str, key: str) -> str:
     return value
 
 
-def _text(record: dict, key: str) -> str:
+def _value(record: dict, key: str) -> Any:
+    """What `key` holds; None too for the NaN with which pandas writes what is missing."""
     value = record.get(key)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _text(record: dict, key: str) -> str:
+    value = _value(record, key)
     if value is None:
         return ""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, str):
-        raise _Reject(f"{key} is not a string")
+        raise _Reject(f"{key} is neither a string nor a number")
     return clean_text(_unicode(value, key))
 
 
@@ -133,8 +142,9 @@ def _integer(record: dict, key: str) -> int | None:
     return int(value)
 
 
-def _category(value: Any) -> str:
+def _category(record: dict) -> str:
     """A category path is written from the root to the leaf, joined by spaces."""
+    value = _value(record, "category")
     if value is None:
         return ""
     if isinstance(value, list) and all(isinstance(level, str) for level in value):
@@ -148,7 +158,7 @@ def _fields(record: dict) -> dict[str, str]:
     price = _text(record, "price")
     fields = {
         "title": _text(record, "title"),
-        "category": _category(record.get("category")),
+        "category": _category(record),
         "brand": _text(record, "brand"),
         "price": price if len(price) <= _MAX_PRICE_LENGTH else "",
     }
@@ -182,14 +192,24 @@ def read_amazon2018(directory: pathlib.Path, name: str, rejects: Rejects) -> Raw
 
 
 def read_jsonl(directory: pathlib.Path, name: str, rejects: Rejects) -> RawDomain:
-    """interactions.jsonl.gz (user_id, item_id, order and/or timestamp) and items.jsonl.gz."""
+    """interactions.jsonl.gz (user_id, item_id, order and/or timestamp) and items.jsonl.gz.
+
+    Where the first event has an order, all are sorted by it, else by time: ranks and seconds do not
+    compare.
+    """
+    by: list[str] = []
 
     def event(record: dict) -> Event:
-        time, order = _integer(record, "timestamp"), _integer(record, "order")
-        if time is None and order is None:
-            raise _Reject("neither order nor timestamp")
+        given = {key: _integer(record, key) for key in ("order", "timestamp")}
         user, item = _identifier(record, "user_id"), _identifier(record, "item_id")
-        return Event(user, item, time if order is None else order, time)
+        known = [key for key, value in given.items() if value is not None]
+        if not known:
+            raise _Reject("neither order nor timestamp")
+        by[:] = by or known[:1]
+        order = given[by[0]]
+        if order is None:
+            raise _Reject(f"no {by[0]}, unlike the first event")
+        return Event(user, item, order, given["timestamp"])
 
     return _read(
         name,

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 
 from calrec_jax.data.quiet_tensorflow import tf, tfds
-from calrec_jax.errors import CalrecError, is_full_disk
+from calrec_jax.errors import CalrecError, is_full_disk, local_path
 from calrec_jax.text.items import Catalogue, UserSequence
 
 VERSION = "1.0.0"
@@ -35,8 +35,8 @@ def check_name(domain: str) -> None:
 
 
 def domain_dir(data_dir: str | pathlib.Path, domain: str) -> pathlib.Path:
-    """Where the dataset of `domain` lies."""
-    return pathlib.Path(data_dir) / domain
+    """Where the dataset of `domain` lies. Raises CalrecError where the store is a URL."""
+    return local_path(data_dir, "the store") / domain
 
 
 def write_domain(

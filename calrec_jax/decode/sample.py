@@ -31,7 +31,7 @@ class SamplingConfig:
 
     num_samples: int = 32
     temperature: float = 0.5
-    max_new_tokens: int = 64
+    max_new_tokens: int = 80
 
     def __post_init__(self):
         if self.num_samples < 1 or self.max_new_tokens < 1 or self.temperature < 0:

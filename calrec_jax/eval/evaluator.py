@@ -63,7 +63,7 @@ class EvaluationConfig:
     checkpoint: str = "stage2:best"
     num_samples: int = 32  # unverified
     temperature: float = 0.5  # unverified
-    max_new_tokens: int = 64  # unverified: 50 to 80
+    max_new_tokens: int = 80  # unverified: 50 to 80
     epsilon: float = 1 / 5000  # unverified
     k1: float = 1.5  # unverified
     b: float = 0.75  # unverified

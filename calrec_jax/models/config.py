@@ -8,6 +8,8 @@ from calrec_jax.errors import CalrecError
 
 ACTIVATIONS = ("gelu", "silu")
 REMAT_POLICIES = ("none", "dots", "full")
+DTYPES = ("float32", "bfloat16", "float16")
+_SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff", "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,13 @@ class DecoderConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self):
+        for name in _SIZES:
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise CalrecError(f"DecoderConfig.{name} is {value}: it must be at least 1")
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in DTYPES:
+                raise CalrecError(f"{name} {getattr(self, name)!r} is none of {DTYPES}")
         if self.num_heads % self.num_kv_heads:
             raise CalrecError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
@@ -59,6 +68,11 @@ class DecoderConfig:
             raise CalrecError(f"activation {self.activation!r} is none of {ACTIVATIONS}")
         if self.remat not in REMAT_POLICIES:
             raise CalrecError(f"remat {self.remat!r} is none of {REMAT_POLICIES}")
+
+    def meaning(self) -> dict[str, object]:
+        """What weights mean, and not how they are computed with: equal for the same function."""
+        how = ("dtype", "param_dtype", "remat", "scan_layers")
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in how}
 
     def with_vocab_size(self, needed: int) -> DecoderConfig:
         """This config with a vocabulary that holds `needed` ids.

@@ -60,6 +60,37 @@ def claim(model_dir: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
     os.replace(temporary, model_dir / NAME)
 
 
+def require(model_dir: str | pathlib.Path, needs: Mapping[str, Any], source: str) -> None:
+    """Holds what a run needs of weights against what they were made with.
+
+    Args:
+      needs: a part of a manifest; only what it names is compared.
+      source: what the weights are called, for the error.
+
+    Raises:
+      CalrecError: there is no manifest, or the line names the first difference.
+    """
+    there = read(model_dir)
+    if there is None:
+        raise CalrecError(f"{source!r}: {model_dir} has no {NAME}, nothing says what it holds")
+    found = _mismatch("", there, json.loads(json.dumps(needs)))
+    if found:
+        name, had, has = found
+        raise CalrecError(
+            f"{source!r} was trained with {name} = {had!r}, this run has {has!r}: give both the "
+            f"same, or other weights"
+        )
+
+
+def _mismatch(name: str, there: Any, needs: Any) -> tuple[str, Any, Any] | None:
+    """(name, value there, value needed) of the first difference in what `needs` names."""
+    if not isinstance(needs, dict):
+        return None if there == needs else (name, there, needs)
+    inner = there if isinstance(there, dict) else {}
+    found = (_mismatch(f"{name}.{key}".lstrip("."), inner.get(key), needs[key]) for key in needs)
+    return next(filter(None, found), None)
+
+
 def _has_saved(stage_dir: pathlib.Path) -> bool:
     return any((stage_dir / "checkpoints").glob("checkpoint_*[0-9]"))  # not those half written
 

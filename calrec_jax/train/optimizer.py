@@ -15,7 +15,7 @@ DECAYS = ("constant", "cosine", "linear")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """An optax optimizer. The paper states none of these values: a run states its own.
+    """An optax optimizer. The paper's values are not known: a run states its own.
 
     Attributes:
       name: "adamw" or "adafactor".
@@ -39,6 +39,11 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.name not in OPTIMIZERS:
             raise CalrecError(f"OptimizerConfig.name {self.name!r} is none of {OPTIMIZERS}")
+        if self.learning_rate < 0 or self.warmup_steps < 0 or self.clip_norm <= 0:
+            raise CalrecError(
+                f"OptimizerConfig: learning_rate {self.learning_rate} and warmup_steps "
+                f"{self.warmup_steps} must not be negative, clip_norm {self.clip_norm} be positive"
+            )
         if self.decay not in DECAYS:
             raise CalrecError(f"OptimizerConfig.decay {self.decay!r} is none of {DECAYS}")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from calrec_jax.batch import BatchSpec
 from calrec_jax.checkpoints.manager import Checkpoints
-from calrec_jax.errors import CalrecError
+from calrec_jax.errors import CalrecError, local_path
 from calrec_jax.losses import LossConfig
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
@@ -25,10 +25,21 @@ from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_sch
 from calrec_jax.train.step import make_train_step, make_validation_step
 from calrec_jax.train.telemetry import Telemetry
 
+_COUNTS = (
+    "train_steps",
+    "batch_size",
+    "max_segments",
+    "validate_period",
+    "save_period",
+    "log_period",
+    "validation_batches",
+    "keep_best",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One finetuning round. The paper states no steps, sizes or rates: a run states its own.
+    """One finetuning round. The paper's steps, sizes and rates are not known: a run states its own.
 
     Attributes:
       name: its directory in MODEL_DIR.
@@ -62,6 +73,13 @@ class Stage:
     log_period: int = 20
     validation_batches: int | None = None
     keep_best: int = 1
+
+    def __post_init__(self):
+        for name in _COUNTS:
+            value = getattr(self, name)
+            # What is of another type is told by whoever reads the configuration.
+            if isinstance(value, int) and value < 1:
+                raise CalrecError(f"Stage.{name} is {value}: it must be at least 1")
 
     def spec(self) -> BatchSpec:
         """The sizes of this stage's batches."""
@@ -175,7 +193,8 @@ class Trainer:
             state, position = checkpoints.restore(latest, shapes)
             return state, position["batches"]
         if stage.init_from is not None:
-            params = load_params(self.model_dir, stage.init_from, shapes.params, self.identity)
+            needs = {"vocabulary": self.identity["vocabulary"], "model": self.model.meaning()}
+            params = load_params(self.model_dir, stage.init_from, shapes.params, needs)
         else:
             params = train_state.init_params(decoder, self.seed, shapes.params)
         return train_state.fresh_state(params, tx, shapes), 0
@@ -246,7 +265,7 @@ def _means(sums, config: LossConfig):
     return sums.means(config)
 
 
-def load_params(model_dir, source: str, shapes, identity: Mapping[str, object] | None = None):
+def load_params(model_dir, source: str, shapes, needs: Mapping[str, object]):
     """Parameters that `source` names, in the shardings of `shapes`.
 
     Args:
@@ -254,19 +273,13 @@ def load_params(model_dir, source: str, shapes, identity: Mapping[str, object] |
       source: "stage1:best", "stage1:latest" or "stage1:300" of `model_dir`, or with a MODEL_DIR
         before it, "DIR/stage1:best": a path as any other, from the working directory.
       shapes: see `state.param_shapes`.
-      identity: {"vocabulary": ...} that the source's manifest must share.
+      needs: what the source's manifest must share, see `manifest.require`.
 
     Raises:
-      CalrecError: there is no such stage or checkpoint, its tree differs, or its vocabulary is
-        another one.
+      CalrecError: there is no such stage or checkpoint, or its tree or what it needs differs.
     """
     stage_dir, step = find_checkpoint(model_dir, source)
-    made_with = manifest.read(stage_dir.parent)
-    if identity and made_with and made_with["vocabulary"] != identity["vocabulary"]:
-        raise CalrecError(
-            f"{source!r} was trained with vocabulary {made_with['vocabulary']}, this run uses "
-            f"{identity['vocabulary']}: give both the same vocabulary"
-        )
+    manifest.require(stage_dir.parent, needs, source)
     checkpoints = Checkpoints(stage_dir / "checkpoints", read_only=True)
     params = checkpoints.restore_params(step, shapes)
     checkpoints.close()
@@ -282,7 +295,7 @@ def find_checkpoint(model_dir, source: str) -> tuple[pathlib.Path, int]:
     path, colon, which = source.rpartition(":")
     if not colon or not path:
         raise CalrecError(f"{source!r} names no checkpoint: write 'stage1:best', 'DIR/stage1:best'")
-    stage_dir = pathlib.Path(path) if "/" in path else pathlib.Path(model_dir) / path
+    stage_dir = local_path(path, source) if "/" in path else pathlib.Path(model_dir) / path
     stage_dir = stage_dir.absolute()
     if not (stage_dir / "checkpoints").is_dir():
         there = sorted(p.parent.name for p in stage_dir.parent.glob("*/checkpoints"))

@@ -263,6 +263,17 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, method, error):
     assert "\n" not in str(told.value)
 
 
+def test_the_same_step_saved_again_has_another_fingerprint(tmp_path):
+    found = []
+    for name in "ab":
+        checkpoints = Checkpoints(tmp_path / name)
+        checkpoints.save(make_state(1), {"batches": 1}, None)
+        checkpoints.close()
+        found.append(checkpoints.fingerprint(1))
+        assert Checkpoints(tmp_path / name, read_only=True).fingerprint(1) == found[-1]
+    assert found[0] != found[1]
+
+
 def test_a_checkpoint_that_cannot_fit_is_not_begun(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(make_state(1), {"batches": 1}, None)

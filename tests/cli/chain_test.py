@@ -61,9 +61,15 @@ def test_the_chain(tmp_path):
     assert pathlib.Path(away, page).is_file()
 
     prediction = json.loads((moved / "eval/test/predictions.jsonl").read_text().splitlines()[0])
+    # The store has moved, too.
+    (here / store).rename(here / "elsewhere")
+    gone = calrec(away, "recommend", "--model_dir=../moved", "--histories=-", input="{}", code=1)
+    assert "no SentencePiece model at" in gone.stderr.splitlines()[-1]
+    there = ["--gin.DATA_DIR='../elsewhere'"]
+    there += ["--gin.VOCABULARY_PATH='../elsewhere/vocabulary.model'"]
     lines = [{"user_id": "u", "history": [prediction["target"]]}, {"history": ["none"]}]
     answer = calrec(
-        away, "recommend", "--model_dir=../moved", "--histories=-", "--k=3",
+        away, "recommend", "--model_dir=../moved", "--histories=-", "--k=3", *there,
         input="\n".join(map(json.dumps, lines)), code=1,
     )  # fmt: skip
     (answered,) = map(json.loads, answer.stdout.splitlines())

@@ -62,6 +62,8 @@ def test_prepare_prints_statistics_and_tells_of_rejected_lines(prepared):
 WRONG = {
     "--source=jsonlines": "unknown source 'jsonlines': did you mean 'jsonl'?",
     "--source=amazon2018": "meta.json.gz is missing",
+    "--input_dir=gs://bucket/raw": "the folder of raw files is gs://bucket/raw, and only paths",
+    "--data_dir=gs://bucket/store": "the store is gs://bucket/store, and only paths of a file sys",
     "--input_dir=nowhere": "nowhere/items.jsonl.gz is missing",
     "--domain=Things": "'Things' cannot name a domain",
     "--min_events=9": "things is empty: of 60 events 0 have no item with text, and 12 users",
@@ -124,6 +126,7 @@ def test_vocab_learns_from_the_items_of_training_histories(calrec, prepared, tmp
     ("flags", "message"),
     [
         (["--domains=thing"], "no dataset of 'thing' in "),
+        (["--out=gs://bucket/a.model"], "--out is gs://bucket/a.model, and only paths of a file"),
         (["--size=20"], "every character is a piece, so at least "),
         (["--out=a.txt"], "a.txt: a SentencePiece model's file ends in .model"),
         (["--out=/proc/a.model"], "cannot write /proc/a.model: "),

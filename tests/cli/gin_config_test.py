@@ -282,6 +282,15 @@ def test_flags_are_t5xs():
     assert args.gin_search_paths == "c,d"
 
 
+def test_bindings_alone_may_be_given():
+    def parse(argv):
+        return gin_config.parse_arguments(argparse.ArgumentParser("x"), argv, files=False)
+
+    assert parse(["--gin.X=1"]).gin_bindings == ["X=1"]
+    with pytest.raises(SystemExit):
+        parse(["--gin_file=a.gin"])
+
+
 @pytest.mark.parametrize("argv", [["--gin.X"], ["--gin.X", "5"], ["--gin.X="], ["--gin_files=a"]])
 def test_flags_without_value_are_wrong_usage(argv):
     with pytest.raises(SystemExit) as left:

@@ -28,7 +28,8 @@ class Recommender:
         self.batches = []
 
     @classmethod
-    def load(cls, model_dir, domain):
+    def load(cls, model_dir, domain, bindings):
+        cls.bindings = bindings
         if model_dir != "runs/a":
             raise CalrecError(f"{model_dir} is no MODEL_DIR")
         return cls()
@@ -92,6 +93,11 @@ def test_bad_lines_are_named_and_the_others_answered(histories, capsys):
     assert errors[1].startswith("calrec recommend: line 3: not JSON")
     assert [line.split(":")[1] for line in errors[:-1]] == [f" line {n}" for n in range(2, 9)]
     assert errors[-1] == "calrec recommend: error: 7 of the lines could not be answered, see above"
+
+
+def test_bindings_reach_the_run(histories):
+    assert cli.main(histories('{"history": ["B1"]}', "--gin.DATA_DIR='store'")) == 0
+    assert calrec_jax.Recommender.bindings == ["DATA_DIR='store'"]
 
 
 def test_lines_are_answered_together(monkeypatch, capsys):

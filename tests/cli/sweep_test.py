@@ -157,7 +157,7 @@ class Calrec:
             metrics = {
                 name: {"value": value, "low": value - 0.1, "high": value + 0.1} for name in METRICS
             }
-            path = model_dir / "eval" / "test" / "metrics.json"
+            path = model_dir / "eval" / "validation" / "metrics.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"metrics": metrics}))
         return code
@@ -199,7 +199,7 @@ def test_arguments_of_a_trial(grid, tmp_path):
             "--gin.TRAIN_STEPS=10",
             f"--gin.MODEL_DIR='{tmp_path}/x'",
         ],
-        "eval": [f"--model_dir={tmp_path}/x", "--gin.EvaluationConfig.split='test'"],
+        "eval": [f"--model_dir={tmp_path}/x", "--gin.EvaluationConfig.split='validation'"],
     }
 
 
@@ -296,7 +296,7 @@ def test_a_changed_file_only_adds_trials(grid, ids, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [("BATCH_SIZE=4", "BATCH_SIZE=8"), ("max}", "max, split: validation}")]
+    "change", [("BATCH_SIZE=4", "BATCH_SIZE=8"), ("max}", "max, split: test}")]
 )
 def test_other_settings_need_another_directory(grid, tmp_path, change):
     run(grid, tmp_path, Calrec())
@@ -337,7 +337,7 @@ def test_results_the_best_first(tmp_path, mode, order):
 
 def test_a_finished_trial_without_metrics_is_told(grid, ids, tmp_path):
     run(grid, tmp_path, Calrec())
-    path = tmp_path / "sweep" / ids[0] / "eval" / "test" / "metrics.json"
+    path = tmp_path / "sweep" / ids[0] / "eval" / "validation" / "metrics.json"
     path.write_text("{")
     with pytest.raises(CalrecError, match="metrics.json of a finished trial is missing or damaged"):
         trials.results(grid, tmp_path / "sweep")

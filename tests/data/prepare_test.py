@@ -112,6 +112,13 @@ def test_an_empty_domain_is_one_line_that_says_why_and_leaves_what_was_there(tmp
     assert store.read_catalogue(tmp_path / "store", "toys") == before
 
 
+def test_a_domain_without_a_training_example_is_one_line(tmp_path):
+    three = [event for event in EVENTS if event["user_id"] == "three"]
+    with pytest.raises(CalrecError, match="nothing to train on: none of its 1 users has the 4 eve"):
+        make(tmp_path, write_raw(tmp_path / "raw", events=three))
+    assert not (tmp_path / "store").exists()
+
+
 def test_an_unknown_source_is_named_with_the_nearest(tmp_path):
     with pytest.raises(CalrecError, match="unknown source 'amazon2019': did you mean 'amazon2018'"):
         prepare("amazon2019", tmp_path, tmp_path / "store", "toys")

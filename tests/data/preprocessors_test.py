@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,27 @@ def test_an_item_that_is_not_in_the_catalogue_is_named(tiny_config):
     bad = [b"i00", b"gone", b"i01"]
     with pytest.raises(CalrecError, match="damaged dataset: tiny_books has no item 'gone'"):
         preprocessors._tokenize(tokens, 1, np.array(bad, object), np.array([3]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (("titel",), "Template.fields names 'titel', which no item of tiny_books has: did you m"),
+        (("title", "colour"), "names 'colour', which no item of tiny_books has; known: .'brand'"),
+        (("brand", "price"), "20 items of tiny_books have none of the fields brand, price"),
+    ],
+)
+def test_a_template_that_does_not_fit_the_items_is_refused(tiny_config, fields, message):
+    template = dataclasses.replace(tiny_config.template, fields=fields)
+    registry.use(dataclasses.replace(tiny_config, template=template))
+    with pytest.raises(CalrecError, match=message):
+        registry.get_domain("tiny_books").tokens(LENGTHS)
+
+
+def test_a_known_field_may_be_missing_everywhere(tiny_config):
+    template = dataclasses.replace(tiny_config.template, fields=("title", "brand"))
+    registry.use(dataclasses.replace(tiny_config, template=template))
+    assert registry.get_domain("tiny_books").tokens(LENGTHS).lengths.min() > 0
 
 
 def test_shapes_are_known_to_seqio(tiny_config):

@@ -50,6 +50,22 @@ def test_create_adds_what_is_asked_for(cloud):
     assert set(call) - set(CREATE) == added | changed
 
 
+def test_workers_boot_with_a_script(cloud, tmp_path):
+    script = tmp_path / "mount.sh"
+    script.write_text("mount it\n")
+    assert cloud.run(TPU, "create", *FLAGS, *SLICE, f"--startup-script={script}").returncode == 0
+    (call,) = cloud.calls()
+    assert set(call) - set(CREATE) == {f"--metadata-from-file=startup-script={script}"}
+
+
+@pytest.mark.parametrize("command", ["create", "up"])
+def test_a_script_that_is_not_there_is_told(cloud, command):
+    more = [*BUCKET, *TRAIN] if command == "up" else []
+    done = cloud.run(TPU, command, *FLAGS, *SLICE, "--startup-script=none.sh", *more)
+    assert done.returncode == 2 and "none.sh: no such file" in done.stderr
+    assert not cloud.calls()
+
+
 @pytest.mark.parametrize(
     "accelerator, runtime",
     [

@@ -50,13 +50,14 @@ def wait_for(condition) -> None:
 
 
 def test_a_run_leaves_its_log_and_its_exit_code(cloud, worker):
-    worker('printf "%s|" "$CALREC_MULTIHOST" "$@"; echo oops >&2; exit 42')
+    worker('printf "%s|" "$CALREC_MULTIHOST" "$PYTHONPATH" "$@"; echo oops >&2; exit 42')
     assert start(cloud, "train", "a b", "$HOME\n'").returncode == 0
     wait_for(lambda: report(cloud).get("rc") == 42)
     started = report(cloud)["started"]
     assert report(cloud) == {"worker": 3, "started": started, "rc": 42}
     log = (cloud.folder / f"worker-3-{started}.log").read_text()
-    assert log == "1|train|a b|$HOME\n'|oops\nworker.sh: calrec left with 42\n"
+    said = f"1|{cloud.home}/calrec/code|train|a b|$HOME\n'|oops\n"
+    assert log == f"{said}worker.sh: calrec left with 42\n"
     assert "Metadata-Flavor: Google" in (cloud.folder / "curl").read_text()
 
 

@@ -40,6 +40,30 @@ def claimed(tmp_path):
     return tmp_path
 
 
+def test_weights_share_what_a_run_needs_of_them(claimed):
+    manifest.require(claimed, {"vocabulary": "byte-01", "model": {"d_model": 16}}, "stage1:best")
+    # As it is read back: lists for tuples.
+    manifest.require(claimed, {"data": {"template": {"fields": ("title", "brand")}}}, "x")
+
+
+@pytest.mark.parametrize(
+    ("needs", "line"),
+    [
+        ({"vocabulary": "other"}, "vocabulary = 'byte-01', this run has 'other'"),
+        ({"model": {"d_model": 16, "heads": 2}}, "model.heads = None, this run has 2"),
+        ({"data": {"template": {"fields": ["brand"]}}}, r"data.template.fields = \['title', 'br"),
+    ],
+)
+def test_weights_that_do_not_are_refused_with_the_first_difference(claimed, needs, line):
+    with pytest.raises(CalrecError, match=f"'a/stage1:best' was trained with {line}"):
+        manifest.require(claimed, needs, "a/stage1:best")
+
+
+def test_weights_without_a_manifest_are_refused(tmp_path):
+    with pytest.raises(CalrecError, match=f"'s:best': {tmp_path} has no manifest.json"):
+        manifest.require(tmp_path, {}, "s:best")
+
+
 def test_what_is_claimed_is_what_is_read(tmp_path):
     model_dir = tmp_path / "new" / "run"
     assert manifest.read(model_dir) is None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 
 import flax
 import jax
@@ -23,6 +24,7 @@ from calrec_jax.train.stages import find_checkpoint, load_params
 pytestmark = pytest.mark.usefixtures("one_device")
 
 ONE = MeshConfig()
+NEEDS = {"vocabulary": "v1"}
 STAGE1 = stage(train_steps=4, validate_period=2)
 STAGE2 = stage(name="stage2", train_steps=2, validate_period=2, init_from="stage1:best")
 
@@ -94,7 +96,7 @@ def test_the_position_is_saved_with_the_state(two_stages):
 
 def test_a_later_stage_starts_from_the_best_of_the_one_before_with_a_fresh_optimizer(two_stages):
     _, best = find_checkpoint(two_stages, "stage1:best")
-    chosen = load_params(two_stages, "stage1:best", shapes().params)
+    chosen = load_params(two_stages, "stage1:best", shapes().params, NEEDS)
     made = trainer(two_stages)
     none_yet = Checkpoints(two_stages / "nothing")
     tx = make_optimizer(STAGE2.optimizer, make_schedule(STAGE2.optimizer, 2))
@@ -214,7 +216,7 @@ def test_a_relative_directory_is_not_looked_up_in_model_dir(two_stages, monkeypa
 )
 def test_an_unknown_name_is_one_line_that_tells_what_there_is(two_stages, source, line):
     with pytest.raises(CalrecError) as error:
-        load_params(two_stages, source, shapes().params)
+        load_params(two_stages, source, shapes().params, NEEDS)
     pattern = ".*".join(map(re.escape, line.split(".*")))
     assert re.search(pattern, str(error.value)) and "\n" not in str(error.value)
 
@@ -230,20 +232,48 @@ def test_a_start_that_cannot_be_had_is_an_error_and_no_fresh_start(tmp_path):
 
 def test_weights_of_another_vocabulary_are_refused(two_stages, tmp_path):
     source = f"{two_stages}/stage1:best"
-    same = load_params(tmp_path, source, shapes().params, {"vocabulary": "v1"})
+    same = load_params(tmp_path, source, shapes().params, NEEDS)
     assert same["embedding"].shape == (64, 16)
     with pytest.raises(CalrecError) as error:
-        load_params(tmp_path, source, shapes().params, {"vocabulary": "v2"})
+        load_params(tmp_path, source, shapes().params, NEEDS | {"vocabulary": "v2"})
     assert str(error.value) == (
-        f"'{source}' was trained with vocabulary v1, this run uses v2: give both the same "
-        "vocabulary"
+        f"'{source}' was trained with vocabulary = 'v1', this run has 'v2': give both the same, or "
+        "other weights"
     )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rope_theta": 500.0}, {"activation": "silu"}, {"norm_plus_one": False}, {"norm_eps": 1e-5}],
+    ids=str,
+)
+def test_weights_that_would_mean_something_else_are_refused(two_stages, change):
+    """Their tensors have the same shapes, so that nothing else would tell."""
+    other = dataclasses.replace(MODEL, **change)
+    needs = {"model": other.meaning()}
+    ((name, value),) = change.items()
+    line = f"was trained with model.{name} = {getattr(MODEL, name)!r}, this run has {value!r}"
+    with pytest.raises(CalrecError, match=line):
+        load_params(two_stages, "stage1:best", shapes(model=other).params, needs)
+
+
+def test_how_weights_are_computed_with_may_differ(two_stages):
+    other = dataclasses.replace(MODEL, remat="full", dtype="bfloat16")
+    needs = {"model": other.meaning()}
+    params = load_params(two_stages, "stage1:best", shapes(model=other).params, needs)
+    assert params["embedding"].dtype == np.float32
+
+
+def test_weights_that_say_nothing_of_themselves_are_refused(two_stages, tmp_path):
+    shutil.copytree(two_stages / "stage1", tmp_path / "stage1")
+    with pytest.raises(CalrecError, match="has no manifest.json, nothing says what it holds"):
+        load_params(tmp_path, "stage1:best", shapes().params, NEEDS)
 
 
 def test_weights_of_another_model_are_refused_with_the_tensor(two_stages):
     wider = shapes(model=dataclasses.replace(MODEL, d_ff=64)).params
     with pytest.raises(CalrecError, match=r"layers/mlp/down is float32\[2, 32, 16\] there and"):
-        load_params(two_stages, "stage1:best", wider)
+        load_params(two_stages, "stage1:best", wider, NEEDS)
 
 
 # What is refused before anything is written.

@@ -1,0 +1,76 @@
+"""What a run looks at before it trains: mistakes of later stages and of the evaluation, too."""
+
+from __future__ import annotations
+
+import pytest
+
+from calrec_jax.cli import run as runs
+from calrec_jax.data import registry, synthetic, vocabularies
+from calrec_jax.data.prepare import prepare
+from calrec_jax.errors import CalrecError
+
+BYTES = "VOCABULARY=@vocabularies.byte()"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """The embedded store, small."""
+    folder = tmp_path_factory.mktemp("run")
+    config = synthetic.SyntheticConfig(users=12, target_users=12)
+    for name, raw in synthetic.generate(config).items():
+        synthetic.write_raw(raw, folder / "raw" / name)
+        prepare("jsonl", folder / "raw" / name, folder / "store", name)
+    return folder / "store"
+
+
+@pytest.fixture
+def check(store, tmp_path, monkeypatch):
+    """Looks at the quickstart with some bindings."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*bindings):
+        made = runs.from_gin(
+            ["gin/runs/quickstart.gin"], [BYTES, f"DATA_DIR={str(store)!r}", *bindings]
+        )
+        runs._check_all(made)
+
+    return run
+
+
+def test_the_quickstart_is_good(check):
+    check()
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("stage2/stages.Stage.init_from='stage_1:best'", "'stage_1:best': no checkpoints in"),
+        ("stage2/stages.Stage.init_from='stage2:best'", "'stage2:best': no checkpoints in"),
+        ("stage1/stages.Stage.init_from='gs://b/m/stage1:best'", "and only paths of a file system"),
+        ("CHECKPOINT='stage3:best'", "'stage3:best': no checkpoints in"),
+        ("INITIAL_CHECKPOINT_PATH='other/stage1:best'", "'other/stage1:best': no checkpoints in"),
+        ("stage2/stages.Stage.task_feature_lengths={'inputs': 50, 'targets': 48}", "cannot hold o"),
+        ("stage2/stages.Stage.mixture='synthetic_sport'", "did you mean 'synthetic_sports'?"),
+        ("TARGET_DOMAIN='synthetic_all'", "no domain 'synthetic_all'"),
+        ("templates.Template.fields=('title', 'colour')", "names 'colour', which no item of"),
+        ("stage2/stages.Stage.validate_period=0", "Stage.validate_period is 0"),
+        ("config.DecoderConfig.num_kv_heads=0", "DecoderConfig.num_kv_heads is 0"),
+        ("config.DecoderConfig.dtype='bf16'", "dtype 'bf16' is none of"),
+        ("optimizer.OptimizerConfig.clip_norm=0.0", "clip_norm 0.0 be positive"),
+    ],
+)
+def test_mistakes_are_one_line(check, binding, message):
+    with pytest.raises(CalrecError) as error:
+        check(binding)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_domain_with_tokens_of_its_own_is_refused(check, store, monkeypatch):
+    class Other(type(vocabularies.byte())):
+        pass
+
+    check()
+    own = registry.Domain("synthetic_sports", "synthetic_sports", vocabulary=Other())
+    monkeypatch.setitem(registry._domains, "synthetic_sports", own)
+    with pytest.raises(CalrecError, match="'synthetic_sports' is registered with vocabulary Other"):
+        check()

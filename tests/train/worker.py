@@ -17,8 +17,8 @@ from calrec_jax.train.preemption import EXIT_CODE, Preempted
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 
 
-def start(model_dir, *, devices: int = 1, environment=(), **options):
-    """Starts a worker; its standard error is captured. Returns the Popen."""
+def start(model_dir, *, devices: int = 1, launcher=(), **options):
+    """Starts a worker, by a launcher if one is given. Returns the Popen; stderr is captured."""
     import subprocess
 
     clean = {name: value for name, value in os.environ.items() if not name.startswith("CALREC_")}
@@ -29,10 +29,9 @@ def start(model_dir, *, devices: int = 1, environment=(), **options):
         "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(model_dir).parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        **dict(environment),
     }
     return subprocess.Popen(
-        [sys.executable, __file__, str(model_dir), json.dumps(options)],
+        [*launcher, sys.executable, __file__, str(model_dir), json.dumps(options)],
         env=environment, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -1,0 +1,66 @@
+"""Two processes of four devices each do what one of eight does, and another number may go on."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from train import worker
+from train.small_run import curve, metrics
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TWO = [str(ROOT / "launch" / "local.sh"), "--processes=2", "--devices=4", "--"]
+STAGES = [
+    ("stage1", {"train_steps": 12, "validate_period": 5, "save_period": 4}),
+    ("stage2", {"train_steps": 3, "validate_period": 2, "init_from": "stage1:best"}),
+]
+LASTS = {"stage1": 12, "stage2": 3}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """STAGES in one process of eight devices."""
+    model_dir = tmp_path_factory.mktemp("processes") / "one"
+    worker.finish(worker.start(model_dir, stages=STAGES, devices=8))
+    return model_dir
+
+
+def assert_same_curves(found, expected):
+    """Float32 sums in another order: processes add up their parts as one's devices may not."""
+    for stage_name, last in LASTS.items():
+        ours, theirs = curve(found, stage_name), curve(expected, stage_name)
+        assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+        assert ours[-1]["step"] == last
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.pop("split") == b.pop("split")
+            assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_two_processes_have_the_losses_of_one(one):
+    model_dir = one.parent / "two"
+    worker.finish(worker.start(model_dir, stages=STAGES, launcher=TWO))
+    assert_same_curves(model_dir, one)
+
+
+def test_sigterm_saves_the_same_step_everywhere_and_one_process_may_go_on(one):
+    model_dir = one.parent / "fewer"
+    two = worker.start(model_dir, stages=STAGES, launcher=TWO, seconds=0.2)
+    worker.wait_for_lines(model_dir, "stage1", 4, two)
+    two.terminate()
+    stderr = worker.finish(two, 42)
+    stopped = metrics(model_dir)[-1]["step"]
+    assert stopped < LASTS["stage1"]
+    assert stderr.count(f"stopped after step {stopped}, saved") == 2
+    worker.finish(worker.start(model_dir, stages=STAGES, devices=8))
+    assert_same_curves(model_dir, one)
+
+
+def test_a_killed_process_ends_its_peer_and_both_go_on(one):
+    model_dir = one.parent / "killed"
+    two = worker.start(model_dir, stages=STAGES, launcher=TWO, kill_at=9)
+    worker.finish(two, 137)
+    assert metrics(model_dir)[-1]["step"] <= 9
+    worker.finish(worker.start(model_dir, stages=STAGES, launcher=TWO))
+    assert_same_curves(model_dir, one)

@@ -146,18 +146,12 @@ def _check_all(run: Run) -> None:
         mixture.num_input_examples("train")
         for name in registry.task_names(mixture):
             _domain_of(run, name).tokens(stage.task_feature_lengths)
-        if stage.init_from is not None:
-            _check_source(run, stage.init_from, before)
+        # What an evaluation reads may come from a stage that is run later, alone.
+        if stage.init_from and stage.init_from.rpartition(":")[0] not in before:
+            stages.find_checkpoint(run.model_dir, stage.init_from)
         before.append(stage.name)
-    _check_source(run, run.evaluation.checkpoint, before)
     domain = _domain_of(run, run.evaluation.domain)
     store.num_examples(domain.data_dir, domain.dataset, run.evaluation.split)
-
-
-def _check_source(run: Run, source: str, stage_names: Sequence[str]) -> None:
-    """Raises CalrecError where `source` is there neither now nor after the stages `stage_names`."""
-    if source.rpartition(":")[0] not in stage_names:
-        stages.find_checkpoint(run.model_dir, source)
 
 
 def _domain_of(run: Run, name: str) -> registry.Domain:

@@ -33,12 +33,15 @@ def check(store, tmp_path, monkeypatch):
             ["gin/runs/quickstart.gin"], [BYTES, f"DATA_DIR={str(store)!r}", *bindings]
         )
         runs._check_all(made)
+        return made
 
     return run
 
 
-def test_the_quickstart_is_good(check):
-    check()
+def test_the_quickstart_is_good_and_so_is_one_of_its_stages_alone(check):
+    assert [stage.name for stage in check().stages] == ["stage1", "stage2"]
+    alone = check("STAGES=[@stage1/stages.Stage()]")
+    assert [stage.name for stage in alone.stages] == ["stage1"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +50,6 @@ def test_the_quickstart_is_good(check):
         ("stage2/stages.Stage.init_from='stage_1:best'", "'stage_1:best': no checkpoints in"),
         ("stage2/stages.Stage.init_from='stage2:best'", "'stage2:best': no checkpoints in"),
         ("stage1/stages.Stage.init_from='gs://b/m/stage1:best'", "and only paths of a file system"),
-        ("CHECKPOINT='stage3:best'", "'stage3:best': no checkpoints in"),
         ("INITIAL_CHECKPOINT_PATH='other/stage1:best'", "'other/stage1:best': no checkpoints in"),
         ("stage2/stages.Stage.task_feature_lengths={'inputs': 50, 'targets': 48}", "cannot hold o"),
         ("stage2/stages.Stage.mixture='synthetic_sport'", "did you mean 'synthetic_sports'?"),

@@ -25,7 +25,7 @@ from calrec_jax.eval.evaluator import EvaluationConfig
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import stages
+from calrec_jax.train import manifest, stages
 from calrec_jax.train import state as train_state
 from calrec_jax.train.stages import Stage, Trainer
 
@@ -146,8 +146,10 @@ def _check_all(run: Run) -> None:
         mixture.num_input_examples("train")
         for name in registry.task_names(mixture):
             _domain_of(run, name).tokens(stage.task_feature_lengths)
-        # What an evaluation reads may come from a stage that is run later, alone.
-        if stage.init_from and stage.init_from.rpartition(":")[0] not in before:
+        # A begun stage goes on without what it started from, which may be gone by now. And what an
+        # evaluation reads may come from a stage that is run later, alone.
+        comes = stage.init_from is None or stage.init_from.rpartition(":")[0] in before
+        if not comes and not manifest.has_saved(pathlib.Path(run.model_dir) / stage.name):
             stages.find_checkpoint(run.model_dir, stage.init_from)
         before.append(stage.name)
     domain = _domain_of(run, run.evaluation.domain)

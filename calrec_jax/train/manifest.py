@@ -47,7 +47,7 @@ def claim(model_dir: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
     model_dir = pathlib.Path(model_dir)
     there = read(model_dir)
     stages = there["stages"] if there else {}
-    saved = [stage for stage in stages if _has_saved(model_dir / stage)]
+    saved = [stage for stage in stages if has_saved(model_dir / stage)]
     if saved:
         for part in ("model", "vocabulary", "data"):
             _require_equal(model_dir, part, there.get(part), manifest[part])
@@ -91,7 +91,8 @@ def _mismatch(name: str, there: Any, needs: Any) -> tuple[str, Any, Any] | None:
     return next(filter(None, found), None)
 
 
-def _has_saved(stage_dir: pathlib.Path) -> bool:
+def has_saved(stage_dir: pathlib.Path) -> bool:
+    """Whether a stage has a checkpoint, and so needs no other start."""
     return any((stage_dir / "checkpoints").glob("checkpoint_*[0-9]"))  # not those half written
 
 

@@ -44,6 +44,14 @@ def test_the_quickstart_is_good_and_so_is_one_of_its_stages_alone(check):
     assert [stage.name for stage in alone.stages] == ["stage1"]
 
 
+def test_a_begun_stage_goes_on_without_what_it_started_from(check, tmp_path):
+    gone = "INITIAL_CHECKPOINT_PATH='gone/stage1:best'"
+    with pytest.raises(CalrecError, match="'gone/stage1:best': no checkpoints in"):
+        check(gone)
+    (tmp_path / "runs/quickstart/model/stage1/checkpoints/checkpoint_3").mkdir(parents=True)
+    assert check(gone).stages[0].init_from == "gone/stage1:best"
+
+
 @pytest.mark.parametrize(
     ("binding", "message"),
     [

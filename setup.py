@@ -43,29 +43,36 @@ setup(
     entry_points={"console_scripts": ["calrec = calrec_jax.cli.main:console"]},
     install_requires=[
         "bm25s>=0.3",
+        "duckdb>=1.4",
         "flax>=0.12",
+        "fsspec>=2025.3",
         "gin-config>=0.5",
         "importlib_resources>=6.0",  # tensorflow-datasets imports it without asking for it
         "jax>=0.10.1",
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
+        "pyarrow>=18.0",
         "pyyaml>=6.0",
         "rich>=14.0",
         "scipy>=1.14",
-        "sentencepiece>=0.2",
+        # 0.2.3 wants protobuf 7, which Apache Beam does not.
+        "sentencepiece>=0.2,<0.2.3",
         "seqio>=0.0.20",
         "tensorboardX>=2.6",
         "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.9",
+        "tokenizers>=0.22",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
-        "convert": ["safetensors>=0.6", "tokenizers>=0.22"],
+        "convert": ["safetensors>=0.6"],
         "beam": ["apache-beam>=2.72"],
+        "gcs": ["gcsfs>=2025.3"],
         "launch": ["xpk>=1.16"],  # for GKE; launch/tpu.sh needs gcloud alone
         "test": [
+            "apache-beam>=2.72",
             "hypothesis>=6.130",
             "pytest>=9.0",
             "pytest-xdist>=3.8",

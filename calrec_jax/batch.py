@@ -9,6 +9,10 @@ import numpy as np
 
 from calrec_jax.errors import CalrecError
 
+TARGETS = ("last", "random", "all")
+"""What a training example's target is: the last item of a sequence; a random one but the first,
+drawn anew in each epoch; or each but the first, every one an example of its own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:

@@ -59,7 +59,7 @@ class Recommender:
         run = runs.from_model_dir(model_dir, bindings)
         config = run.evaluation
         generator = runs.text_generator(run, domain or config.domain, checkpoint)
-        render = generator.tokens.builder.template.render_item
+        render = runs.domain_of(run, domain or config.domain).template.render_item
         texts = [render(fields) for fields in generator.tokens.catalogue.fields]
         retriever = Retriever(texts, config.k1, config.b, config.epsilon)
         return cls(generator, retriever, config.users_per_batch)

@@ -16,6 +16,8 @@ COMMANDS = {
     "synthetic": "write the embedded store: made-up domains to try everything on",
     "prepare": "turn a raw dump into a dataset of the store",
     "vocab": "train a SentencePiece vocabulary on the text of domains",
+    "inspect": "show what each stage would train on, before it costs anything",
+    "batches": "save what batches are made of, to train where TensorFlow is not",
     "train": "run the stages of a gin configuration, or go on with them",
     "eval": "generate, retrieve and measure, beside the baselines",
     "report": "write MODEL_DIR/report.html and print the result table",

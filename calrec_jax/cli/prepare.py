@@ -3,66 +3,285 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
 import json
+import shlex
 import sys
-import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from calrec_jax.cli.main import positive_int, run_command
 from calrec_jax.errors import full_disk_named
 
+_SECONDS_BETWEEN_LINES = 10
+
 
 def main(argv: Sequence[str]) -> int:
     """Prints the dataset's statistics as JSON."""
+    args = _parser().parse_args(argv)
+
+    from calrec_jax.data.prepare import prepare
+    from calrec_jax.data.sequences import Rules
+
+    rules = Rules(
+        merge_repeats=not args.keep_repeats,
+        min_events=args.min_events,
+        k_core=args.k_core,
+        k_core_iterated=not args.k_core_once,
+        same_time=args.same_time,
+        require=args.require,
+        split=args.split,
+        validation_from=args.validation_from,
+        test_from=args.test_from,
+        latest=args.latest,
+        max_history=args.max_history,
+        sample=args.sample,
+        seed=args.seed,
+        catalogue=args.catalogue,
+    )
+    with full_disk_named(args.data_dir), _progress() as report:
+        stats = prepare(
+            args.source,
+            args.input_dir,
+            args.data_dir,
+            args.domain,
+            rules,
+            events=args.events,
+            items=args.items,
+            columns=args.columns,
+            time_unit=args.time_unit,
+            engine=args.engine,
+            beam_options=args.beam_options,
+            report=report,
+            warn=_warn,
+        )
+    print(json.dumps(stats, indent=2))
+    rejected = sum(stats["rejected_lines"].values())
+    if rejected:
+        _warn(f"{rejected} lines rejected, see {args.data_dir}/{args.domain}/rejects.jsonl")
+    return 0
+
+
+def _warn(text: str) -> None:
+    print(f"calrec prepare: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int], None]]:
+    """Yields what is to be told (what is being done, to how many): a live line, or lines."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as live:
+        task = live.add_task("", total=None)
+        yield lambda phase, done: live.update(task, description=f"{phase}: {done:,}")
+
+
+class _Lines:
+    """Prints a line now and then."""
+
+    def __init__(self):
+        self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
+
+    def __call__(self, phase: str, done: int) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
+            _warn(f"{phase}: {done:,}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("calrec prepare", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--source",
-        required=True,
-        help="the raw files' format: amazon2018 (reviews.json.gz and meta.json.gz) or jsonl "
-        "(interactions.jsonl.gz: user_id, item_id, order or timestamp; items.jsonl.gz: item_id, "
-        "title, category, brand, price)",
+    _add_files(parser.add_argument_group("raw files"))
+    _add_dataset(parser.add_argument_group("dataset"))
+    _add_rules(parser.add_argument_group("rules: which events stay, in the order of application"))
+    _add_splits(parser.add_argument_group("rules: splits and catalogue"))
+    _add_engine(parser.add_argument_group("engine; all give the same dataset"))
+    return parser
+
+
+def _add_files(group) -> None:
+    from calrec_jax.data.sources import SOURCES
+
+    group.add_argument(
+        "--source", required=True, help=f"the files' format: {', '.join(sorted(SOURCES))}"
     )
-    parser.add_argument(
-        "--input_dir", required=True, metavar="FOLDER", help="where the raw files are"
+    group.add_argument("--input_dir", metavar="FOLDER", help="where the files are, or a URL")
+    for kind in ("events", "items"):
+        group.add_argument(
+            f"--{kind}",
+            type=_names,
+            default=(),
+            metavar="A,B",
+            help=f"files of {kind} (paths, patterns or URLs) instead of those in the folder",
+        )
+    group.add_argument(
+        "--columns",
+        type=_columns,
+        metavar="OURS=THEIRS,...",
+        help="where columns have other names: user_id=uid,title=name; other names become fields "
+        "of items",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--time_unit",
+        default="s",
+        choices=("s", "ms", "us", "ns"),
+        help="of time stamps that are numbers (default: %(default)s)",
+    )
+
+
+def _add_dataset(group) -> None:
+    group.add_argument(
         "--data_dir",
         required=True,
         metavar="STORE",
         help="the store; the dataset is written to STORE/DOMAIN, in place of one that is there, "
         "with stats.json and rejects.jsonl (the lines that were not used, and why)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--domain",
         required=True,
         help="the dataset's name: lower-case letters, digits and underscores",
     )
-    parser.add_argument(
-        "--min_events",
-        type=positive_int,
-        default=3,
-        metavar="N",
-        help="leave out users with fewer events, counted after merging; at least 3 (default: 3)",
+
+
+def _add_rules(group) -> None:
+    group.add_argument(
+        "--sample",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="keep this share of the users, chosen by their ids (default: all)",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="another one samples other users, and sorts otherwise (default: %(default)s)",
+    )
+    group.add_argument("--latest", type=_time, metavar="TIME", help="leave out events after it")
+    group.add_argument(
+        "--require",
+        type=_names,
+        default=(),
+        metavar="FIELD,...",
+        help="leave out items that lack one of these fields, and their events",
+    )
+    group.add_argument(
+        "--k_core",
+        type=positive_int,
+        default=0,
+        metavar="K",
+        help="leave out users and items with fewer events, until all have K (default: keep all)",
+    )
+    group.add_argument(
+        "--k_core_once", action="store_true", help="do so once, counting all on the same events"
+    )
+    group.add_argument(
+        "--same_time",
+        default="file",
+        metavar="HOW",
+        help="what sorts events of the same time: file (as they are in the files), item_id or "
+        "random (default: %(default)s)",
+    )
+    group.add_argument(
         "--keep_repeats",
         action="store_true",
         help="keep consecutive events of a user with the same item; else they are one event",
     )
-    args = parser.parse_args(argv)
+    group.add_argument(
+        "--min_events",
+        type=positive_int,
+        default=3,
+        metavar="N",
+        help="leave out users with fewer events, counted after merging; at least 3, or 2 for the "
+        "temporal split (default: %(default)s)",
+    )
 
-    from calrec_jax.data.prepare import prepare
-    from calrec_jax.data.sequences import Rules
 
-    rules = Rules(merge_repeats=not args.keep_repeats, min_events=args.min_events)
-    with full_disk_named(f"{args.data_dir} or {tempfile.gettempdir()}"):
-        stats = prepare(args.source, args.input_dir, args.data_dir, args.domain, rules)
-    print(json.dumps(stats, indent=2))
-    rejected = sum(stats["rejected_lines"].values())
-    if rejected:
-        where = f"{args.data_dir}/{args.domain}/rejects.jsonl"
-        print(f"calrec prepare: {rejected} lines rejected, see {where}", file=sys.stderr)
-    return 0
+def _add_splits(group) -> None:
+    group.add_argument(
+        "--split",
+        default="leave_one_out",
+        metavar="HOW",
+        help="leave_one_out (each user's last item tests, the one before validates), or temporal "
+        "(each user's first event of a period is the target) (default: %(default)s)",
+    )
+    group.add_argument(
+        "--validation_from",
+        type=_time,
+        metavar="TIME",
+        help="where the temporal split's training ends; TIME is a date, 2018-01-31 (its beginning, "
+        "UTC), or Unix seconds",
+    )
+    group.add_argument(
+        "--test_from", type=_time, metavar="TIME", help="where the temporal split's test begins"
+    )
+    group.add_argument(
+        "--max_history",
+        type=positive_int,
+        metavar="N",
+        help="at most N items before a target (default: all)",
+    )
+    group.add_argument(
+        "--catalogue",
+        default="listed",
+        metavar="WHICH",
+        help="listed (all items of the files of items that the rules above keep), or bought (of "
+        "these, the ones in any sequence) (default: %(default)s)",
+    )
+
+
+def _add_engine(group) -> None:
+    group.add_argument(
+        "--engine",
+        default="duckdb",
+        choices=("duckdb", "beam"),
+        help="duckdb (this machine), or beam (Apache Beam, for many machines: install "
+        "calrec_jax[beam]) (default: %(default)s)",
+    )
+    group.add_argument(
+        "--beam_options",
+        type=shlex.split,
+        default=(),
+        metavar="OPTIONS",
+        help='options for Beam, as "--runner=FlinkRunner --flink_master=HOST:8081"; without a '
+        "runner Beam works in this process",
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names with commas in between")
+    return names
+
+
+def _columns(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    columns = {ours: theirs for ours, _, theirs in pairs}
+    if not all(ours and theirs for ours, theirs in columns.items()) or len(columns) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like user_id=uid,title=name")
+    return columns
+
+
+def _time(text: str) -> int:
+    """Unix seconds of a date in UTC, or of what is already a number."""
+    if text.isdecimal():
+        return int(text)
+    try:
+        day = datetime.date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a date like 2018-01-31 nor Unix seconds"
+        ) from None
+    return int(datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC).timestamp())
 
 
 if __name__ == "__main__":

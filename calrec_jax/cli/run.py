@@ -15,13 +15,15 @@ import jax
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.cli import gin_config
 from calrec_jax.cli.main import show_error
-from calrec_jax.data import loader, registry, store, vocabularies
-from calrec_jax.data.registry import DataConfig
+from calrec_jax.data import arrays, domains, inspection, vocabularies
+from calrec_jax.data.domains import DataConfig, Domain
+from calrec_jax.data.loader import Batches
 from calrec_jax.decode.sample import Sampler, SamplingConfig
 from calrec_jax.decode.texts import TextGenerator
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval import evaluator
+from calrec_jax.eval import evaluator, report_data
 from calrec_jax.eval.evaluator import EvaluationConfig
+from calrec_jax.eval.predictions import write_json
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
@@ -77,9 +79,21 @@ class Run:
     @property
     def identity(self) -> dict[str, object]:
         """What must stay the same in a MODEL_DIR, besides model and stages."""
+        mixtures = [domains.get_mixture(stage.mixture) for stage in self.stages]
+        names = {name for mixture in mixtures for name in mixture.domains}
         return {
             "vocabulary": vocabularies.fingerprint(self.data.vocabulary),
-            "data": {"template": dataclasses.asdict(self.data.template), "seed": self.seed},
+            "data": {
+                "template": dataclasses.asdict(self.data.template),
+                "seed": self.seed,
+                "checksums": {name: domains.get_domain(name).checksums() for name in names},
+                "mixtures": {mixture.name: dataclasses.asdict(mixture) for mixture in mixtures},
+                "own_templates": {
+                    name: template and dataclasses.asdict(template)
+                    for name in names
+                    for template in [domains.get_domain(name).template]
+                },
+            },
         }
 
 
@@ -92,8 +106,10 @@ def from_gin(files: Sequence[str], bindings: Sequence[str], search_paths: str = 
     gin_config.parse(files, bindings, search_paths)
     gin_config.make_absolute(_PATHS)
     run = gin_config.configured(Run)
-    registry.use(run.data)
-    registry.import_modules([run.modules] if isinstance(run.modules, str) else run.modules)
+    domains.use(run.data)
+    # Saved arrays bring their domains and mixtures along; the modules may need TensorFlow.
+    if not arrays.is_saved(run.data.data_dir):
+        domains.import_modules([run.modules] if isinstance(run.modules, str) else run.modules)
     return run
 
 
@@ -121,10 +137,12 @@ def train(run: Run) -> None:
       Preempted: told to stop; everything is saved.
     """
     _check_all(run)
+    data = _Data(run.seed)
     trainer = Trainer(
         model_dir=pathlib.Path(run.model_dir).absolute(),
         model=run.decoder_config,
-        make_batches=functools.partial(_make_batches, run.seed),
+        make_batches=data.make_batches,
+        epochs=data.epochs,
         mesh=run.mesh,
         seed=run.seed,
         identity=run.identity,
@@ -134,6 +152,7 @@ def train(run: Run) -> None:
         temporary = trainer.model_dir / f"{CONFIG}.tmp"
         temporary.write_text(gin_config.operative_config(), "utf-8")
         os.replace(temporary, trainer.model_dir / CONFIG)
+        write_json(trainer.model_dir / report_data.NAME, _described(run, data, examples=3))
     trainer.run(run.stages)
 
 
@@ -142,23 +161,22 @@ def _check_all(run: Run) -> None:
     before: list[str] = []
     for stage in run.stages:
         stage.spec()
-        mixture = registry.load_mixture(stage.mixture)
-        mixture.num_input_examples("train")
-        for name in registry.task_names(mixture):
-            _domain_of(run, name).tokens(stage.task_feature_lengths)
+        for name in domains.get_mixture(stage.mixture).domains:
+            domain = domain_of(run, name)
+            domain.num_sequences("train")
+            domain.tokens(stage.task_feature_lengths)
         # A begun stage goes on without what it started from, which may be gone by now. And what an
         # evaluation reads may come from a stage that is run later, alone.
         comes = stage.init_from is None or stage.init_from.rpartition(":")[0] in before
         if not comes and not manifest.has_saved(pathlib.Path(run.model_dir) / stage.name):
             stages.find_checkpoint(run.model_dir, stage.init_from)
         before.append(stage.name)
-    domain = _domain_of(run, run.evaluation.domain)
-    store.num_examples(domain.data_dir, domain.dataset, run.evaluation.split)
+    domain_of(run, run.evaluation.domain).num_sequences(run.evaluation.split)
 
 
-def _domain_of(run: Run, name: str) -> registry.Domain:
+def domain_of(run: Run, name: str) -> Domain:
     """The domain, resolved. Raises CalrecError where its tokens are not the run's model's."""
-    domain = registry.get_domain(name).resolved()
+    domain = domains.get_domain(name).resolved()
     theirs, ours = (vocabularies.fingerprint(v) for v in (domain.vocabulary, run.data.vocabulary))
     if theirs != ours:
         raise CalrecError(
@@ -168,19 +186,58 @@ def _domain_of(run: Run, name: str) -> registry.Domain:
     return domain
 
 
-def _make_batches(seed: int, stage: Stage, split: str, start: int):
-    training = split == "train"
-    return loader.batches(
-        registry.load_mixture(stage.mixture),
-        stage.spec(),
-        stage.task_feature_lengths,
-        split=split,
-        seed=seed,
-        repeat=training,
-        start=start,
-        num_batches=None if training else stage.validation_batches,
-        host=(jax.process_index(), jax.process_count()),
-    )
+def inspect(run: Run, examples: int) -> dict[str, dict]:
+    """{stage: what it would train on}, see `inspection.describe`.
+
+    Args:
+      examples: shown of each domain.
+
+    Raises:
+      CalrecError: as `train`, before it trains.
+    """
+    _check_all(run)
+    return _described(run, _Data(run.seed), examples)
+
+
+def _described(run: Run, data: _Data, examples: int) -> dict[str, dict]:
+    return {
+        stage.name: inspection.describe(data.batches(stage, "train"), stage.train_steps, examples)
+        for stage in run.stages
+    }
+
+
+class _Data:
+    """Where the batches of a run come from. Those of a stage are planned once."""
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._planned: dict[tuple[str, str], Batches] = {}
+
+    def make_batches(self, stage: Stage, split: str, start: int):
+        """See `stages.MakeBatches`."""
+        limit = None if split == "train" else stage.validation_batches
+        return self.batches(stage, split).iterate(start, limit)
+
+    def epochs(self, stage: Stage, step: int) -> dict[str, float]:
+        """See `stages.Epochs`."""
+        return self.batches(stage, "train").epochs(step)
+
+    def batches(self, stage: Stage, split: str) -> Batches:
+        """The plan of a split of a stage."""
+        key = stage.name, split
+        if key not in self._planned:
+            training = split == "train"
+            self._planned[key] = Batches(
+                domains.get_mixture(stage.mixture),
+                stage.spec(),
+                stage.task_feature_lengths,
+                split=split,
+                seed=self._seed,
+                targets=stage.targets if training else "last",
+                one_pass=not training,
+                host=(jax.process_index(), jax.process_count()),
+            )
+        return self._planned[key]
 
 
 def text_generator(run: Run, domain: str, checkpoint: str | None = None) -> TextGenerator:
@@ -197,7 +254,7 @@ def text_generator(run: Run, domain: str, checkpoint: str | None = None) -> Text
         checkpoint or c.checkpoint,
         train_state.param_shapes(decoder, mesh, run.mesh),
         {
-            "vocabulary": run.identity["vocabulary"],
+            "vocabulary": vocabularies.fingerprint(run.data.vocabulary),
             "model": run.decoder_config.meaning(),
             "data": {"template": dataclasses.asdict(run.data.template)},
         },
@@ -213,7 +270,7 @@ def text_generator(run: Run, domain: str, checkpoint: str | None = None) -> Text
         mesh=mesh,
         mesh_config=run.mesh,
     )
-    tokens = _domain_of(run, domain).tokens(lengths)
+    tokens = domain_of(run, domain).tokens(lengths)
     return TextGenerator(sampler, tokens, vocabulary.decode, c.seed)
 
 
@@ -232,23 +289,22 @@ def evaluate(run: Run, progress: Callable[[int, int], None]) -> dict:
             f"machine or slice with one host"
         )
     config = run.evaluation
-    domain = _domain_of(run, config.domain)
-    read = functools.partial(store.read_sequences, domain.data_dir, domain.dataset)
+    domain = domain_of(run, config.domain)
     # "best" may come to mean another step: these are the predictions of this one.
     stage_dir, step = stages.find_checkpoint(run.model_dir, config.checkpoint)
     generator = text_generator(run, config.domain, f"{stage_dir}:{step}")
     with contextlib.closing(Checkpoints(stage_dir / "checkpoints", read_only=True)) as checkpoints:
         saved = checkpoints.fingerprint(step)
     return evaluator.evaluate(
-        train=read("train"),
-        users=read(config.split),
+        train=domain.sequences("train"),
+        users=domain.sequences(config.split),
         catalogue=generator.tokens.catalogue,
         template=domain.template,
         generate=lambda users: generator([u.history for u in users], [u.user_id for u in users]),
         config=config,
         directory=pathlib.Path(run.model_dir) / "eval" / config.split,
         settings={
-            "vocabulary": run.identity["vocabulary"],
+            "vocabulary": vocabularies.fingerprint(run.data.vocabulary),
             "step": step,
             "saved": saved,
             "task_feature_lengths": dict(run.stages[-1].task_feature_lengths),

@@ -56,10 +56,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _texts(data_dir: str, domain: str, template) -> Iterator[str]:
     """The text of each item that a training history of `domain` holds, once."""
-    from calrec_jax.data import store
+    from calrec_jax.data import stored
 
-    catalogue = store.read_catalogue(data_dir, domain)
-    sequences = store.read_sequences(data_dir, domain, "train")
+    catalogue = stored.read_catalogue(data_dir, domain)
+    sequences = stored.read_sequences(data_dir, domain, "train")
     places = sorted(set(catalogue.places([i for s in sequences for i in s.item_ids])))
     if not places:
         raise CalrecError(f"{domain} in {data_dir} has no training sequences")

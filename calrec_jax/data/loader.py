@@ -2,118 +2,179 @@
 
 from __future__ import annotations
 
-import itertools
-import re
+import queue
+import threading
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from calrec_jax.batch import BatchSpec
-from calrec_jax.data import vocabularies
-from calrec_jax.data.feature_converters import CalrecFeatureConverter
-from calrec_jax.data.quiet_tensorflow import seqio, tf
+from calrec_jax.data import domains, packing, vocabularies
+from calrec_jax.data.domains import Mixture
+from calrec_jax.data.examples import Examples
+from calrec_jax.data.schedule import DomainRows, Schedule
 from calrec_jax.errors import CalrecError
 
 Batch = dict[str, np.ndarray]
+_AHEAD = 2  # batches that are made before they are asked for
 
 
-def batches(
-    mixture: seqio.Task | seqio.Mixture,
-    spec: BatchSpec,
-    lengths: Mapping[str, int],
-    *,
-    split: str,
-    seed: int,
-    shuffle: bool = True,
-    repeat: bool = True,
-    start: int = 0,
-    num_batches: int | None = None,
-    host: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
-    """This host's rows of batch `start`, `start + 1`, ...
+class Batches:
+    """The rows of a mixture for one host, batch after batch.
 
-    The batch at step n is a function of (seed, n) alone: every host makes the same global stream
-    and takes its rows. T5X sees the same rows from the same mixture, seed and converter.
+    The batch at step n is a function of (seed, n) alone, whatever the number of hosts, and is made
+    without those before it. An epoch of a domain has each of its examples once.
 
     Args:
+      mixture: of registered domains.
       spec: of the global batch, as `BatchSpec.create` makes it from `lengths`.
       lengths: TASK_FEATURE_LENGTHS, {"inputs", "targets"}.
-      shuffle: all of a domain's examples together, anew in each epoch; else in the store's order.
-      repeat: True: mixed at the mixture's rates, without end. False: every example of every domain
-        once, mixed by the domains' sizes; the last batch is filled up with empty rows.
-      num_batches: at most so many; None = no limit.
+      split: "train", "validation" or "test".
+      seed: of the order, and of random targets.
+      targets: see `batch.TARGETS`.
+      one_pass: every example of every domain once, mixed by the domains' sizes, the last batch
+        filled up with empty rows; else mixed at the mixture's rates, without end.
       host: (index, count).
 
     Raises:
-      CalrecError: the hosts cannot share a batch, a domain has no dataset, no examples or another
-        vocabulary; while iterating: a dataset is damaged.
+      CalrecError: the hosts cannot share a batch, or a domain has no dataset, no examples or
+        another vocabulary.
     """
-    index, count = host
-    if spec.batch_size % count:
-        raise CalrecError(f"BATCH_SIZE {spec.batch_size} cannot be shared by {count} hosts")
-    rows = spec.batch_size // count
-    mine = slice(index * rows, (index + 1) * rows)
-    examples = _examples(mixture, lengths, split, seed, shuffle, repeat)
-    dataset = _converter(mixture, spec)(examples, lengths).batch(spec.batch_size).skip(start)
-    return itertools.islice(_iterate(dataset, spec, mine), num_batches)
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        spec: BatchSpec,
+        lengths: Mapping[str, int],
+        *,
+        split: str,
+        seed: int,
+        targets: str = "last",
+        one_pass: bool = False,
+        host: tuple[int, int] = (0, 1),
+    ):
+        index, count = host
+        if spec.batch_size % count:
+            raise CalrecError(f"BATCH_SIZE {spec.batch_size} cannot be shared by {count} hosts")
+        rows = spec.batch_size // count
+        self._mine = range(index * rows, (index + 1) * rows)
+        self.spec, self.mixture = spec, mixture
+        self.vocabulary = _vocabulary(mixture)
+        self.examples = [
+            _examples(name, lengths, split, targets, seed, self.vocabulary.eos_id)
+            for name in mixture.domains
+        ]
+        self.rows = [DomainRows(examples, spec, seed) for examples in self.examples]
+        self._schedule = self._make_schedule(seed, one_pass)
+        self.num_batches = -(-self._schedule.period // spec.batch_size) if one_pass else None
+        self._end = self._schedule.period if one_pass else None
+
+    def _make_schedule(self, seed: int, one_pass: bool) -> Schedule:
+        per_epoch = np.array([rows.per_epoch for rows in self.rows], np.float64)
+        if one_pass:
+            return Schedule(per_epoch.astype(np.int64).tolist(), seed)
+        sizes = np.array([rows.examples_per_epoch for rows in self.rows], np.float64)
+        # Rates are of examples; a domain's rows hold `sizes / per_epoch` of them on average.
+        shares = self.mixture.weights(sizes.astype(np.int64).tolist()) / sizes
+        return Schedule.at_rates(per_epoch * shares, seed)
+
+    def batch(self, step: int) -> Batch:
+        """This host's rows of the batch of `step`, from 0 on."""
+        bos_id = vocabularies.bos_id(self.vocabulary)
+        first = step * self.spec.batch_size
+        rows = [
+            packing.make_row(self._row(first + place), self.spec, bos_id) for place in self._mine
+        ]
+        return {name: np.stack([row[name] for row in rows]) for name in self.spec.shapes()}
+
+    def _row(self, number: int) -> list[packing.Example]:
+        if self._end is not None and number >= self._end:
+            return []
+        domain, row = self._schedule.row(number)
+        examples = self.examples[domain]
+        return [examples.example(*span) for span in self.rows[domain].row(row)]
+
+    @property
+    def shares(self) -> list[float]:
+        """Each domain's share of the rows."""
+        return (self._schedule.counts / self._schedule.period).tolist()
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How many epochs of each domain the batches before `step` hold."""
+        taken = self._schedule.taken(step * self.spec.batch_size)
+        per_epoch = [rows.per_epoch for rows in self.rows]
+        return {
+            name: float(rows / of)
+            for name, rows, of in zip(self.mixture.domains, taken, per_epoch, strict=True)
+        }
+
+    def iterate(self, start: int = 0, num_batches: int | None = None) -> Iterator[Batch]:
+        """Batches `start`, `start + 1`, ... made by a thread of its own, a little ahead.
+
+        Args:
+          num_batches: at most so many; None = no limit but the end of one pass.
+        """
+        end = self.num_batches
+        if num_batches is not None:
+            end = min(start + num_batches, end) if end is not None else start + num_batches
+        return _ahead(self._from(start, end), _AHEAD)
+
+    def _from(self, start: int, end: int | None) -> Iterator[Batch]:
+        step = start
+        while end is None or step < end:
+            yield self.batch(step)
+            step += 1
 
 
-def _examples(mixture, lengths, split, seed, shuffle, repeat) -> tf.data.Dataset:
-    """Task features of the mixture's examples."""
-    tasks = seqio.get_subtasks(mixture)
-    _check_vocabularies(tasks)
-    if repeat:
-        return mixture.get_dataset(lengths, split, shuffle=shuffle, seed=seed, num_epochs=None)
-    # Taken from a mixture, one epoch would end with that of the shortest domain.
-    epochs = [task.get_dataset(lengths, split, shuffle=shuffle, seed=seed) for task in tasks]
-    sizes = np.array([task.num_input_examples(split) for task in tasks])
-    return tf.data.Dataset.sample_from_datasets(
-        epochs, weights=list(sizes / sizes.sum()), seed=seed, stop_on_empty_dataset=False
-    )
-
-
-def _check_vocabularies(tasks) -> None:
-    """Raises CalrecError where the tasks' token ids mean different things."""
-    names: dict[str, str] = {}
-    for task in tasks:
-        vocabulary = task.output_features["inputs"].vocabulary
-        names[vocabularies.fingerprint(vocabulary)] = task.name
+def _vocabulary(mixture: Mixture) -> Any:
+    """The vocabulary of all domains. Raises CalrecError where token ids mean different things."""
+    found = [domains.get_domain(name).resolved().vocabulary for name in mixture.domains]
+    names = dict(zip(map(vocabularies.fingerprint, found), mixture.domains, strict=True))
     if len(names) > 1:
         used = ", ".join(f"{name!r}: {kind}" for kind, name in names.items())
         raise CalrecError(f"domains of one mixture need the same vocabulary, not {used}")
+    return found[0]
 
 
-def _converter(mixture, spec: BatchSpec) -> CalrecFeatureConverter:
-    return CalrecFeatureConverter(
-        pack=spec.max_segments > 1,
-        bos_id=vocabularies.bos_id(mixture.output_features["inputs"].vocabulary),
-        row_length=spec.row_length,
-        max_segments=spec.max_segments,
-        max_loss_tokens=spec.max_loss_tokens,
-    )
+def _examples(name: str, lengths, split: str, targets: str, seed: int, eos_id: int) -> Examples:
+    domain = domains.get_domain(name)
+    histories = domain.histories(split)
+    if not len(histories):
+        raise CalrecError(f"{name} has no {split} example: lower min_events?")
+    return Examples(domain.tokens(lengths), histories, targets, seed, eos_id)
 
 
-def _iterate(dataset: tf.data.Dataset, spec: BatchSpec, mine: slice) -> Iterator[Batch]:
-    """Batches, filled up and checked, cut to the rows `mine`."""
-    iterator = dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
-    while (batch := _next(iterator)) is not None:
-        batch = {name: _fill(value, spec.batch_size) for name, value in batch.items()}
-        spec.check(batch)
-        yield {name: value[mine] for name, value in batch.items()}
+def _ahead(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
+    """`batches`, made by a thread that is at most `size` ahead."""
+    ready: queue.Queue = queue.Queue(size)
+    stopped = threading.Event()
 
+    def put(item) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
 
-def _next(iterator: Iterator[Batch]) -> Batch | None:
-    """The next batch. Our own errors come out of TensorFlow as text in one of its errors."""
+    def work() -> None:
+        try:
+            for batch in batches:
+                put((batch, None))
+                if stopped.is_set():
+                    return
+            put((None, None))
+        except BaseException as error:  # for whoever asks for the batch
+            put((None, error))
+
+    threading.Thread(target=work, name="calrec-batches", daemon=True).start()
     try:
-        return next(iterator, None)
-    except tf.errors.OpError as error:
-        ours = re.search(r"\bCalrecError: (.+)", str(error))
-        if ours is None:
-            raise
-        raise CalrecError(ours[1]) from None
-
-
-def _fill(value: np.ndarray, rows: int) -> np.ndarray:
-    """`value` with empty rows up to `rows`."""
-    missing = rows - len(value)
-    return value if not missing else np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
+        while True:
+            batch, error = ready.get()
+            if error is not None:
+                raise error
+            if batch is None:
+                return
+            yield batch
+    finally:
+        stopped.set()

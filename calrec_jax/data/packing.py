@@ -40,49 +40,73 @@ class Example:
 
 
 def pack(lengths: np.ndarray, loss_lengths: np.ndarray, spec: BatchSpec) -> list[list[int]]:
-    """Which examples share a row: first-fit-decreasing, by tokens.
+    """Which examples share a row: best-fit-decreasing, by tokens.
 
     No row has more than `row_length` tokens, `max_segments` examples or `max_loss_tokens` loss
-    tokens; every example is in one row, whole.
+    tokens; every example is in one row, whole. An example opens a new row only where it fits none.
+    The rows depend on the lengths alone, but for which of equally long examples is where.
 
     Args:
       lengths: [n], tokens of each example.
       loss_lengths: [n], those that carry loss weight.
 
     Returns:
-      Rows of places in `lengths`, in the order in which they were opened; the rows of a shuffled
-      window are in no order that tells anything but that longer examples come first.
+      Rows of places in `lengths`, in the order in which they were opened: longest examples first.
 
     Raises:
       CalrecError: an example is too long for a row of its own.
     """
-    n = len(lengths)
     _check_fit(lengths, spec.row_length, "tokens")
     _check_fit(loss_lengths, spec.max_loss_tokens, "loss tokens")
     if spec.max_segments == 1:
-        return [[i] for i in range(n)]
-    rows: list[list[int]] = []
-    free = np.full(n, spec.row_length)
-    free_segments = np.full(n, spec.max_segments)
-    free_loss = np.full(n, spec.max_loss_tokens)
-    for i in np.argsort(-lengths, kind="stable"):
-        fits = (
-            (free[: len(rows) + 1] >= lengths[i])
-            & (free_segments[: len(rows) + 1] > 0)
-            & (free_loss[: len(rows) + 1] >= loss_lengths[i])
-        )
-        row = int(np.argmax(fits))  # the first that fits; the last is a new, empty one
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(int(i))
-        free[row] -= lengths[i]
-        free_segments[row] -= 1
-        free_loss[row] -= loss_lengths[i]
-    return rows
+        return [[i] for i in range(len(lengths))]
+    rows = _OpenRows(spec)
+    # Lists: Python's numbers are faster one by one than NumPy's.
+    length, loss = lengths.tolist(), loss_lengths.tolist()
+    for i in np.lexsort((-loss_lengths, -lengths)).tolist():
+        rows.add(i, length[i], loss[i])
+    return rows.rows
+
+
+class _OpenRows:
+    """Rows that are being filled, to be found by the room that they have left."""
+
+    def __init__(self, spec: BatchSpec):
+        self.rows: list[list[int]] = []
+        self._spec = spec
+        self._loss: list[int] = []  # loss tokens in each row
+        self._with_room: list[list[int]] = [[] for _ in range(spec.row_length + 1)]
+        self._rooms = 0  # bit r is set where `_with_room[r]` holds a row
+
+    def add(self, example: int, length: int, loss: int) -> None:
+        """Puts an example where it leaves the least room, in a new row if it fits none."""
+        row, room = self._take(length, loss)
+        self.rows[row].append(example)
+        self._loss[row] += loss
+        if len(self.rows[row]) < self._spec.max_segments:
+            self._with_room[room - length].append(row)
+            self._rooms |= 1 << (room - length)
+
+    def _take(self, length: int, loss: int) -> tuple[int, int]:
+        """(row, its room) of the fullest row that still takes the example; it is taken out."""
+        rooms = self._rooms >> length << length
+        while rooms:
+            room = (rooms & -rooms).bit_length() - 1
+            rows = self._with_room[room]
+            for at in range(len(rows) - 1, -1, -1):
+                if self._loss[rows[at]] + loss <= self._spec.max_loss_tokens:
+                    row = rows.pop(at)
+                    if not rows:
+                        self._rooms &= ~(1 << room)
+                    return row, room
+            rooms &= rooms - 1
+        self.rows.append([])
+        self._loss.append(0)
+        return len(self.rows) - 1, self._spec.row_length
 
 
 def _check_fit(lengths: np.ndarray, room: int, what: str) -> None:
-    longest = max(lengths, default=0)
+    longest = lengths.max(initial=0)
     if longest > room:
         raise CalrecError(f"an example has {longest} {what}, but a row has room for {room}")
 

@@ -1,111 +1,162 @@
-"""From a raw folder to a dataset of the store, with its statistics and its rejected lines."""
+"""From raw files to a dataset of the store, with its statistics and its rejected lines."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import json
-import pathlib
-import tempfile
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from calrec_jax.data import readers, sequences, store
-from calrec_jax.data.sequences import Rules, Splits
-from calrec_jax.errors import CalrecError, local_path
-from calrec_jax.text.items import Catalogue
+from calrec_jax.data import duckdb_engine, statistics, store
+from calrec_jax.data.duckdb_engine import Prepared, Report
+from calrec_jax.data.sequences import Rules
+from calrec_jax.data.sources import RawFiles, find_files, get_source
+from calrec_jax.errors import CalrecError
 
 
 def prepare(
     source: str,
-    input_dir: str | pathlib.Path,
-    data_dir: str | pathlib.Path,
+    input_dir: str | os.PathLike | None,
+    data_dir: str | os.PathLike,
     domain: str,
     rules: Rules = Rules(),
+    *,
+    events: Sequence[str] = (),
+    items: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    time_unit: str = "s",
+    engine: str = "duckdb",
+    beam_options: Sequence[str] = (),
+    report: Report = lambda phase, done: None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Any]:
-    """Reads `input_dir`, applies `rules`, writes the dataset `domain` into `data_dir`.
+    """Reads raw files, applies `rules`, writes the dataset `domain` into `data_dir`.
 
-    stats.json and rejects.jsonl (raw lines that were not used, each with its reason) are written
-    into the dataset's folder.
+    Memory does not grow with the number of events. stats.json and rejects.jsonl (raw lines that
+    were not used, each with its reason) are written into the dataset's folder. The same files give
+    the same bytes, with any engine.
 
     Args:
-      source: how to read, a key of `readers.READERS`.
+      source, columns, time_unit: how to read, see `sources.get_source`.
+      input_dir, events, items: what to read, see `sources.find_files`.
+      engine: "duckdb" (one machine), or "beam" (Apache Beam, an extra: one or many).
+      beam_options: Beam's options, see `beam_engine.run`.
+      report: told how far it is.
+      warn: told of what looks wrong, but can be.
 
     Returns:
       What stats.json holds.
 
     Raises:
-      CalrecError: unknown source, missing file, empty domain, impossible name, full disk.
+      CalrecError: unknown source, missing file, empty domain, impossible name, full disk, or
+        another process that prepares the same domain.
     """
-    if source not in readers.READERS:
-        near = difflib.get_close_matches(source, readers.READERS, n=1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
-        raise CalrecError(f"unknown source {source!r}{hint}; known: {sorted(readers.READERS)}")
+    run = _run_of(engine, beam_options)
+    made_by = get_source(source, columns, time_unit)
     store.check_name(domain)
-    input_dir = local_path(input_dir, "the folder of raw files")
-    with tempfile.TemporaryDirectory() as scratch:
-        rejects_path = pathlib.Path(scratch) / "rejects.jsonl"
-        rejects = readers.Rejects(rejects_path)
-        raw = readers.READERS[source](input_dir, domain, rejects)
-        rejects.close()
-        splits = _make_splits(raw, rules, rejects)
-        catalogue = Catalogue.create(domain, {i: f for i, f in raw.items.items() if f})
-        stats = statistics(catalogue, splits) | {
-            "source": source,
-            "rules": dataclasses.asdict(rules),
-            "rejected_lines": dict(rejects.counts),
-        }
-        files = {
-            "stats.json": json.dumps(stats, indent=2) + "\n",
-            "rejects.jsonl": rejects_path.read_text(),
-        }
-    by_name = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    store.write_domain(data_dir, catalogue, by_name, files)
+    downloads = store.domain_dir(data_dir, ".downloads")
+    folder = None if input_dir is None else os.fspath(input_dir)
+    files = find_files(made_by, folder, events, items, download_dir=downloads)
+    with store.workspace(data_dir, domain) as scratch:
+        writer = store.DomainWriter(scratch, domain)
+        prepared = run(domain, made_by, files, rules, scratch, writer, report)
+        _check(domain, rules, prepared)
+        stats = _describe(domain, source, files, rules, prepared)
+        made = writer.finish({name: stats[name] for name in ("source", "rules", "checksums")})
+        (made / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
+        (scratch / "rejects.jsonl").rename(made / "rejects.jsonl")
+        store.publish(scratch, made, data_dir, domain)
+    if prepared.future_events:
+        warn(
+            f"{prepared.future_events} events are dated in the future; --latest=DATE leaves them "
+            f"out"
+        )
     return stats
 
 
-def _make_splits(raw: readers.RawDomain, rules: Rules, rejects: readers.Rejects) -> Splits:
-    """`sequences.make_splits`, whose errors go on to say what was rejected before."""
-    try:
-        splits = sequences.make_splits(raw, rules)
-        if not splits.train:
-            raise CalrecError(
-                f"{raw.name} has nothing to train on: none of its {splits.counts['users']} users "
-                f"has the 4 events that give a training example"
-            )
-        return splits
-    except CalrecError as error:
-        if not rejects.counts:
-            raise
-        listed = ", ".join(f"{n} {reason!r}" for reason, n in rejects.counts.most_common(3))
-        raise CalrecError(
-            f"{error}; {rejects.counts.total()} lines were rejected: {listed}"
-        ) from None
+def _run_of(engine: str, beam_options: Sequence[str]) -> Callable[..., Prepared]:
+    if engine == "beam":
+        from calrec_jax.data import beam_engine
+
+        return functools.partial(beam_engine.run, options=beam_options)
+    if engine != "duckdb":
+        raise CalrecError(f"unknown engine {engine!r}; known: beam, duckdb")
+    if beam_options:
+        raise CalrecError("the options of Beam go with the engine 'beam' alone")
+    return duckdb_engine.run
 
 
-def statistics(catalogue: Catalogue, splits: Splits) -> dict[str, Any]:
-    """Counts and shares that describe a dataset; shares are of items or of test targets."""
-    trained = {item_id for s in splits.train for item_id in s.item_ids}
-    missing = {
-        name: sum(name not in fields for fields in catalogue.fields) / len(catalogue)
-        for name in ("title", "category", "brand", "price")
-    }
-    return {
-        "domain": catalogue.domain,
-        "items": len(catalogue),
-        **splits.counts,
-        "examples": {
-            "train": len(splits.train),
-            "validation": len(splits.validation),
-            "test": len(splits.test),
+def _describe(
+    domain: str, source: str, files: RawFiles, rules: Rules, prepared: Prepared
+) -> dict[str, Any]:
+    """What stats.json holds, as JSON gives it back."""
+    stats = {
+        "domain": domain,
+        "source": source,
+        "files": {
+            "events": [os.path.basename(path) for path in files.events],
+            "items": [os.path.basename(path) for path in files.items],
         },
-        "mean_length": sum(len(s.item_ids) for s in splits.test) / len(splits.test),
-        "missing_share": missing,
-        "cold_target_share": sum(s.target not in trained for s in splits.test) / len(splits.test),
-        "same_time_target_share": _same_time_share(splits),
+        "rules": dataclasses.asdict(rules),
+        **prepared.users.result(),
+        **prepared.items.result(),
+        **statistics.cold_target_shares(prepared.cold, prepared.users.examples),
+        **prepared.counts,
+        "rejected_lines": prepared.rejected,
+        "checksums": prepared.users.checksums() | prepared.items.checksums(),
     }
+    return json.loads(json.dumps(stats))
 
 
-def _same_time_share(splits: Splits) -> float | None:
-    """Share of test targets with the time stamp of the item before: their order is the file's."""
-    timed = [s.timestamps for s in splits.test if s.timestamps]
-    return sum(t[-1] == t[-2] for t in timed) / len(timed) if timed else None
+def _check(domain: str, rules: Rules, prepared: Prepared) -> None:
+    """Raises CalrecError for a dataset that nothing can be learnt or measured with."""
+    users, examples = prepared.users.counts["users"], prepared.users.examples
+    if not users:
+        problem = f"{domain} is empty: {_what_was_removed(rules, prepared)}"
+    elif not examples["train"]:
+        needed = "4 events" if rules.split == "leave_one_out" else "2 events before validation_from"
+        problem = (
+            f"{domain} has nothing to train on: none of its {users} users has the {needed} that "
+            f"give a training example"
+        )
+    elif not (examples["validation"] and examples["test"]):
+        split = "test" if examples["validation"] else "validation"
+        problem = (
+            f"{domain} has no {split} example: no user has an event in that period and one before"
+        )
+    else:
+        return
+    raise CalrecError(problem + _what_was_rejected(prepared))
+
+
+_REMOVED = {
+    "events_not_sampled": "are of users outside the sample",
+    "events_too_late": "are too late",
+    "events_without_order": "have no order, unlike others",
+    "events_without_required": "have an item without a field that is required",
+    "events_not_in_core": "are outside the k-core",
+}
+
+
+def _what_was_removed(rules: Rules, prepared: Prepared) -> str:
+    counts, of_users = prepared.counts, prepared.users.counts
+    reasons = [f"{counts['events_without_item']} have no item with text"]
+    reasons += [f"{counts[name]} {reason}" for name, reason in _REMOVED.items() if counts[name]]
+    told = (
+        f"of {counts['events_read']} events {', '.join(reasons)}, and "
+        f"{of_users['users_too_short']} users have fewer than {rules.min_events} events left"
+    )
+    if of_users["users_without_example"]:
+        told += f", and {of_users['users_without_example']} no target with a history in any period"
+    return told
+
+
+def _what_was_rejected(prepared: Prepared) -> str:
+    if not prepared.rejected:
+        return ""
+    most = sorted(prepared.rejected.items(), key=lambda pair: (-pair[1], pair[0]))[:3]
+    listed = ", ".join(f"{n} {reason!r}" for reason, n in most)
+    return f"; {sum(prepared.rejected.values())} lines were rejected: {listed}"

@@ -2,56 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-from collections.abc import Mapping
 
 import numpy as np
 
-from calrec_jax.data import store
 from calrec_jax.data.quiet_tensorflow import tf
 from calrec_jax.errors import CalrecError
-from calrec_jax.text.items import Catalogue, stable_id
-from calrec_jax.text.prompts import PromptBuilder, TokenizedCatalogue
-from calrec_jax.text.templates import Template
+from calrec_jax.text.items import stable_id
+from calrec_jax.text.prompts import TokenizedCatalogue
 
 _AT_ONCE = 32  # records: a call of NumPy costs as much as the tokens of several
-
-
-def tokenized_catalogue(
-    data_dir: str, dataset: str, template: Template, vocabulary, lengths: Mapping[str, int]
-) -> TokenizedCatalogue:
-    """The catalogue of a dataset, each item tokenised once.
-
-    Args:
-      lengths: TASK_FEATURE_LENGTHS; an item takes at most targets - 1 tokens, one is for EOS.
-
-    Raises:
-      CalrecError: there is no such dataset, or its items and the template do not go together.
-    """
-    catalogue = store.read_catalogue(data_dir, dataset)
-    _check_fields(catalogue, template)
-    encode = vocabulary.encode
-    builder = PromptBuilder(template, encode, lengths["inputs"], lengths["targets"] - 1)
-    return TokenizedCatalogue(catalogue, builder)
-
-
-def _check_fields(catalogue: Catalogue, template: Template) -> None:
-    """Raises CalrecError for a field that is misspelt, and for items that would have no text."""
-    known = {*Template().fields, *(name for fields in catalogue.fields for name in fields)}
-    for name in template.fields:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise CalrecError(
-                f"Template.fields names {name!r}, which no item of {catalogue.domain} has"
-                f"{f': did you mean {near[0]!r}?' if near else ''}; known: {sorted(known)}"
-            )
-    empty = sum(not template.render_item(fields) for fields in catalogue.fields)
-    if empty:
-        raise CalrecError(
-            f"{empty} items of {catalogue.domain} have none of the fields "
-            f"{', '.join(template.fields)}, and would have no text: add a field to Template.fields"
-        )
 
 
 def joint_sequences(

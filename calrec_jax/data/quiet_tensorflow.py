@@ -13,6 +13,8 @@ import re
 import tempfile
 from collections.abc import Iterator
 
+from calrec_jax.errors import CalrecError
+
 _GREETING = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog\(\)"
     rb"|I\d{4} |[\d-]{10} [\d:.]+: I "  # information: glog's form, and TensorFlow's older one
@@ -56,12 +58,18 @@ def _is_ours(record: logging.LogRecord) -> bool:
 # JAX's own default: whichever is imported first, information is hidden, and warnings are not.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-with _without_greetings():
-    import seqio
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
+try:
+    with _without_greetings():
+        import seqio
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
 
-    tf.config.set_visible_devices([], "GPU")
+        tf.config.set_visible_devices([], "GPU")
+except ModuleNotFoundError as error:
+    raise CalrecError(
+        f"a store needs TensorFlow, SeqIO and TensorFlow Datasets, and {error.name} is not "
+        f"installed: install it, or give as DATA_DIR what `calrec batches` saved elsewhere"
+    ) from error
 tf.get_logger().setLevel(logging.ERROR)
 logging.getLogger("absl").addFilter(_is_ours)
 tfds.disable_progress_bar()

@@ -1,60 +1,204 @@
-"""From events to user sequences: cleaning, merging of repeats, leave-one-out. Pure functions."""
+"""The rules by which events become sequences: pure functions of one user, or of one item.
+
+An engine reads, joins, counts and groups; whatever decides is here, so that all engines agree.
+"""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 
-from calrec_jax.data.readers import Event, RawDomain
+from calrec_jax.data.sources import Event
 from calrec_jax.errors import CalrecError
-from calrec_jax.text.items import UserSequence
+from calrec_jax.text.items import Fields, UserSequence
+
+SAME_TIME = ("file", "item_id", "random")
+SPLIT_KINDS = ("leave_one_out", "temporal")
+CATALOGUES = ("listed", "bought")
+
+READ_COUNTS = (
+    "items_read",
+    "events_read",
+    "events_not_sampled",
+    "events_too_late",
+    "events_untimed",
+)
+"""Names of what is counted of single items and events, before any are joined."""
+
+Positioned = tuple[int, Event]
+"""(where the event was read, see `position`; the event)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """How raw events become sequences (method: Protocol). Recorded with every dataset.
 
+    They are applied in this order: sample, latest, events without an order (see `sort_events`),
+    items (text, require), k-core, sorting, merging, min_events, split, max_history.
+
     Attributes:
       merge_repeats: consecutive events of a user with the same item are one event, the first
         (unverified: the exact rule).
       min_events: users with fewer events after that are left out.
+      k_core: users and items with fewer events are left out; counted before merging. 0: none are.
+      k_core_iterated: again and again, until all that are left have `k_core` events; or once, users
+        and items counted on the same events.
+      same_time: what sorts events of the same order or time: "file" (as the files and their lines
+        are), "item_id", or "random" (by a hash that `seed` changes).
+      require: fields that an item must have; those that lack one are left out with their events.
+      split: "leave_one_out", or "temporal" (see `temporal_windows`).
+      validation_from, test_from: Unix seconds, where the periods of the temporal split begin.
+      latest: Unix seconds; events after it are left out. None: all stay.
+      max_history: at most so many items come before a target. None: all.
+      sample: the share of users that is kept, chosen by a hash of the id alone.
+      seed: another one samples other users, and sorts events of the same time otherwise.
+      catalogue: "listed" (all items of the items files that `require` and the k-core keep), or
+        "bought" (of these, the ones in any sequence).
+
+    Raises:
+      CalrecError: values that are impossible, or that contradict each other.
     """
 
     merge_repeats: bool = True
     min_events: int = 3
+    k_core: int = 0
+    k_core_iterated: bool = True
+    same_time: str = "file"
+    require: tuple[str, ...] = ()
+    split: str = "leave_one_out"
+    validation_from: int | None = None
+    test_from: int | None = None
+    latest: int | None = None
+    max_history: int | None = None
+    sample: float = 1.0
+    seed: int = 0
+    catalogue: str = "listed"
 
     def __post_init__(self):
+        _check_choice("same_time", self.same_time, SAME_TIME)
+        _check_choice("split", self.split, SPLIT_KINDS)
+        _check_choice("catalogue", self.catalogue, CATALOGUES)
+        if self.k_core < 0:
+            raise CalrecError(f"k_core {self.k_core}: give a number of events, or 0 for none")
+        if self.max_history is not None and self.max_history < 1:
+            raise CalrecError(f"max_history {self.max_history}: a target needs 1 item before it")
+        if not 0 < self.sample <= 1:
+            raise CalrecError(f"sample {self.sample}: give the share of users, above 0 and up to 1")
+        if self.split == "leave_one_out":
+            self._check_leave_one_out()
+        else:
+            self._check_temporal()
+
+    def _check_leave_one_out(self) -> None:
         if self.min_events < 3:
             raise CalrecError(
                 f"min_events {self.min_events}: leave-one-out takes a test and a validation item, "
                 f"so a user needs at least 3 events"
             )
+        if self.validation_from is not None or self.test_from is not None:
+            raise CalrecError("validation_from and test_from go with split='temporal' alone")
+
+    def _check_temporal(self) -> None:
+        if self.min_events < 2:
+            raise CalrecError(
+                f"min_events {self.min_events}: an example is a history and a target, so a user "
+                f"needs at least 2 events"
+            )
+        if self.validation_from is None or self.test_from is None:
+            raise CalrecError("split='temporal' needs validation_from and test_from")
+        if self.validation_from >= self.test_from:
+            raise CalrecError(
+                f"validation_from {self.validation_from} is not before test_from {self.test_from}"
+            )
+
+    @property
+    def need_times(self) -> bool:
+        """Whether every event must have a timestamp."""
+        return self.split == "temporal" or self.latest is not None
 
 
-COUNTS = (
-    "events_read",
-    "events_without_item",
-    "repeats_merged",
-    "users_too_short",
-    "users",
-    "events",
-)
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise CalrecError(f"{name} {value!r} is none of {', '.join(known)}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Splits:
-    """Leave-one-out splits, users in the order of their ids, and what the rules did.
+def position(file: int, line: int) -> int:
+    """Where an event or a listing was read, as one number that sorts like (file, line).
 
-    Attributes:
-      train, validation, test: the last item of each sequence is its target.
-      counts: by the names in COUNTS; "users" and "events" are those that are left.
+    Args:
+      file: its place among the files of its kind, from 0.
+      line: from 1.
+    """
+    return file << 40 | line
+
+
+def in_sample(user_id: str, rules: Rules) -> bool:
+    """Whether a user is kept, whoever else there is."""
+    return rules.sample >= 1 or _hash(rules.seed, user_id) < rules.sample * 2**64
+
+
+def _hash(*parts) -> int:
+    """64 bits of MD5, which every engine and language has."""
+    digest = hashlib.md5("\x1f".join(map(str, parts)).encode(), usedforsecurity=False).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def event_problem(event: Event, rules: Rules) -> str | None:
+    """Why an event is left out, told from it alone: the name of what counts such, or None.
+
+    "events_untimed" are no matter of leaving out: the rules cannot do without their time.
+    """
+    if not in_sample(event.user_id, rules):
+        return "events_not_sampled"
+    if rules.need_times and event.timestamp is None:
+        return "events_untimed"
+    if rules.latest is not None and event.timestamp > rules.latest:
+        return "events_too_late"
+    return None
+
+
+def check_times(domain: str, untimed: int) -> None:
+    """Raises CalrecError where events lack the time that the rules need."""
+    if untimed:
+        raise CalrecError(
+            f"{untimed} events of {domain} have no timestamp, but the temporal split and `latest` "
+            f"need one of every event"
+        )
+
+
+def item_problem(fields: Fields, rules: Rules) -> str | None:
+    """Why an item is left out, told from its first listing alone, or None.
+
+    An item without any text cannot be written down.
+    """
+    if not fields:
+        return "items_without_text"
+    if any(name not in fields for name in rules.require):
+        return "items_without_required"
+    return None
+
+
+def sort_events(user_id: str, events: Iterable[Positioned], rules: Rules) -> list[Event]:
+    """One user's events, oldest first.
+
+    They are sorted by `order`, else by time: ranks and seconds do not compare, so where any event
+    of a domain has an order, those without are left out before. The temporal split sorts by time
+    first: nothing may come before what is older.
     """
 
-    train: list[UserSequence]
-    validation: list[UserSequence]
-    test: list[UserSequence]
-    counts: dict[str, int]
+    def key(positioned: Positioned):
+        place, event = positioned
+        when = event.timestamp if event.order is None else event.order
+        if rules.split == "temporal":
+            when = (event.timestamp, when)
+        if rules.same_time == "item_id":
+            return when, event.item_id, place
+        if rules.same_time == "random":
+            return when, _hash(rules.seed, user_id, event.item_id, place), place
+        return when, place
+
+    return [event for _, event in sorted(events, key=key)]
 
 
 def merge_repeats(events: Sequence[Event]) -> list[Event]:
@@ -62,63 +206,87 @@ def merge_repeats(events: Sequence[Event]) -> list[Event]:
     return [e for i, e in enumerate(events) if i == 0 or e.item_id != events[i - 1].item_id]
 
 
-def leave_one_out(domain: str, user_id: str, events: Sequence[Event]):
-    """(train, validation, test) of one user's events x1..xn, n >= 3, in time order.
+Windows = dict[str, tuple[int, int]]
+"""{split: (start, end)}, parts of a user's events; the last of each is its target."""
 
-    test = x1..xn, validation = x1..x(n-1), train = x1..x(n-2) or None where that has no target
-    with a history (n = 3). The last item of each is its target.
-    """
 
-    def first(n: int) -> UserSequence:
-        times = [event.timestamp for event in events[:n]]
-        return UserSequence(
-            user_id,
-            domain,
-            tuple(event.item_id for event in events[:n]),
-            None if None in times else tuple(times),
-        )
-
+def leave_one_out_windows(events: Sequence[Event]) -> Windows:
+    """test = x1..xn, validation = x1..x(n-1), train = x1..x(n-2) where that has a history too."""
     n = len(events)
-    return first(n - 2) if n > 3 else None, first(n - 1), first(n)
+    windows = {"train": (0, n - 2), "validation": (0, n - 1), "test": (0, n)}
+    return {split: window for split, window in windows.items() if window[1] >= 2}
 
 
-def make_splits(raw: RawDomain, rules: Rules) -> Splits:
-    """Sequences of all users that the rules keep.
+def temporal_windows(events: Sequence[Event], validation_from: int, test_from: int) -> Windows:
+    """train = events before validation_from; else the first event of a period and all before it.
 
-    Events are sorted by `order`, equal ones stay in the file's order. Events whose item has no
-    text at all (not in the items file, or every field missing) are left out and counted: they
-    cannot be written down.
-
-    Raises:
-      CalrecError: no user is left; the line says what the rules removed.
+    A split whose window has no history is left out.
     """
-    by_user: dict[str, list[Event]] = collections.defaultdict(list)
-    counts = dict.fromkeys(COUNTS, 0) | {"events_read": len(raw.events)}
-    for event in raw.events:
-        if raw.items.get(event.item_id):
-            by_user[event.user_id].append(event)
-        else:
-            counts["events_without_item"] += 1
+    times = [event.timestamp for event in events]
+    before_validation = sum(time < validation_from for time in times)
+    before_test = sum(time < test_from for time in times)
+    windows = {"train": (0, before_validation)}
+    if before_validation < before_test:
+        windows["validation"] = (0, before_validation + 1)
+    if before_test < len(events):
+        windows["test"] = (0, before_test + 1)
+    return {split: window for split, window in windows.items() if window[1] >= 2}
 
-    splits = Splits([], [], [], counts)
-    for user_id in sorted(by_user):
-        events = sorted(by_user[user_id], key=lambda event: event.order)
-        merged = merge_repeats(events) if rules.merge_repeats else events
-        counts["repeats_merged"] += len(events) - len(merged)
-        if len(merged) < rules.min_events:
-            counts["users_too_short"] += 1
-            continue
-        counts["users"] += 1
-        counts["events"] += len(merged)
-        train, validation, test = leave_one_out(raw.name, user_id, merged)
-        if train is not None:
-            splits.train.append(train)
-        splits.validation.append(validation)
-        splits.test.append(test)
-    if not splits.test:
-        raise CalrecError(
-            f"{raw.name} is empty: of {counts['events_read']} events "
-            f"{counts['events_without_item']} have no item with text, and "
-            f"{counts['users_too_short']} users have fewer than {rules.min_events} events left"
-        )
-    return splits
+
+@dataclasses.dataclass(frozen=True)
+class User:
+    """What the rules make of one user.
+
+    Attributes:
+      events: sorted and merged.
+      repeats_merged: how many events merging took away.
+      splits: {split: sequence}, without the splits in which the user has no example. Empty where
+        the user is left out.
+      events_unused: events that are in no sequence.
+      problem: why the user is left out, the name of what counts such; else None.
+    """
+
+    user_id: str
+    events: Sequence[Event]
+    repeats_merged: int
+    splits: Mapping[str, UserSequence]
+    events_unused: int = 0
+    problem: str | None = None
+
+
+def make_user(domain: str, user_id: str, events: Iterable[Positioned], rules: Rules) -> User:
+    """The splits of one user, from all of the user's events that earlier rules left."""
+    in_order = sort_events(user_id, events, rules)
+    merged = merge_repeats(in_order) if rules.merge_repeats else in_order
+    repeats = len(in_order) - len(merged)
+    if len(merged) < rules.min_events:
+        return User(user_id, merged, repeats, {}, problem="users_too_short")
+    if rules.split == "temporal":
+        windows = temporal_windows(merged, rules.validation_from, rules.test_from)
+    else:
+        windows = leave_one_out_windows(merged)
+    if not windows:
+        return User(user_id, merged, repeats, {}, problem="users_without_example")
+    if rules.max_history is not None:
+        most = rules.max_history + 1
+        windows = {split: (max(0, end - most), end) for split, (_, end) in windows.items()}
+    splits = {
+        split: _sequence(domain, user_id, merged[start:end])
+        for split, (start, end) in windows.items()
+    }
+    return User(user_id, merged, repeats, splits, len(merged) - _covered(windows))
+
+
+def _sequence(domain: str, user_id: str, events: Sequence[Event]) -> UserSequence:
+    times = tuple(event.timestamp for event in events)
+    items = tuple(event.item_id for event in events)
+    return UserSequence(user_id, domain, items, None if None in times else times)
+
+
+def _covered(windows: Windows) -> int:
+    """How many events are in any window."""
+    covered = reach = 0
+    for start, end in sorted(windows.values()):
+        covered += max(0, end - max(start, reach))
+        reach = max(reach, end)
+    return covered

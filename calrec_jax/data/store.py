@@ -4,25 +4,28 @@ A dataset has two configs, since TFDS wants the same features in all splits of o
 `tfds.load("DOMAIN/sequences", data_dir=...)` has splits train, validation and test of user
 sequences {user_id, item_ids, timestamps}, the last item being the target;
 `tfds.load("DOMAIN/items", ...)` has the one split `items`, the catalogue. A missing field is "",
-missing timestamps are an empty list.
+missing timestamps are an empty list. Records are sorted by the MD5 of the user's or the item's id.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import fcntl
+import json
+import os
 import pathlib
 import re
 import shutil
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+from calrec_jax.data import shards
 from calrec_jax.data.quiet_tensorflow import tf, tfds
+from calrec_jax.data.shards import VERSION
+from calrec_jax.data.statistics import SPLITS, checksum, item_digest, sequence_digest
 from calrec_jax.errors import CalrecError, is_full_disk, local_path
-from calrec_jax.text.items import Catalogue, UserSequence
+from calrec_jax.text.items import Catalogue, Fields, UserSequence
 
-VERSION = "1.0.0"
-SPLITS = ("train", "validation", "test")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -39,48 +42,188 @@ def domain_dir(data_dir: str | pathlib.Path, domain: str) -> pathlib.Path:
     return local_path(data_dir, "the store") / domain
 
 
-def write_domain(
-    data_dir: str | pathlib.Path,
-    catalogue: Catalogue,
-    splits: Mapping[str, Sequence[UserSequence]],
-    extra_files: Mapping[str, str],
-) -> pathlib.Path:
-    """Writes the dataset of `catalogue.domain`, in place of one that is there.
+@contextlib.contextmanager
+def workspace(data_dir: str | pathlib.Path, domain: str) -> Iterator[pathlib.Path]:
+    """A folder in which to make a dataset: beside its place, this process's alone, gone at the end.
 
-    It is made beside its place and moved there when it is whole, so a killed write leaves either
-    the old dataset or none.
-
-    Args:
-      splits: {"train", "validation", "test"}, each a list of sequences.
-      extra_files: {name: text}, written into the dataset's folder.
+    What a killed process left in it is wiped.
 
     Raises:
-      CalrecError: the domain's name is impossible, or the disk is full or not writable.
+      CalrecError: the domain's name is impossible, another process is making this dataset, or the
+        disk is full or not writable.
     """
-    check_name(catalogue.domain)
-    target = domain_dir(data_dir, catalogue.domain)
-    temporary = None
+    check_name(domain)
+    target = domain_dir(data_dir, domain)
+    folder = target.parent / f".preparing_{domain}"
+    missing = [path for path in folder.parents if not path.exists()]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pathlib.Path(tempfile.mkdtemp(prefix=".writing_", dir=data_dir))
-        with contextlib.redirect_stdout(None):  # TFDS announces every dataset it makes
-            _write(temporary, catalogue, splits)
-        made = domain_dir(temporary, catalogue.domain)
-        for name, text in extra_files.items():
-            (made / name).write_text(text)
-        _put_in_place(made, target, temporary / "old")
+        with _locked(folder, target):
+            try:
+                yield folder
+            finally:
+                _wipe(folder)
     except (OSError, tf.errors.OpError) as error:
         raise CalrecError(
             f"cannot write {target}: {_reason(error)}; nothing that was there before is lost"
         ) from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return target
+        with contextlib.suppress(OSError):  # a store that was made holds something
+            for path in missing:
+                path.rmdir()
 
 
-def _put_in_place(made: pathlib.Path, target: pathlib.Path, old: pathlib.Path) -> None:
-    """Moves `made` to `target`, and what is there to `old`; back again if that fails."""
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path, target: pathlib.Path) -> Iterator[None]:
+    """Holds the lock in `folder`, which is empty but for it."""
+    lock = folder / "lock"
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # a run that ends takes its folder away
+                file = stack.enter_context(lock.open("w"))
+                _lock(file, target)
+                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    break
+        old = folder / "old"
+        if old.exists() and not target.exists():  # killed between two moves
+            old.rename(target)
+        _wipe(folder)
+        try:
+            yield
+        finally:
+            lock.unlink()
+            with contextlib.suppress(OSError):  # the next run is there already
+                folder.rmdir()
+
+
+def _lock(file, target: pathlib.Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CalrecError(
+            f"another process is making {target}: wait until it has ended, or end it"
+        ) from None
+
+
+def _wipe(folder: pathlib.Path) -> None:
+    """Removes all but the lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != "lock":
+            path.unlink()
+
+
+def _reason(error: Exception) -> str:
+    if is_full_disk(error):
+        return "no space left on the disk"
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+class DomainWriter:
+    """Writes the records of a domain, users and items each in the order of the store.
+
+    That order is by `shards.record_key` of the id, then by the id.
+
+    Args:
+      folder: a workspace.
+    """
+
+    def __init__(self, folder: pathlib.Path, domain: str):
+        self._folder, self._domain = folder, domain
+        self._made = folder / "made"
+        self._writers: dict[str, shards.SplitWriter] = {}
+        self._names: Sequence[str] = ()
+        self._splits: dict[str, shards.Split] = {}
+
+    def add_user(self, user_id: str, splits: Mapping[str, UserSequence]) -> None:
+        """Adds a user's sequences, {split: sequence}."""
+        key = shards.record_key(user_id)
+        for split, sequence in splits.items():
+            self._writer(split).add(key, shards.encode_sequence(sequence))
+
+    def _writer(self, split: str) -> shards.SplitWriter:
+        if split not in self._writers:
+            self._writers[split] = shards.SplitWriter(self._folder, split)
+        return self._writers[split]
+
+    def write_items(self, names: Sequence[str], items: Iterable[tuple[str, Fields]]) -> None:
+        """Writes the catalogue.
+
+        Args:
+          names: of the fields that any item has.
+          items: (item id, fields).
+        """
+        writer = shards.SplitWriter(self._folder, "items")
+        for item_id, fields in items:
+            record = shards.encode_item(item_id, fields, names)
+            writer.add(shards.record_key(item_id), record)
+        self._names = names
+        self._splits["items"] = writer.finish(self.folder("items"), self._domain, "items")
+
+    def folder(self, config: str) -> pathlib.Path:
+        """Where the shards of "sequences" or of "items" are to be; made if need be."""
+        folder = self._made / config / VERSION
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def take_shards(self, names: Sequence[str], splits: Mapping[str, shards.Split]) -> None:
+        """Takes all splits from who wrote their shards into `folder`; nothing is to be added then.
+
+        Args:
+          names: of the fields that any item has.
+          splits: of users' sequences, and "items".
+        """
+        self._names = names
+        self._splits.update(splits)
+
+    def finish(self, metadata: Mapping[str, Any]) -> pathlib.Path:
+        """Ends the dataset when all users and items are written.
+
+        Args:
+          metadata: JSON values, kept with both configs as `builder.info.metadata`.
+
+        Returns:
+          The folder that holds the dataset, for `publish`.
+        """
+        folder = self.folder("sequences")
+        for split in SPLITS:
+            if split not in self._splits:
+                finished = self._writer(split).finish(folder, self._domain, "sequences")
+                self._splits[split] = finished
+        shards.write_metadata(
+            folder,
+            self._domain,
+            "sequences",
+            f"User sequences of {self._domain}; the last item is the target.",
+            shards.sequence_features(),
+            {split: self._splits[split] for split in SPLITS},
+            metadata,
+        )
+        shards.write_metadata(
+            self.folder("items"),
+            self._domain,
+            "items",
+            f"The catalogue of {self._domain}.",
+            shards.item_features(self._names),
+            {"items": self._splits["items"]},
+            metadata,
+        )
+        # What `tfds.load(DOMAIN)` means.
+        (self._made / ".config").mkdir()
+        default = {"default_config_name": "sequences"}
+        (self._made / ".config" / "metadata.json").write_text(json.dumps(default))
+        return self._made
+
+
+def publish(folder: pathlib.Path, made: pathlib.Path, data_dir, domain: str) -> pathlib.Path:
+    """Moves a finished dataset to its place, and what is there away; back again if that fails.
+
+    Args:
+      folder: the workspace.
+      made: what `DomainWriter.finish` returned.
+    """
+    target, old = domain_dir(data_dir, domain), folder / "old"
     try:
         if target.exists():
             target.rename(old)
@@ -89,56 +232,51 @@ def _put_in_place(made: pathlib.Path, target: pathlib.Path, old: pathlib.Path) -
         if old.exists() and not target.exists():
             old.rename(target)
         raise
+    return target
 
 
-def _reason(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    # TFDS looks before it writes, and says it in words of its own.
-    if is_full_disk(error) or "Not enough disk space" in text:
-        return "no space left on the disk"
-    return text.splitlines()[0]
+def write_domain(
+    data_dir: str | pathlib.Path,
+    catalogue: Catalogue,
+    splits: Mapping[str, Sequence[UserSequence]],
+    extra_files: Mapping[str, str],
+) -> pathlib.Path:
+    """Writes the dataset of `catalogue.domain` from memory, in place of one that is there.
+
+    A write that ends early leaves what was there before.
+
+    Args:
+      splits: {"train", "validation", "test"}, each a list of sequences.
+      extra_files: {name: text}, written into the dataset's folder.
+
+    Raises:
+      CalrecError: as `workspace`.
+    """
+    domain = catalogue.domain
+    with workspace(data_dir, domain) as folder:
+        writer = DomainWriter(folder, domain)
+        sequences = [(s.user_id, {split: s}) for split in SPLITS for s in splits[split]]
+        for user_id, by_split in sorted(sequences, key=lambda pair: _sort_key(pair[0])):
+            writer.add_user(user_id, by_split)
+        items = zip(catalogue.item_ids, catalogue.fields, strict=True)
+        names = sorted({name for fields in catalogue.fields for name in fields})
+        writer.write_items(names, sorted(items, key=lambda item: _sort_key(item[0])))
+        made = writer.finish({"checksums": _checksums(catalogue, splits)})
+        for name, text in extra_files.items():
+            (made / name).write_text(text)
+        return publish(folder, made, data_dir, domain)
 
 
-def _write(root: pathlib.Path, catalogue: Catalogue, splits) -> None:
-    text = tfds.features.Text()
-    store = functools.partial(
-        tfds.dataset_builders.store_as_tfds_dataset,
-        name=catalogue.domain,
-        version=VERSION,
-        data_dir=root,
-        # Users and items are written in the order of their ids: the same files every time.
-        disable_shuffling=True,
-    )
-    store(
-        config="sequences",
-        description=f"User sequences of {catalogue.domain}; the last item is the target.",
-        features=tfds.features.FeaturesDict(
-            {
-                "user_id": text,
-                "item_ids": tfds.features.Sequence(text),
-                "timestamps": tfds.features.Sequence(tf.int64),
-            }
-        ),
-        split_datasets={name: list(_sequence_records(splits[name])) for name in SPLITS},
-    )
-    names = sorted({name for fields in catalogue.fields for name in fields})
-    store(
-        config="items",
-        description=f"The catalogue of {catalogue.domain}.",
-        features=tfds.features.FeaturesDict({"item_id": text, **{name: text for name in names}}),
-        split_datasets={"items": list(_item_records(catalogue, names))},
-    )
+def _sort_key(record_id: str) -> tuple[str, str]:
+    return shards.record_key(record_id), record_id
 
 
-def _sequence_records(sequences: Iterable[UserSequence]):
-    for i, s in enumerate(sequences):
-        times = list(s.timestamps or ())
-        yield i, {"user_id": s.user_id, "item_ids": list(s.item_ids), "timestamps": times}
-
-
-def _item_records(catalogue: Catalogue, names: Sequence[str]):
-    for i, (item_id, fields) in enumerate(zip(catalogue.item_ids, catalogue.fields, strict=True)):
-        yield i, {"item_id": item_id, **{name: fields.get(name, "") for name in names}}
+def _checksums(catalogue: Catalogue, splits) -> dict[str, str]:
+    items = zip(catalogue.item_ids, catalogue.fields, strict=True)
+    return {
+        **{name: checksum(sum(map(sequence_digest, splits[name]))) for name in SPLITS},
+        "items": checksum(sum(item_digest(item_id, fields) for item_id, fields in items)),
+    }
 
 
 def load(data_dir: str | pathlib.Path, domain: str, config: str, split: str) -> tf.data.Dataset:
@@ -150,20 +288,24 @@ def load(data_dir: str | pathlib.Path, domain: str, config: str, split: str) -> 
     Raises:
       CalrecError: there is no such dataset; the line says how to make it.
     """
-    builder = _builder(data_dir, domain, config)
-    if split not in builder.info.splits:
-        raise CalrecError(f"{domain} has no split {split!r}, only {sorted(builder.info.splits)}")
+    split_info(data_dir, domain, config, split)
     # TFDS would keep small datasets in memory, and warn of those that are not read to their end.
     read_config = tfds.ReadConfig(try_autocache=False)
-    return builder.as_dataset(split=split, shuffle_files=False, read_config=read_config)
+    return builder(data_dir, domain, config).as_dataset(
+        split=split, shuffle_files=False, read_config=read_config
+    )
 
 
-def num_examples(data_dir: str | pathlib.Path, domain: str, split: str) -> int:
-    """How many sequences a split holds."""
-    return _builder(data_dir, domain, "sequences").info.splits[split].num_examples
+def split_info(data_dir, domain: str, config: str, split: str) -> tfds.core.SplitInfo:
+    """What TFDS knows of a split. Raises as `load` does."""
+    splits = builder(data_dir, domain, config).info.splits
+    if split not in splits:
+        raise CalrecError(f"{domain} has no split {split!r}, only {sorted(splits)}")
+    return splits[split]
 
 
-def _builder(data_dir, domain: str, config: str):
+def builder(data_dir, domain: str, config: str) -> tfds.core.DatasetBuilder:
+    """What reads a config of a domain's dataset. Raises as `load` does."""
     directory = domain_dir(data_dir, domain) / config / VERSION
     if not directory.is_dir():
         raise CalrecError(
@@ -172,25 +314,3 @@ def _builder(data_dir, domain: str, config: str):
             f"set DATA_DIR"
         )
     return tfds.builder_from_directory(directory)
-
-
-def read_sequences(data_dir: str | pathlib.Path, domain: str, split: str) -> list[UserSequence]:
-    """All sequences of a split, in the order of user ids. Raises as `load` does."""
-    return [
-        UserSequence(
-            record["user_id"].decode(),
-            domain,
-            tuple(item_id.decode() for item_id in record["item_ids"]),
-            tuple(record["timestamps"].tolist()) or None,
-        )
-        for record in load(data_dir, domain, "sequences", split).as_numpy_iterator()
-    ]
-
-
-def read_catalogue(data_dir: str | pathlib.Path, domain: str) -> Catalogue:
-    """The catalogue of a domain. Raises as `load` does."""
-    items = {}
-    for record in load(data_dir, domain, "items", "items").as_numpy_iterator():
-        fields = {name: value.decode() for name, value in record.items()}
-        items[fields.pop("item_id")] = fields
-    return Catalogue.create(domain, items)

@@ -16,7 +16,7 @@ import json
 import pathlib
 import random
 
-from calrec_jax.data.readers import Event, RawDomain
+from calrec_jax.data.sources import Event
 from calrec_jax.errors import CalrecError
 
 DOMAINS = {
@@ -33,6 +33,15 @@ _BRANDS = (
     "Jantel Nexor Fendra Ulmer Wexley Darvon Ristal"
 ).split()
 _COLOURS = "Red Blue Green Black White Grey".split()
+
+
+@dataclasses.dataclass(frozen=True)
+class RawDomain:
+    """A domain as it is written: {item id: fields} and events in the file's order."""
+
+    name: str
+    items: dict[str, dict[str, str]]
+    events: list[Event]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,13 +197,13 @@ class _Domain:
 
 
 def write_raw(raw: RawDomain, directory: pathlib.Path) -> None:
-    """Writes a domain as the interactions.jsonl.gz and items.jsonl.gz that `read_jsonl` reads."""
+    """Writes a domain as the interactions.jsonl.gz and items.jsonl.gz of the source `jsonl`."""
     directory.mkdir(parents=True, exist_ok=True)
     _write_lines(
         directory / "items.jsonl.gz",
         ({"item_id": item_id, **fields} for item_id, fields in raw.items.items()),
     )
-    _write_lines(directory / "interactions.jsonl.gz", map(dataclasses.asdict, raw.events))
+    _write_lines(directory / "interactions.jsonl.gz", (event._asdict() for event in raw.events))
 
 
 def _write_lines(path: pathlib.Path, records) -> None:

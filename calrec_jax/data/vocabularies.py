@@ -1,40 +1,235 @@
-"""Vocabularies as `seqio.Vocabulary`: SentencePiece, with its training, and bytes."""
+"""Vocabularies: bytes, SentencePiece with its training, and Hugging Face's tokenizer.json.
+
+Nothing here imports TensorFlow or SeqIO; `seqio_vocabularies` makes SeqIO's of them.
+"""
 
 from __future__ import annotations
 
+import abc
 import hashlib
+import importlib
 import io
+import json
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
 
-import sentencepiece as spm
-
-from calrec_jax.data.quiet_tensorflow import seqio
+from calrec_jax.data.special_tokens import read_object, special_tokens
 from calrec_jax.errors import CalrecError
 
 
-def sentencepiece(path: str) -> seqio.Vocabulary:
-    """The vocabulary of a SentencePiece model file.
+class Vocabulary(abc.ABC):
+    """Text as token ids. The names are `seqio.Vocabulary`'s: one of those can stand in its place.
+
+    Two that give the same ids are equal.
+
+    Attributes:
+      vocab_size: every id is below it.
+      pad_id: what fills a row up. Batches tell padding by their segment ids and never by this id,
+        so it may be EOS's.
+      eos_id: ends a text.
+      unk_id: of what has no token; None where everything has one.
+      bos_id: starts a row; None or -1 where there is none (see the function `bos_id`).
+      fingerprint: see the function `fingerprint`.
+    """
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int
+    unk_id: int | None
+    bos_id: int | None
+    fingerprint: str
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without BOS and EOS."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids up to the first EOS, without padding, BOS and other special tokens."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Vocabulary):
+            return NotImplemented
+        return self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+
+class ByteVocabulary(Vocabulary):
+    """UTF-8 bytes: pad 0, EOS 1, unknown 2, then the 256 bytes. ByT5's."""
+
+    pad_id, eos_id, unk_id, bos_id = 0, 1, 2, None
+    vocab_size = 3 + 256
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{type(self).__name__}:{self.vocab_size}"
+
+    def encode(self, text: str) -> list[int]:
+        return [3 + byte for byte in text.encode()]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """As the base class says. Bytes that are no UTF-8 are left out."""
+        known = [i - 3 for i in _before(self.eos_id, ids) if 3 <= i < self.vocab_size]
+        return bytes(known).decode(errors="ignore")
+
+
+class SentencePieceVocabulary(Vocabulary):
+    """A SentencePiece model's pieces. The pad id is 0 whatever the model says, as in SeqIO.
+
+    Args:
+      path: the model's file.
 
     Raises:
-      CalrecError: there is no such file, or it is no SentencePiece model.
+      CalrecError: there is no such file, it is no SentencePiece model or one without EOS, or the
+        library sentencepiece is missing.
     """
-    if not pathlib.Path(path).is_file():
-        raise CalrecError(
-            f"no SentencePiece model at {path}: train one with `calrec vocab --out={path} ...`, or "
-            f"set VOCABULARY"
-        )
+
+    pad_id = 0
+
+    def __init__(self, path: str):
+        library = _library("sentencepiece")
+        if not pathlib.Path(path).is_file():
+            raise CalrecError(
+                f"no SentencePiece model at {path}: train one with `calrec vocab --out={path} "
+                f"...`, or set VOCABULARY"
+            )
+        try:
+            self._model = library.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise CalrecError(f"{path} is no SentencePiece model: {error}") from error
+        self.path = str(path)
+        self.vocab_size = self._model.GetPieceSize()
+        self.eos_id, self.unk_id = self._model.eos_id(), self._model.unk_id()
+        self.bos_id = self._model.bos_id()
+        if self.eos_id < 0:
+            raise CalrecError(f"{path} has no EOS piece, and no item would end: train it with one")
+        digest = _digest(self._model.serialized_model_proto())
+        self.fingerprint = f"{type(self).__name__}:{digest}"
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.EncodeAsIds(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """As the base class says. An unknown piece, or an id beyond the last, becomes " ⁇ "."""
+        known = [i if i < self.vocab_size else self.unk_id for i in _before(self.eos_id, ids)]
+        return self._model.DecodeIds(known)
+
+
+class HuggingFaceVocabulary(Vocabulary):
+    """A tokenizer.json, read by the library tokenizers, whose ids these are.
+
+    A special token that stands in a text becomes its id. Truncation and padding that the file asks
+    for are left out: whole texts are encoded.
+
+    Which tokens are BOS, EOS and padding is taken from the arguments, else from a
+    tokenizer_config.json beside the file, else from the model's family. Where no padding is named,
+    EOS is it.
+
+    Args:
+      path: the tokenizer.json.
+      family: a key of `special_tokens.FAMILIES`; None: where BOS or EOS is named nowhere, the one
+        whose special tokens the file has.
+      bos_token, eos_token, pad_token: None: not said here; "": there is none.
+
+    Raises:
+      CalrecError: there is no such file, it is no tokenizer.json, its special tokens cannot be
+        told or are not in it, or the library is missing.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        family: str | None = None,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        pad_token: str | None = None,
+    ):
+        library = _library("tokenizers")
+        file = pathlib.Path(path)
+        content = read_object(file)
+        try:
+            self._tokenizer = library.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library has no exception of its own
+            raise CalrecError(f"{path} is no tokenizer.json: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        special = {token.content for token in added if token.special}
+
+        arguments = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
+        tokens = special_tokens(file, family, arguments, ids, special)
+        self.vocab_size = max(ids.values()) + 1
+        self.eos_id = ids[tokens["eos_token"]]
+        self.bos_id = ids.get(tokens["bos_token"])
+        self.pad_id = ids.get(tokens["pad_token"], self.eos_id)
+        self.unk_id = _unk_id(content["model"], ids)
+        self.fingerprint = f"{type(self).__name__}:{self._content_digest(content)}"
+
+    def _content_digest(self, content: dict) -> str:
+        meaning = {k: v for k, v in content.items() if k not in ("truncation", "padding")}
+        special = [self.bos_id, self.eos_id, self.pad_id, self.unk_id]
+        return _digest(json.dumps([meaning, special], sort_keys=True).encode())
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """As the base class says. Where EOS is BOS, too, nothing may stand before the text."""
+        left_out = (self.pad_id, self.bos_id)
+        known = [i for i in _before(self.eos_id, ids) if i not in left_out]
+        return self._tokenizer.decode(known, skip_special_tokens=True)
+
+
+def _before(eos_id: int, ids: Iterable[int]) -> list[int]:
+    """The ids before the first EOS."""
+    ids = [int(i) for i in ids]
+    return ids[: ids.index(eos_id)] if eos_id in ids else ids
+
+
+def _library(name: str) -> ModuleType:
+    """The module `name`, which only some vocabularies need."""
     try:
-        spm.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise CalrecError(f"{path} is no SentencePiece model: {error}") from error
-    return seqio.SentencePieceVocabulary(str(path))
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise CalrecError(
+            f"this vocabulary needs the library {name}, which cannot be imported ({error}): "
+            f"pip install {name}"
+        ) from error
 
 
-def byte() -> seqio.Vocabulary:
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _unk_id(model: Mapping[str, object], ids: Mapping[str, int]) -> int | None:
+    """The unknown token's id: a Unigram model names the id, the others the token."""
+    return model.get("unk_id", ids.get(model.get("unk_token")))
+
+
+def sentencepiece(path: str) -> SentencePieceVocabulary:
+    """The vocabulary of a SentencePiece model file. Raises as `SentencePieceVocabulary`."""
+    return SentencePieceVocabulary(path)
+
+
+def byte() -> ByteVocabulary:
     """UTF-8 bytes: pad 0, EOS 1, unknown 2, then the 256 bytes."""
-    return seqio.ByteVocabulary()
+    return ByteVocabulary()
+
+
+def huggingface(
+    path: str,
+    family: str | None = None,
+    bos_token: str | None = None,
+    eos_token: str | None = None,
+    pad_token: str | None = None,
+) -> HuggingFaceVocabulary:
+    """The vocabulary of a tokenizer.json. Arguments and errors as `HuggingFaceVocabulary`'s."""
+    return HuggingFaceVocabulary(path, family, bos_token, eos_token, pad_token)
 
 
 def train_sentencepiece(
@@ -56,14 +251,15 @@ def train_sentencepiece(
         labels of a template, which would else take most of a prompt's tokens.
 
     Raises:
-      CalrecError: the texts are too few for `vocab_size`.
+      CalrecError: the texts are too few for `vocab_size`, or the library sentencepiece is missing.
     """
+    library = _library("sentencepiece")
     path = pathlib.Path(path)
     if path.suffix != ".model":
         raise CalrecError(f"{path}: a SentencePiece model's file ends in .model")
     model = io.BytesIO()
     try:
-        spm.SentencePieceTrainer.train(
+        library.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
             model_writer=model,  # a file's name would go into the model, and into its fingerprint
             vocab_size=vocab_size,
@@ -94,63 +290,39 @@ def train_sentencepiece(
     path.write_bytes(model.getvalue())
 
 
-def bos_id(vocabulary: seqio.Vocabulary) -> int:
-    """The id that starts a sequence: the vocabulary's own BOS, else its pad id, as T5 does."""
-    own = vocabulary.bos_id
+def bos_id(vocabulary) -> int:
+    """The id that starts a sequence: the vocabulary's own BOS, else its pad id, as T5 does.
+
+    Args:
+      vocabulary: a `Vocabulary` or a `seqio.Vocabulary`.
+    """
+    try:
+        own = vocabulary.bos_id
+    except NotImplementedError:  # of some seqio vocabularies without BOS
+        own = None
     return own if own is not None and own >= 0 else vocabulary.pad_id
 
 
-def fingerprint(vocabulary: seqio.Vocabulary) -> str:
-    """A short string that differs where token ids could differ."""
-    if isinstance(vocabulary, RunVocabulary):
-        return fingerprint(vocabulary.current())
-    kind = type(vocabulary).__name__
-    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        digest = hashlib.sha256(vocabulary.sp_model).hexdigest()[:16]
-        return f"{kind}:{digest}"
-    return f"{kind}:{vocabulary.vocab_size}"
+_PROBE = (
+    "Title: Garden hose, 25 m (2-pack) | Brand: VELMO\t$19.99\n caf\u00e9 \u6f22\u5b57 \U0001f6b4"
+)
 
 
-class RunVocabulary(seqio.Vocabulary):
-    """Stands in a Task for the vocabulary that the run's model brings, until the run is known.
+def fingerprint(vocabulary) -> str:
+    """A short string that differs where token ids could differ.
 
-    A domain is text; which tokens it becomes is the model's affair. `current` gives the vocabulary
-    at the time of use; one that gives the same ids is equal to it.
+    Args:
+      vocabulary: a `Vocabulary` or a `seqio.Vocabulary`. SeqIO's bytes and SentencePiece have the
+        fingerprints of ours; another class is told by its name, size and the ids of one text.
     """
-
-    def __init__(self, current: Callable[[], seqio.Vocabulary]):
-        super().__init__()
-        self.current = current
-
-    @property
-    def bos_id(self):
-        return self.current().bos_id
-
-    @property
-    def eos_id(self):
-        return self.current().eos_id
-
-    @property
-    def unk_id(self):
-        return self.current().unk_id
-
-    @property
-    def _base_vocab_size(self):
-        return self.current().vocab_size
-
-    def _encode(self, s):
-        return self.current().encode(s)
-
-    def _decode(self, ids):
-        return self.current().decode(ids)
-
-    def _encode_tf(self, s):
-        return self.current().encode_tf(s)
-
-    def _decode_tf(self, ids):
-        return self.current().decode_tf(ids)
-
-    def __eq__(self, other):
-        return isinstance(other, seqio.Vocabulary) and fingerprint(self) == fingerprint(other)
-
-    __hash__ = None
+    own = getattr(vocabulary, "fingerprint", None)
+    if own is not None:
+        return own
+    kind = type(vocabulary)
+    if hasattr(vocabulary, "sp_model"):
+        return f"{kind.__name__}:{_digest(vocabulary.sp_model)}"
+    size = f"{kind.__name__}:{vocabulary.vocab_size}"
+    if (kind.__module__, kind.__name__) == ("seqio.vocabularies", "ByteVocabulary"):
+        return size
+    ids = " ".join(str(i) for i in vocabulary.encode(_PROBE))
+    return f"{size}:{_digest(ids.encode())}"

@@ -1,4 +1,4 @@
-"""Line charts as SVG, small enough to stand in a page."""
+"""Line and bar charts as SVG, small enough to stand in a page."""
 
 from __future__ import annotations
 
@@ -47,6 +47,32 @@ def line_chart(title: str, series: Mapping[str, Points]) -> str:
         parts.append(_line([place(x, y) for x, y in line], colour))
         right = _WIDTH - _RIGHT - 80 * (len(lines) - 1 - i)
         parts.append(_text(right, 20, name, "end", colour))
+    return _svg(title, parts)
+
+
+def bar_chart(title: str, edges: Sequence[float], counts: Sequence[int]) -> str:
+    """An SVG of a histogram.
+
+    Args:
+      edges: ascending, one more than `counts`.
+    """
+    width = (_WIDTH - _LEFT - _RIGHT) / len(counts)
+    high = _HEIGHT - _TOP - _BOTTOM
+    parts = [_text(_LEFT, 20, title, "start", bold=True)]
+    for i, count in enumerate(counts):
+        tall = round(high * count / max(*counts, 1), 1)
+        left, top = round(_LEFT + i * width, 1), round(_HEIGHT - _BOTTOM - tall, 1)
+        label = f"{edges[i]:,.0f} to {edges[i + 1]:,.0f}: {count:,}"
+        parts.append(
+            f'<rect x="{left}" y="{top}" width="{round(width - 1, 1)}" height="{tall}" '
+            f'fill="{_COLOURS[0]}"><title>{label}</title></rect>'
+        )
+    for place in (0, len(counts) // 2, len(counts)):
+        parts.append(_text(_LEFT + place * width, _HEIGHT - 10, f"{edges[place]:,.0f}", "middle"))
+    return _svg(title, parts)
+
+
+def _svg(title: str, parts: Sequence[str]) -> str:
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}" '
         f'font-family="inherit" font-size="13">{"".join(parts)}</svg>'

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval import charts
+from calrec_jax.eval import charts, report_data
 from calrec_jax.metrics import METRICS
 from calrec_jax.train import manifest as manifests
 
@@ -46,7 +46,7 @@ details {{ border: 1px solid var(--line); border-radius: .4rem; padding: .5rem .
   margin: .5rem 0; }}
 summary {{ cursor: pointer; overflow-wrap: anywhere; }}
 ol {{ padding-left: 2rem; }} li {{ overflow-wrap: anywhere; }}
-pre {{ overflow-x: auto; font-size: .85rem; }}
+pre {{ overflow-x: auto; font-size: .85rem; }} .text {{ white-space: pre-wrap; }}
 @media (max-width: 40rem) {{ body {{ font-size: 15px; }} h1 {{ font-size: 1.5rem; }}
   th, td {{ padding: .3rem .45rem; }} th:first-child, td:first-child {{ white-space: normal; }} }}
 </style></head><body>
@@ -107,6 +107,8 @@ def write_report(model_dir: str | pathlib.Path) -> pathlib.Path:
     sections = [_result(split, result) for split, result in results.items()]
     sections += _unfinished(model_dir, results)
     sections.append(_stages(model_dir, manifest))
+    if (model_dir / report_data.NAME).exists():
+        sections.append(report_data.section(_read_json(model_dir / report_data.NAME)))
     sections += [_examples(model_dir / "eval" / split, split) for split in results]
     sections.append(_configuration(model_dir, manifest))
     title = html.escape(f"CALRec run {model_dir.absolute().name}")
@@ -129,7 +131,7 @@ def _read_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise CalrecError(f"{path} is damaged: run `calrec eval` again ({error})") from error
+        raise CalrecError(f"{path} is damaged: remove it, and make it again ({error})") from error
 
 
 def _rows(result) -> list[tuple[str, Mapping[str, Any]]]:

@@ -6,101 +6,93 @@ of items, and the prompt at inference is token for token what training saw befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from calrec_jax.errors import CalrecError
-from calrec_jax.text.items import Catalogue, Fields
+from calrec_jax.text.items import Catalogue
 from calrec_jax.text.templates import Template
 
 Encode = Callable[[str], Sequence[int]]
 
 
-class PromptBuilder:
-    """Tokens of items and prompts. BOS and EOS are added by whoever needs them.
+@dataclasses.dataclass(frozen=True)
+class TextTokens:
+    """All text of a domain as tokens, uncut: the template's sentences and every item, each once.
+
+    BOS and EOS are added by whoever needs them.
+
+    Attributes:
+      opening, separator, target_separator: int32 tokens of the template's strings.
+      values: int32, all items' tokens one after another, in the catalogue's order.
+      splits: int64 [items + 1], where each item's tokens begin and end in `values`.
+    """
+
+    opening: np.ndarray
+    separator: np.ndarray
+    target_separator: np.ndarray
+    values: np.ndarray
+    splits: np.ndarray
+
+    @classmethod
+    def encode(cls, catalogue: Catalogue, template: Template, encode: Encode) -> TextTokens:
+        """The text of `catalogue` as `template` writes it.
+
+        Args:
+          encode: text -> ids, without BOS or EOS.
+        """
+
+        def tokens(text: str) -> np.ndarray:
+            return np.asarray(encode(text), np.int32)
+
+        items = [tokens(template.render_item(fields)) for fields in catalogue.fields]
+        splits = np.zeros(len(items) + 1, np.int64)
+        np.cumsum([len(item) for item in items], out=splits[1:])
+        return cls(
+            tokens(template.opening),
+            tokens(template.separator),
+            tokens(template.target_separator),
+            np.concatenate([np.zeros(0, np.int32), *items]),
+            splits,
+        )
+
+
+class TokenizedCatalogue:
+    """Tokens of a catalogue's items and of prompts, cut to a run's lengths.
 
     Args:
-      template: the strings.
-      encode: text -> ids, without BOS or EOS.
-      max_history_tokens: of a prompt; the oldest items go first when it is full.
-      max_item_tokens: an item's tokens are cut there, as target and in histories alike.
+      catalogue: whose text it is.
+      text: its tokens.
+      lengths: TASK_FEATURE_LENGTHS. A prompt takes at most `inputs` tokens: whole items are left
+        out from the oldest end where it is full. An item takes at most `targets` - 1, as target and
+        in histories alike: one more is for EOS.
 
     Raises:
       CalrecError: not even one longest item fits a prompt, or items have no room at all.
     """
 
-    def __init__(
-        self, template: Template, encode: Encode, max_history_tokens: int, max_item_tokens: int
-    ):
-        self.template, self._encode = template, encode
-        self.max_history_tokens, self.max_item_tokens = max_history_tokens, max_item_tokens
-        self._opening = self._tokens(template.opening)
-        self._separator = self._tokens(template.separator)
-        self._target_separator = self._tokens(template.target_separator)
-        if max_item_tokens < 1:
+    def __init__(self, catalogue: Catalogue, text: TextTokens, lengths: Mapping[str, int]):
+        self.catalogue, self.text = catalogue, text
+        self.max_history_tokens, self.max_item_tokens = lengths["inputs"], lengths["targets"] - 1
+        if self.max_item_tokens < 1:
             raise CalrecError(
-                f"items have room for {max_item_tokens} tokens: raise 'targets' in "
+                f"items have room for {self.max_item_tokens} tokens: raise 'targets' in "
                 f"TASK_FEATURE_LENGTHS, which counts an item's tokens and EOS"
             )
-        frame = len(self._opening) + len(self._target_separator)
-        if frame + max_item_tokens > max_history_tokens:
+        self.frame = len(text.opening) + len(text.target_separator)
+        if self.frame + self.max_item_tokens > self.max_history_tokens:
             raise CalrecError(
-                f"a history of {max_history_tokens} tokens cannot hold one item of "
-                f"{max_item_tokens} within the template's {frame}: raise 'inputs' or lower "
-                f"'targets' in TASK_FEATURE_LENGTHS"
+                f"a history of {self.max_history_tokens} tokens cannot hold one item of "
+                f"{self.max_item_tokens} within the template's {self.frame}: raise 'inputs' or "
+                f"lower 'targets' in TASK_FEATURE_LENGTHS"
             )
-        self._room = max_history_tokens - frame
-
-    def item(self, fields: Fields) -> np.ndarray:
-        """int32 [<= max_item_tokens], the item's own tokens."""
-        return self._tokens(self.template.render_item(fields))[: self.max_item_tokens]
-
-    def prompt(self, items: Sequence[np.ndarray]) -> np.ndarray:
-        """int32 [<= max_history_tokens] of a history, oldest item first.
-
-        Where it is too long, whole items are left out from the oldest end; the newest always fits.
-
-        Args:
-          items: int32 tokens of each, as `item` makes them.
-
-        Raises:
-          CalrecError: the history is empty.
-        """
-        if not items:
-            raise CalrecError("an empty history: a prompt needs at least one item")
-        pieces, used = [], 0
-        for item in reversed(items):
-            separator = self._separator if pieces else self._separator[:0]
-            used += len(item) + len(separator)
-            if used > self._room:
-                break
-            pieces += [separator, item]
-        return np.concatenate([self._opening, *reversed(pieces), self._target_separator])
-
-    def _tokens(self, text: str) -> np.ndarray:
-        return np.asarray(self._encode(text), np.int32)
-
-
-class TokenizedCatalogue:
-    """A catalogue whose items have been tokenised, each once.
-
-    Attributes:
-      values: int32, all items' tokens one after another.
-      splits: int64 [n + 1], where each item's tokens begin and end in `values`.
-    """
-
-    def __init__(self, catalogue: Catalogue, builder: PromptBuilder):
-        self.catalogue, self.builder = catalogue, builder
-        tokens = [builder.item(fields) for fields in catalogue.fields]
-        self.splits = np.zeros(len(tokens) + 1, np.int64)
-        np.cumsum([len(t) for t in tokens], out=self.splits[1:])
-        self.values = np.concatenate([np.zeros(0, np.int32), *tokens])
 
     @property
-    def lengths(self) -> np.ndarray:
-        """int64 [n], tokens of each item."""
-        return np.diff(self.splits)
+    def item_lengths(self) -> np.ndarray:
+        """int64 [items], tokens of each item, as they are cut."""
+        return np.minimum(np.diff(self.text.splits), self.max_item_tokens)
 
     def item(self, item_id: str) -> np.ndarray:
         """int32 tokens of one item.
@@ -109,7 +101,7 @@ class TokenizedCatalogue:
           CalrecError: it is not in the catalogue.
         """
         (place,) = self.catalogue.places([item_id])
-        return self._at(place)
+        return self.item_at(place)
 
     def prompt(self, item_ids: Sequence[str]) -> np.ndarray:
         """int32 tokens of the prompt for a history of item ids, oldest first.
@@ -117,10 +109,28 @@ class TokenizedCatalogue:
         Raises:
           CalrecError: the history is empty, or ids are not in the catalogue.
         """
-        places = self.catalogue.places(item_ids)
-        # No item takes less than a separator: older ones than these can never fit.
-        most = self.builder.max_history_tokens
-        return self.builder.prompt([self._at(place) for place in places[-most:]])
+        return self.prompt_at(self.catalogue.places(item_ids))
 
-    def _at(self, place: int) -> np.ndarray:
-        return self.values[self.splits[place] : self.splits[place + 1]]
+    def item_at(self, place: int) -> np.ndarray:
+        """int32 tokens of the item at `place` of the catalogue."""
+        start, end = self.text.splits[place : place + 2]
+        return self.text.values[start : min(end, start + self.max_item_tokens)]
+
+    def prompt_at(self, places: Sequence[int]) -> np.ndarray:
+        """int32 tokens of the prompt for a history of places in the catalogue, oldest first.
+
+        Raises:
+          CalrecError: the history is empty.
+        """
+        if not len(places):
+            raise CalrecError("an empty history: a prompt needs at least one item")
+        text, room = self.text, self.max_history_tokens - self.frame
+        pieces, used = [], 0
+        for place in reversed(places):
+            item = self.item_at(place)
+            separator = text.separator if pieces else text.separator[:0]
+            used += len(item) + len(separator)
+            if used > room:
+                break
+            pieces += [separator, item]
+        return np.concatenate([text.opening, *reversed(pieces), text.target_separator])

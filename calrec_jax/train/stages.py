@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from calrec_jax.batch import BatchSpec
+from calrec_jax.batch import TARGETS, BatchSpec
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError, local_path
 from calrec_jax.losses import LossConfig
@@ -46,6 +46,7 @@ class Stage:
       mixture: the SeqIO mixture or task to train on.
       train_steps, batch_size: updates, and rows of a global batch.
       task_feature_lengths: {"inputs": history tokens, "targets": target tokens with EOS}.
+      targets: what examples are made of the training sequences, see `batch.TARGETS`.
       row_length, max_segments, max_loss_tokens: packing, see `BatchSpec.create`; the defaults do
         not pack.
       optimizer, losses: see there.
@@ -62,6 +63,7 @@ class Stage:
     train_steps: int
     batch_size: int
     task_feature_lengths: Mapping[str, int]
+    targets: str = "last"
     row_length: int | None = None
     max_segments: int = 1
     max_loss_tokens: int | None = None
@@ -80,6 +82,10 @@ class Stage:
             # What is of another type is told by whoever reads the configuration.
             if isinstance(value, int) and value < 1:
                 raise CalrecError(f"Stage.{name} is {value}: it must be at least 1")
+        if self.targets not in TARGETS:
+            raise CalrecError(
+                f"Stage.targets is {self.targets!r}: it must be one of {', '.join(TARGETS)}"
+            )
 
     def spec(self) -> BatchSpec:
         """The sizes of this stage's batches."""
@@ -94,6 +100,8 @@ class Stage:
 
 # (stage, split, start) -> this host's rows of batch start, start + 1, ...; validation ends.
 MakeBatches = Callable[[Stage, str, int], Iterator[Mapping[str, np.ndarray]]]
+# (stage, step) -> epochs of each domain that the training batches before `step` hold.
+Epochs = Callable[[Stage, int], Mapping[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +115,7 @@ class Trainer:
       mesh: how devices are laid out.
       seed: of fresh weights.
       identity: what else must stay the same in this MODEL_DIR: {"vocabulary": ..., "data": ...}.
+      epochs: see `Epochs`; told in metrics.jsonl.
     """
 
     model_dir: pathlib.Path
@@ -115,6 +124,7 @@ class Trainer:
     mesh: MeshConfig
     seed: int
     identity: Mapping[str, object]
+    epochs: Epochs = lambda stage, step: {}
 
     def claim(self, stages: Sequence[Stage]) -> None:
         """Makes MODEL_DIR this run's, before anything else is written there.
@@ -158,7 +168,12 @@ class Trainer:
             shapes = train_state.state_shapes(decoder, tx, mesh, self.mesh)
             state, start = self._start(stage, decoder, tx, shapes, checkpoints)
             telemetry = Telemetry(
-                self.model_dir / stage.name, stage.name, start, stage.train_steps, stage.log_period
+                self.model_dir / stage.name,
+                stage.name,
+                start,
+                stage.train_steps,
+                stage.log_period,
+                functools.partial(self.epochs, stage),
             )
             step = make_train_step(decoder, tx, schedule, stage.losses, spec.max_loss_tokens)
             shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)

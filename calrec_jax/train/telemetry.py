@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from tensorboardX import SummaryWriter
@@ -21,11 +21,21 @@ class Telemetry:
       name: of the stage.
       first_step, last_step: where this process starts and the stage ends.
       log_period: steps between two lines.
+      epochs: step -> {domain: epochs seen}.
     """
 
-    def __init__(self, directory, name: str, first_step: int, last_step: int, log_period: int):
+    def __init__(
+        self,
+        directory,
+        name: str,
+        first_step: int,
+        last_step: int,
+        log_period: int,
+        epochs: Callable[[int], Mapping[str, float]] = lambda step: {},
+    ):
         self._progress = Progress(name, first_step, last_step)
         self._name, self._last, self._period = name, last_step, log_period
+        self._epochs = epochs
         self._file = self._events = None
         if jax.process_index() == 0:
             self._file = MetricsFile(pathlib.Path(directory) / "metrics.jsonl", first_step)
@@ -37,7 +47,8 @@ class Telemetry:
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         rates = self._progress.update(step, metrics)
         if step % self._period == 0 or step == self._last:
-            self._write(step, "train", metrics | rates)
+            epochs = {f"epochs/{name}": value for name, value in self._epochs(step).items()}
+            self._write(step, "train", metrics | rates | epochs)
             if self._file:
                 self._progress.show(step, metrics, rates)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import pathlib
@@ -11,7 +12,9 @@ import sentencepiece
 from small_disk import fill, small_disk
 
 from calrec_jax.cli import main as cli
-from calrec_jax.data import store
+from calrec_jax.cli import prepare as prepare_command
+from calrec_jax.data import store, stored
+from calrec_jax.data.sequences import Rules
 
 
 @pytest.fixture
@@ -52,29 +55,31 @@ def prepared(calrec, raw, tmp_path):
 def test_prepare_prints_statistics_and_tells_of_rejected_lines(prepared):
     data_dir, (code, out, err) = prepared
     assert code == 0 and json.loads(out)["users"] == 12
-    assert err == (
-        f"calrec prepare: 1 lines rejected, see {data_dir}/things/rejects.jsonl\n"
-    )
+    assert err == (f"calrec prepare: 1 lines rejected, see {data_dir}/things/rejects.jsonl\n")
     (reject,) = (data_dir / "things" / "rejects.jsonl").read_text().splitlines()
     assert json.loads(reject)["reason"] == "not a JSON object"
 
 
 WRONG = {
-    "--source=jsonlines": "unknown source 'jsonlines': did you mean 'jsonl'?",
-    "--source=amazon2018": "meta.json.gz is missing",
-    "--input_dir=gs://bucket/raw": "the folder of raw files is gs://bucket/raw, and only paths",
+    "--source=jsonlines": "unknown source 'jsonlines', did you mean jsonl?",
+    "--source=amazon2018": "amazon2018 reads them from",
+    "--columns=user_id=who": "no who",
     "--data_dir=gs://bucket/store": "the store is gs://bucket/store, and only paths of a file sys",
-    "--input_dir=nowhere": "nowhere/items.jsonl.gz is missing",
+    "--input_dir=nowhere": "there is no folder nowhere",
+    "--events=nowhere": "no file matches nowhere",
     "--domain=Things": "'Things' cannot name a domain",
     "--min_events=9": "things is empty: of 60 events 0 have no item with text, and 12 users",
     "--min_events=2": "min_events 2: leave-one-out takes",
+    "--same_time=files": "same_time 'files' is none of file, item_id, random",
+    "--split=temporal": "split='temporal' needs validation_from and test_from",
+    "--latest=2018-01-31": "60 events of things have no timestamp",
 }
 
 
 @pytest.mark.parametrize("flag", WRONG)
 def test_wrong_input_of_prepare_is_one_line_and_writes_nothing(calrec, raw, tmp_path, flag):
     flags = {"--source": "jsonl", "--input_dir": raw, "--data_dir": tmp_path / "store"}
-    flags |= {"--domain": "things"} | dict([flag.split("=")])
+    flags |= {"--domain": "things"} | dict([flag.split("=", 1)])
     code, out, err = calrec("prepare", *(f"{name}={value}" for name, value in flags.items()))
     assert (code, out) == (1, "")
     (line,) = err.splitlines()
@@ -82,17 +87,115 @@ def test_wrong_input_of_prepare_is_one_line_and_writes_nothing(calrec, raw, tmp_
     assert not (tmp_path / "store").exists()
 
 
-def test_a_full_disk_is_one_line_and_the_old_dataset_stays(calrec, raw, tmp_path):
-    with small_disk(tmp_path / "disk", 256) as disk:
+MISUSED = {
+    "--latest=31.1.2018": "'31.1.2018' is neither a date like 2018-01-31 nor Unix seconds",
+    "--columns=user_id": "'user_id' is not like user_id=uid,title=name",
+    "--columns=a=b,a=c": "'a=b,a=c' is not like user_id=uid,title=name",
+    "--require=title,": "'title,' is not a list of names with commas in between",
+    "--k_core=0": "'0' is not a positive whole number",
+}
+
+
+@pytest.mark.parametrize("flag", MISUSED)
+def test_flags_that_say_nothing_are_wrong_usage(calrec, capfd, raw, tmp_path, flag):
+    prepare = ["prepare", "--source=jsonl", f"--input_dir={raw}", f"--data_dir={tmp_path}/store"]
+    with pytest.raises(SystemExit) as exit:
+        calrec(*prepare, "--domain=things", flag)
+    assert exit.value.code == 2 and MISUSED[flag] in capfd.readouterr().err
+
+
+def test_every_rule_has_a_flag(calrec, raw, tmp_path, monkeypatch):
+    given = {}
+
+    def prepare(*args, **more):
+        given.update(more, args=args)
+        return {"rejected_lines": {}}
+
+    monkeypatch.setattr("calrec_jax.data.prepare.prepare", prepare)
+    flags = (
+        "--keep_repeats --min_events=4 --k_core=5 --k_core_once --same_time=random "
+        "--require=title,brand --split=temporal --validation_from=2018-01-31 "
+        "--test_from=1520000000 --latest=2018-06-01 --max_history=50 --sample=0.5 --seed=7 "
+        "--catalogue=bought --columns=user_id=uid,title=name --time_unit=ms --events=a,b --items=c"
+    )
+    files = ["--source=csv", "--data_dir=store", "--domain=things"]
+    assert calrec("prepare", *files, *flags.split())[0] == 0
+    rules = Rules(
+        merge_repeats=False,
+        min_events=4,
+        k_core=5,
+        k_core_iterated=False,
+        same_time="random",
+        require=("title", "brand"),
+        split="temporal",
+        validation_from=1517356800,  # date -u -d 2018-01-31 +%s
+        test_from=1520000000,
+        latest=1527811200,
+        max_history=50,
+        sample=0.5,
+        seed=7,
+        catalogue="bought",
+    )
+    different = [f for f, v in dataclasses.asdict(Rules()).items() if getattr(rules, f) != v]
+    assert len(different) == len(dataclasses.fields(Rules))
+    assert given.pop("args") == ("csv", None, "store", "things", rules)
+    for told in ("report", "warn"):
+        given.pop(told)
+    assert given == {
+        "events": ("a", "b"),
+        "items": ("c",),
+        "columns": {"user_id": "uid", "title": "name"},
+        "time_unit": "ms",
+    }
+    assert calrec("prepare", *files)[0] == 0
+    assert given["args"][-1] == Rules()
+
+
+def test_progress_is_a_line_now_and_then(capfd, monkeypatch):
+    now = [0]
+    monkeypatch.setattr(prepare_command.time, "monotonic", lambda: now[0])
+    with prepare_command._progress() as report:
+        for now[0] in (3, 9, 12, 13, 21, 22, 40):
+            report("reading events", 1000 * now[0])
+    assert capfd.readouterr().err == "".join(
+        f"calrec prepare: reading events: {told},000\n" for told in (12, 22, 40)
+    )
+
+
+def test_future_events_are_warned_of(calrec, raw, tmp_path):
+    events = gzip.decompress((raw / "interactions.jsonl.gz").read_bytes()).splitlines()[:-1]
+    future = [{**json.loads(event), "timestamp": 4_000_000_000} for event in events]
+    text = "".join(json.dumps(event) + "\n" for event in future)
+    (raw / "interactions.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    prepare = ["prepare", "--source=jsonl", f"--input_dir={raw}", f"--data_dir={tmp_path}/store"]
+    code, _, err = calrec(*prepare, "--domain=things")
+    assert (code, err) == (
+        0,
+        "calrec prepare: 60 events are dated in the future; --latest=DATE leaves them out\n",
+    )
+
+
+@pytest.mark.parametrize("free", [0, 8192, 100_000, 800_000])  # DuckDB itself takes a megabyte
+def test_a_full_disk_is_one_line_and_the_old_dataset_stays(calrec, raw, tmp_path, free):
+    with small_disk(tmp_path / "disk", 8192) as disk:
         prepare = ["prepare", "--source=jsonl", f"--input_dir={raw}", f"--data_dir={disk}"]
         assert calrec(*prepare, "--domain=things")[0] == 0
-        before = store.read_sequences(disk, "things", "test")
-        fill(disk, free=8192)
+        before = stored.read_sequences(disk, "things", "test")
+        fill(disk, free)
         code, _, err = calrec(*prepare, "--domain=things")
         assert code == 1 and "no space left on the disk" in err.splitlines()[-1]
         assert "Traceback" not in err
-        assert store.read_sequences(disk, "things", "test") == before
+        assert stored.read_sequences(disk, "things", "test") == before
         assert sorted(path.name for path in disk.iterdir()) == ["filler", "things"]
+
+
+def test_a_second_run_at_the_same_time_is_one_line(calrec, prepared, raw):
+    data_dir, _ = prepared
+    prepare = ["prepare", "--source=jsonl", f"--input_dir={raw}", f"--data_dir={data_dir}"]
+    with store.workspace(data_dir, "things"):
+        code, _, err = calrec(*prepare, "--domain=things")
+        assert code == 1 and f"another process is making {data_dir}/things: wait" in err
+    assert calrec(*prepare, "--domain=things")[0] == 0
 
 
 def test_synthetic_writes_all_domains_of_the_sizes_asked_for(calrec, tmp_path):
@@ -101,7 +204,7 @@ def test_synthetic_writes_all_domains_of_the_sizes_asked_for(calrec, tmp_path):
     assert code == 0 and len(out.splitlines()) == 4
     for line in out.splitlines():
         name, _, rest = line.partition(": ")
-        users = len(store.read_sequences(tmp_path, name, "test"))
+        users = len(stored.read_sequences(tmp_path, name, "test"))
         assert rest.startswith(f"{users} users, 326 items, ")
         assert users <= (8 if name == "synthetic_sports" else 9)
 

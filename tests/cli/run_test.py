@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calrec_jax.cli import run as runs
-from calrec_jax.data import registry, synthetic, vocabularies
+from calrec_jax.data import domains, synthetic, vocabularies
 from calrec_jax.data.prepare import prepare
 from calrec_jax.errors import CalrecError
 
@@ -80,7 +80,7 @@ def test_a_domain_with_tokens_of_its_own_is_refused(check, store, monkeypatch):
         pass
 
     check()
-    own = registry.Domain("synthetic_sports", "synthetic_sports", vocabulary=Other())
-    monkeypatch.setitem(registry._domains, "synthetic_sports", own)
+    own = domains.Domain("synthetic_sports", "synthetic_sports", vocabulary=Other())
+    monkeypatch.setitem(domains._domains, "synthetic_sports", own)
     with pytest.raises(CalrecError, match="'synthetic_sports' is registered with vocabulary Other"):
         check()

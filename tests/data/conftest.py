@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
-from calrec_jax.data import registry, store, vocabularies
-from calrec_jax.data.registry import DataConfig
+from calrec_jax.data import domains, registry, store, vocabularies
+from calrec_jax.data.domains import DataConfig
 from calrec_jax.text.items import Catalogue, UserSequence
 from calrec_jax.text.templates import Template
 
@@ -48,5 +48,5 @@ def _tiny_store(tmp_path_factory) -> pathlib.Path:
 def tiny_config(_tiny_store) -> DataConfig:
     """The DataConfig in use: the tiny store, bytes as tokens, a short template."""
     config = DataConfig(str(_tiny_store), vocabularies.byte(), TEMPLATE)
-    registry.use(config)
+    domains.use(config)
     return config

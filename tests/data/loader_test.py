@@ -1,5 +1,6 @@
 import collections
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -7,9 +8,10 @@ import seqio
 from batch_segments import segments
 
 from calrec_jax.batch import BatchSpec
-from calrec_jax.data import loader, registry, store, vocabularies
+from calrec_jax.data import domains, registry, store, stored, vocabularies
+from calrec_jax.data.domains import DataConfig
 from calrec_jax.data.feature_converters import CalrecFeatureConverter
-from calrec_jax.data.registry import DataConfig
+from calrec_jax.data.loader import Batches
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import Catalogue, UserSequence, stable_id
 from calrec_jax.text.templates import Template
@@ -20,9 +22,13 @@ UNPACKED = BatchSpec.create(4, LENGTHS)
 BOTH = pytest.mark.parametrize("spec", [UNPACKED, PACKED], ids=["unpacked", "packed"])
 
 
-def load(mixture="tiny_mixture", spec=PACKED, split="train", seed=0, **arguments):
-    mixture = registry.load_mixture(mixture)
-    return loader.batches(mixture, spec, LENGTHS, split=split, seed=seed, **arguments)
+def plan(mixture="tiny_mixture", spec=PACKED, split="train", seed=0, **arguments):
+    mixture = domains.get_mixture(mixture)
+    return Batches(mixture, spec, LENGTHS, split=split, seed=seed, **arguments)
+
+
+def load(*args, start=0, num_batches=None, **arguments):
+    return plan(*args, **arguments).iterate(start, num_batches)
 
 
 def equal(a, b):
@@ -43,7 +49,7 @@ def stored_targets(config, split="train", domains=("tiny_books", "tiny_games")):
     return [
         (stable_id(domain), stable_id(domain, record.target))
         for domain in domains
-        for record in store.read_sequences(config.data_dir, domain, split)
+        for record in stored.read_sequences(config.data_dir, domain, split)
     ]
 
 
@@ -54,38 +60,35 @@ def test_batches_hold_to_the_spec(spec, tiny_config):
         assert (batch["decoder_segment_ids"] > 0).any(axis=1).all()
 
 
-@pytest.mark.parametrize(
-    ("spec", "shuffle", "split"),
-    [
-        (UNPACKED, True, "train"),
-        (PACKED, True, "train"),
-        (PACKED, False, "train"),
-        (UNPACKED, False, "validation"),
-    ],
-)
-def test_one_epoch_holds_every_example_once(spec, shuffle, split, tiny_config):
-    found = targets(*load(spec=spec, split=split, shuffle=shuffle, repeat=False))
+@BOTH
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_one_pass_holds_every_example_once(spec, split, tiny_config):
+    found = targets(*load(spec=spec, split=split, one_pass=True))
     assert collections.Counter(found) == collections.Counter(stored_targets(tiny_config, split))
 
 
 def test_the_last_batch_is_filled_with_empty_rows(tiny_config):
-    *_, last = load("tiny_games", UNPACKED, repeat=False)  # 11 examples in batches of 4
+    *_, last = load("tiny_games", UNPACKED, one_pass=True)  # 11 examples in batches of 4
     assert (last["target_item_ids"][:, 0] != 0).tolist() == [True, True, True, False]
     assert all(not value[3].any() for value in last.values())
 
 
 def test_packed_and_unpacked_epochs_hold_the_same_segments(tiny_config):
-    packed, unpacked = (segments(*load(spec=s, repeat=False)) for s in (PACKED, UNPACKED))
+    packed, unpacked = (segments(*load(spec=s, one_pass=True)) for s in (PACKED, UNPACKED))
     assert packed == unpacked and packed.total() == 48
 
 
 @pytest.mark.parametrize(
-    ("spec", "repeat", "start"),
-    [(UNPACKED, True, 3), (PACKED, True, 1), (PACKED, True, 7), (PACKED, False, 2)],
+    ("spec", "one_pass", "start"),
+    [(UNPACKED, False, 3), (PACKED, False, 1), (PACKED, False, 7), (PACKED, True, 2)],
 )
-def test_a_later_start_gives_what_iterating_would_have(spec, repeat, start, tiny_config):
-    whole = list(itertools.islice(load(spec=spec, repeat=repeat), 9))
-    resumed = list(itertools.islice(load(spec=spec, repeat=repeat, start=start), 9 - start))
+@pytest.mark.parametrize("of", ["last", "random", "all"])
+def test_a_later_start_gives_what_iterating_would_have(spec, one_pass, start, of, tiny_config):
+    def read(**more):
+        return load(spec=spec, one_pass=one_pass, targets=of, **more)
+
+    whole = list(itertools.islice(read(), 9))
+    resumed = list(itertools.islice(read(start=start), 9 - start))
     assert len(resumed) == len(whole) - start > 0
     assert all(equal(a, b) for a, b in zip(whole[start:], resumed, strict=True))
 
@@ -110,6 +113,14 @@ def test_the_seed_decides_the_order(tiny_config):
     assert not all(equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+def test_step_one_million_is_found_at_once(tiny_config):
+    far = plan(spec=PACKED, targets="random")
+    (batch,) = far.iterate(1_000_000, 1)
+    PACKED.check(batch)
+    again = plan(spec=PACKED, targets="random").batch(1_000_000)
+    assert equal(batch, again) and targets(batch)
+
+
 def test_epochs_are_whole_and_each_in_another_order(tiny_config):
     stream = targets(*load("tiny_books", UNPACKED, num_batches=30))
     first, second = stream[:37], stream[37:74]
@@ -119,13 +130,44 @@ def test_epochs_are_whole_and_each_in_another_order(tiny_config):
     assert first != stored_targets(tiny_config, domains=("tiny_books",))
 
 
-def test_unshuffled_is_the_stores_order(tiny_config):
-    found = targets(*load("tiny_books", UNPACKED, shuffle=False, repeat=False))
-    assert found == stored_targets(tiny_config, domains=("tiny_books",))
+def test_epochs_are_told_by_domain(tiny_config):
+    of = plan(spec=UNPACKED)
+    assert of.epochs(0) == {"tiny_books": 0, "tiny_games": 0}
+    seen = collections.Counter(domain for domain, _ in targets(*of.iterate(0, 50)))
+    books, games = seen[stable_id("tiny_books")], seen[stable_id("tiny_games")]
+    assert of.epochs(50) == {"tiny_books": books / 37, "tiny_games": games / 11}
+
+
+def test_all_prefixes_are_examples_of_their_own(tiny_config):
+    found = targets(*load("tiny_books", targets="all", one_pass=True))
+    records = stored.read_sequences(tiny_config.data_dir, "tiny_books", "train")
+    expected = [
+        (stable_id("tiny_books"), stable_id("tiny_books", item))
+        for record in records
+        for item in record.item_ids[1:]
+    ]
+    assert collections.Counter(found) == collections.Counter(expected)
+
+
+def test_an_error_while_a_batch_is_made_reaches_whoever_asks(tiny_config, monkeypatch):
+    of = plan()
+    monkeypatch.setattr(of, "batch", lambda step: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        next(of.iterate())
+
+
+def test_a_stream_that_is_let_go_ends_its_thread(tiny_config):
+    before = set(threading.enumerate())
+    stream = load()
+    next(stream)
+    (thread,) = set(threading.enumerate()) - before
+    stream.close()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 def test_a_short_look_at_an_epoch_sees_all_domains(tiny_config):
-    some = targets(*load(spec=UNPACKED, repeat=False, num_batches=6))
+    some = targets(*load(spec=UNPACKED, one_pass=True, num_batches=6))
     assert {domain for domain, _ in some} == {stable_id("tiny_books"), stable_id("tiny_games")}
 
 
@@ -138,25 +180,21 @@ def test_a_mixture_goes_on_at_its_rates(mixture, rate, tiny_config):
 
 
 @BOTH
-def test_t5x_would_see_the_same_stream(spec, tiny_config):
-    dataset = seqio.get_dataset(
-        "tiny_mixture",
-        LENGTHS,
-        CalrecFeatureConverter(
-            pack=spec.max_segments > 1,
-            use_custom_packing_ops=False,
-            row_length=spec.row_length,
-            max_segments=spec.max_segments,
-        ),
-        dataset_split="train",
-        shuffle=True,
-        num_epochs=None,
-        shard_info=seqio.ShardInfo(0, 1),
-        seed=3,
-        batch_size=4,
+def test_seqio_gives_the_same_examples(spec, tiny_config):
+    converter = CalrecFeatureConverter(
+        pack=spec.max_segments > 1,
+        use_custom_packing_ops=False,
+        row_length=spec.row_length,
+        max_segments=spec.max_segments,
     )
-    ours = load(spec=spec, seed=3, num_batches=30)  # more than an epoch
-    assert all(equal(a, b) for a, b in zip(ours, dataset.as_numpy_iterator(), strict=False))
+    epoch = [
+        batch
+        for task in ("tiny_books", "tiny_games")
+        for batch in seqio.get_dataset(
+            task, LENGTHS, converter, dataset_split="train", shuffle=True, seed=3, batch_size=1
+        ).as_numpy_iterator()
+    ]
+    assert segments(*load(spec=spec, one_pass=True)) == segments(*epoch)
 
 
 def test_a_damaged_dataset_says_so(tmp_path, tiny_config):
@@ -164,16 +202,13 @@ def test_a_damaged_dataset_says_so(tmp_path, tiny_config):
     splits = dict.fromkeys(store.SPLITS, sequences)
     catalogue = Catalogue.create("tiny_books", {"here": {"title": "A"}})
     store.write_domain(tmp_path, catalogue, splits, {})
-    registry.use(DataConfig(str(tmp_path), vocabularies.byte()))
-    lengths = {"inputs": 300, "targets": 20}
-    mixture, spec = registry.load_mixture("tiny_books"), BatchSpec.create(2, lengths)
-    stream = loader.batches(mixture, spec, lengths, split="train", seed=0)
+    domains.use(DataConfig(str(tmp_path), vocabularies.byte()))
     with pytest.raises(CalrecError, match="^damaged dataset: tiny_books has no item 'gone'"):
-        next(stream)
+        plan("tiny_books")
 
 
 def test_a_missing_dataset_is_reported_at_once(tmp_path, tiny_config):
-    registry.use(DataConfig(str(tmp_path), vocabularies.byte()))
+    domains.use(DataConfig(str(tmp_path), vocabularies.byte()))
     with pytest.raises(CalrecError, match="calrec prepare"):
         load("tiny_books")
 
@@ -208,10 +243,10 @@ def test_spans_end_where_the_target_begins_whatever_the_texts_hold(
     store.write_domain(tmp_path, Catalogue.create("traps", titles), splits, {})
     template = Template(("title",), "", *separators)
     registry.register_domain("traps")
-    registry.use(DataConfig(str(tmp_path), vocabularies.byte(), template))
+    domains.use(DataConfig(str(tmp_path), vocabularies.byte(), template))
 
     found = []
-    for batch in load("traps", spec, shuffle=False, repeat=False):
+    for batch in load("traps", spec, one_pass=True):
         spans, tokens = batch["decoder_span_ids"], batch["decoder_input_tokens"]
         for row, slot in zip(*np.nonzero(batch["target_item_ids"]), strict=True):
             here = batch["decoder_segment_ids"][row] == slot + 1

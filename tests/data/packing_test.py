@@ -35,11 +35,15 @@ def test_no_example_would_have_fitted_a_row_opened_before_its_own(examples):
     lengths = np.array([history + loss for history, loss in examples], int)
     loss_lengths = np.array([loss for _, loss in examples], int)
     rows = packing.pack(lengths, loss_lengths, SPEC)
+
+    def placed(example):  # longest first
+        return -lengths[example], -loss_lengths[example], example
+
     for later, row in enumerate(rows):
         i = row[0]
         for before in rows[:later]:
             # What stood in the earlier row when i was placed: all that is at least as long.
-            then = [j for j in before if (-lengths[j], j) < (-lengths[i], i)]
+            then = [j for j in before if placed(j) < placed(i)]
             assert (
                 len(then) == SPEC.max_segments
                 or lengths[then].sum() + lengths[i] > SPEC.row_length

@@ -2,8 +2,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import seqio
 
-from calrec_jax.data import preprocessors, registry, store, vocabularies
+from calrec_jax.data import domains, preprocessors, stored, vocabularies
 from calrec_jax.data.quiet_tensorflow import tf
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import stable_id
@@ -12,7 +13,7 @@ LENGTHS = {"inputs": 80, "targets": 24}
 
 
 def examples(domain, lengths, split="train"):
-    task = registry.load_mixture(domain)
+    task = seqio.get_mixture_or_task(domain)
     return list(task.get_dataset(lengths, split, shuffle=False).as_numpy_iterator())
 
 
@@ -21,8 +22,8 @@ def text(ids):
 
 
 def test_every_record_becomes_its_features(tiny_config):
-    records = store.read_sequences(tiny_config.data_dir, "tiny_books", "train")
-    catalogue = store.read_catalogue(tiny_config.data_dir, "tiny_books")
+    records = stored.read_sequences(tiny_config.data_dir, "tiny_books", "train")
+    catalogue = stored.read_catalogue(tiny_config.data_dir, "tiny_books")
     found = examples("tiny_books", {"inputs": 400, "targets": 60})
     assert len(found) == len(records) == 37  # more than one call of NumPy, the last one not full
     for record, example in zip(records, found, strict=True):
@@ -50,8 +51,8 @@ def test_long_histories_lose_whole_items_from_the_oldest_end(tiny_config):
 
 
 def test_training_sees_what_inference_will_see(tiny_config):
-    tokens = registry.get_domain("tiny_games").tokens(LENGTHS)
-    records = store.read_sequences(tiny_config.data_dir, "tiny_games", "test")
+    tokens = domains.get_domain("tiny_games").tokens(LENGTHS)
+    records = stored.read_sequences(tiny_config.data_dir, "tiny_games", "test")
     for record, example in zip(records, examples("tiny_games", LENGTHS, "test"), strict=True):
         assert example["inputs"].tolist() == tokens.prompt(record.history).tolist()
 
@@ -62,7 +63,7 @@ def test_long_items_are_cut_and_keep_eos(tiny_config):
 
 
 def test_an_item_that_is_not_in_the_catalogue_is_named(tiny_config):
-    tokens = registry.get_domain("tiny_books").tokens(LENGTHS)
+    tokens = domains.get_domain("tiny_books").tokens(LENGTHS)
     bad = [b"i00", b"gone", b"i01"]
     with pytest.raises(CalrecError, match="damaged dataset: tiny_books has no item 'gone'"):
         preprocessors._tokenize(tokens, 1, np.array(bad, object), np.array([3]))
@@ -78,19 +79,19 @@ def test_an_item_that_is_not_in_the_catalogue_is_named(tiny_config):
 )
 def test_a_template_that_does_not_fit_the_items_is_refused(tiny_config, fields, message):
     template = dataclasses.replace(tiny_config.template, fields=fields)
-    registry.use(dataclasses.replace(tiny_config, template=template))
+    domains.use(dataclasses.replace(tiny_config, template=template))
     with pytest.raises(CalrecError, match=message):
-        registry.get_domain("tiny_books").tokens(LENGTHS)
+        domains.get_domain("tiny_books").tokens(LENGTHS)
 
 
 def test_a_known_field_may_be_missing_everywhere(tiny_config):
     template = dataclasses.replace(tiny_config.template, fields=("title", "brand"))
-    registry.use(dataclasses.replace(tiny_config, template=template))
-    assert registry.get_domain("tiny_books").tokens(LENGTHS).lengths.min() > 0
+    domains.use(dataclasses.replace(tiny_config, template=template))
+    assert domains.get_domain("tiny_books").tokens(LENGTHS).item_lengths.min() > 0
 
 
 def test_shapes_are_known_to_seqio(tiny_config):
-    dataset = registry.load_mixture("tiny_books").get_dataset(LENGTHS, "train")
+    dataset = seqio.get_mixture_or_task("tiny_books").get_dataset(LENGTHS, "train")
     row, number = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
     assert dataset.element_spec == {
         "inputs": row,

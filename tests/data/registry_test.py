@@ -4,7 +4,7 @@ import itertools
 import pytest
 import seqio
 
-from calrec_jax.data import registry, vocabularies
+from calrec_jax.data import domains, registry, vocabularies
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.templates import Template
 
@@ -23,26 +23,26 @@ def examples(task, split="train"):
 
 
 def test_registration_reads_nothing(name, monkeypatch):
-    monkeypatch.setattr(registry, "_run", [])
+    monkeypatch.setattr(domains, "_run", [])
     registry.register_domain(name)
     registry.register_mixture(f"{name}_mix", [name])
     assert seqio.get_mixture_or_task(name).splits == ("train", "validation", "test")
 
 
 def test_our_own_modules_register_their_domains():
-    amazon = registry.load_mixture("amazon_multi", ["calrec_jax.tasks.mixtures"])
-    assert "industrial_and_scientific_timed" in registry.task_names(amazon)
-    synthetic = registry.load_mixture("synthetic_all", ["calrec_jax.tasks.synthetic"])
-    assert len(registry.task_names(synthetic)) == 4
+    domains.import_modules(["calrec_jax.tasks.mixtures", "calrec_jax.tasks.synthetic"])
+    amazon = domains.get_mixture("amazon_multi")
+    assert "industrial_and_scientific_timed" in amazon.domains
+    assert len(domains.get_mixture("synthetic_all").domains) == 4
     for domain in ("industrial_and_scientific", "beauty", "toys_and_games", "sports_and_outdoors"):
-        assert registry.task_names(registry.load_mixture(domain)) == [domain]
+        assert domains.get_mixture(domain).domains == (domain,)
 
 
 def test_without_a_config_the_line_says_what_to_call(name, monkeypatch):
-    monkeypatch.setattr(registry, "_run", [])
+    monkeypatch.setattr(domains, "_run", [])
     registry.register_domain(name)
     with pytest.raises(CalrecError, match="no DataConfig is in use"):
-        registry.get_domain(name).tokens(LENGTHS)
+        domains.get_domain(name).tokens(LENGTHS)
 
 
 def test_a_missing_dataset_names_the_path_and_the_commands(name, tiny_config):
@@ -50,7 +50,7 @@ def test_a_missing_dataset_names_the_path_and_the_commands(name, tiny_config):
     registry.register_mixture(f"{name}_mix", ["tiny_books", name])
     for provider in (name, f"{name}_mix"):
         with pytest.raises(CalrecError) as error:
-            examples(registry.load_mixture(provider))
+            examples(seqio.get_mixture_or_task(provider))
         for part in (name, tiny_config.data_dir, "calrec prepare", "calrec synthetic"):
             assert part in str(error.value)
 
@@ -98,7 +98,7 @@ def test_rates_must_be_one_for_each_domain(name, tiny_config, rate):
 
 def test_rates(name, tiny_config):
     def rates(mixture):
-        mixture = registry.load_mixture(mixture)
+        mixture = seqio.get_mixture_or_task(mixture)
         return {task.name: mixture.get_rate(task) for task in mixture.tasks}
 
     given = {"tiny_books": 3, "tiny_games": 1}
@@ -116,7 +116,7 @@ def test_a_mixture_of_nothing_known_is_refused(name):
 
 def test_an_unknown_mixture_lists_the_known_ones_nearest_first(tiny_config):
     with pytest.raises(CalrecError) as error:
-        registry.load_mixture("tiny_mixtur")
+        domains.get_mixture("tiny_mixtur")
     line = str(error.value)
     assert "did you mean 'tiny_mixture'?" in line and "tiny_books" in line
     assert line.index("registered: tiny_mixture") < line.index("tiny_books")
@@ -129,10 +129,10 @@ def test_another_packages_module_is_loaded(tmp_path, monkeypatch, tiny_config):
         "register_mixture('foreign_mix', ['foreign_books', 'tiny_games'], rate='equal')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    mixture = registry.load_mixture("foreign_mix", ["foreign_domains"])
-    assert registry.task_names(mixture) == ["foreign_books", "tiny_games"]
-    ours = examples(registry.load_mixture("tiny_books"))
-    theirs = examples(registry.load_mixture("foreign_books"))
+    domains.import_modules(["foreign_domains"])
+    assert domains.get_mixture("foreign_mix").domains == ("foreign_books", "tiny_games")
+    ours = examples(seqio.get_mixture_or_task("tiny_books"))
+    theirs = examples(seqio.get_mixture_or_task("foreign_books"))
     assert [e["inputs"].tolist() for e in theirs] == [e["inputs"].tolist() for e in ours]
 
 
@@ -149,12 +149,12 @@ def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch, code, reason):
     (tmp_path / f"{module}.py").write_text(code + "\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(CalrecError, match=f"MIXTURE_OR_TASK_MODULE '{module}'.*{reason}"):
-        registry.load_mixture("whatever", [module])
+        domains.import_modules([module])
 
 
 def test_a_module_that_is_nowhere():
     with pytest.raises(CalrecError, match="'nowhere.at_all' cannot be imported"):
-        registry.load_mixture("whatever", ["nowhere.at_all"])
+        domains.import_modules(["nowhere.at_all"])
 
 
 def test_a_users_error_in_a_module_stays_as_it_is(tmp_path, monkeypatch):
@@ -164,18 +164,16 @@ def test_a_users_error_in_a_module_stays_as_it_is(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(CalrecError, match="^'Not a name' cannot name a domain"):
-        registry.load_mixture("whatever", [module])
+        domains.import_modules([module])
 
 
 def test_another_config_gives_other_tokens(tiny_config):
-    domain = registry.get_domain("tiny_books")
-    tokens = domain.tokens(LENGTHS)
-    assert domain.tokens(dict(LENGTHS)) is tokens  # made once
-    assert domain.tokens({**LENGTHS, "targets": 10}) is not tokens
+    domain = domains.get_domain("tiny_books")
+    assert domain.tokens(LENGTHS).text is domain.tokens({**LENGTHS, "targets": 10}).text
     other = Template(fields=("title",), opening="So: ", separator=", ", target_separator=" > ")
-    registry.use(dataclasses.replace(tiny_config, template=other))
+    domains.use(dataclasses.replace(tiny_config, template=other))
     assert domain.tokens(LENGTHS).prompt(["i00"])[0] == ord("S") + 3
-    registry.use(tiny_config)
+    domains.use(tiny_config)
     assert domain.tokens(LENGTHS).prompt(["i00"])[0] == ord("B") + 3
 
 
@@ -183,10 +181,10 @@ def test_a_domain_may_bring_its_own(name, tiny_config):
     own = Template(fields=("title",), opening="Own: ", separator=", ", target_separator=" > ")
     byte = vocabularies.byte()
     registry.register_domain(name, dataset="tiny_games", template=own, vocabulary=byte)
-    (first, *_) = examples(registry.load_mixture(name))
+    (first, *_) = examples(seqio.get_mixture_or_task(name))
     assert byte.decode(first["inputs"]).startswith("Own: Title: games")
 
 
 def test_a_split_that_is_not_there(tiny_config):
     with pytest.raises(CalrecError, match="no split 'training'"):
-        examples(registry.load_mixture("tiny_books"), "training")
+        examples(seqio.get_mixture_or_task("tiny_books"), "training")

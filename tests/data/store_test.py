@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from calrec_jax.data import store
+from calrec_jax.data import store, stored
+from calrec_jax.data.quiet_tensorflow import tf
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import Catalogue, UserSequence
 
@@ -44,10 +45,11 @@ def files(directory: pathlib.Path) -> dict[str, bytes]:
 
 def test_what_is_written_is_read(tmp_path):
     assert write(tmp_path, **{"stats.json": "{}\n"}) == tmp_path / "toys"
-    assert store.read_catalogue(tmp_path, "toys") == CATALOGUE
+    assert stored.read_catalogue(tmp_path, "toys") == CATALOGUE
     for split, sequences in SPLITS.items():
-        assert store.read_sequences(tmp_path, "toys", split) == sequences
-        assert store.num_examples(tmp_path, "toys", split) == len(sequences)
+        read = stored.read_sequences(tmp_path, "toys", split)
+        assert sorted(read, key=lambda s: s.user_id) == sequences
+        assert stored.num_examples(tmp_path, "toys", split) == len(sequences)
     assert (tmp_path / "toys" / "stats.json").read_text() == "{}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["toys"]  # nothing temporary is left
 
@@ -65,6 +67,7 @@ for config in ("sequences", "items"):
               if v.shape else v.decode() for k, v in tfds.as_numpy(record).items()}}
             for record in data.map(lambda r: r)
         ]
+out["metadata"] = dict(tfds.builder("toys", data_dir={str(tmp_path)!r}).info.metadata)
 assert "calrec_jax" not in sys.modules
 print(json.dumps(out))
 """
@@ -72,11 +75,12 @@ print(json.dumps(out))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["test"] == [
-        {"user_id": "u2", "item_ids": ["b", "a", "ü\u2028"], "timestamps": []}
-    ]
+    assert found["test"] == [{"user_id": "u2", "item_ids": ["b", "a", "ü\u2028"], "timestamps": []}]
     assert [len(found[split]) for split in ("train", "validation")] == [1, 2]
+    # By MD5: of b 92eb..., of a 0cc1..., of the other f9ff... (md5sum).
+    assert [item["item_id"] for item in found["items"]] == ["a", "b", "ü\u2028"]
     assert found["items"][1] == {"item_id": "b", "title": "Ball", "brand": "Ø & Co", "price": ""}
+    assert found["metadata"] == {"checksums": store._checksums(CATALOGUE, SPLITS)}
 
 
 def test_the_same_data_gives_the_same_files(tmp_path):
@@ -88,19 +92,23 @@ def test_the_same_data_gives_the_same_files(tmp_path):
 def test_writing_again_puts_the_new_in_place_of_the_old(tmp_path):
     write(tmp_path, **{"rejects.jsonl": "old"})
     write(tmp_path, OTHER)
-    assert store.read_catalogue(tmp_path, "toys") == OTHER
+    assert stored.read_catalogue(tmp_path, "toys") == OTHER
     assert not (tmp_path / "toys" / "rejects.jsonl").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["toys"]
+
+
+def fails_with(error):
+    def fails(*_, **__):
+        raise error
+
+    return fails
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
 def test_a_write_that_ends_early_leaves_the_old_dataset(tmp_path, monkeypatch, error):
     before = files(write(tmp_path))
-
-    def fails(*_):
-        raise error
-
-    monkeypatch.setattr(store, "_item_records", fails)  # sequences are on the disk by then
+    # Sequences are on the disk by then.
+    monkeypatch.setattr(store.shards, "encode_item", fails_with(error))
     with pytest.raises((CalrecError, KeyboardInterrupt)):
         write(tmp_path, OTHER)
     assert files(tmp_path / "toys") == before
@@ -112,7 +120,7 @@ def test_a_move_that_fails_puts_the_old_dataset_back(tmp_path, monkeypatch):
     rename = pathlib.Path.rename
 
     def fails_once(self, target):
-        if self.parent.name.startswith(".writing_"):
+        if self.name == "made":
             monkeypatch.setattr(pathlib.Path, "rename", rename)
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)
@@ -128,19 +136,53 @@ def test_a_move_that_fails_puts_the_old_dataset_back(tmp_path, monkeypatch):
     [
         (OSError(errno.ENOSPC, "No space left on device"), "no space left on the disk"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space left on the disk"),
-        (OSError("Not enough disk space. Needed: 1 GiB"), "no space left on the disk"),
+        (
+            tf.errors.ResourceExhaustedError(None, None, "/a; No space left on device"),
+            "no space left on the disk",
+        ),
         (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
     ],
 )
 def test_what_keeps_it_from_being_written_is_one_line(tmp_path, monkeypatch, error, reason):
-    def fails(*_):
-        raise error
-
-    monkeypatch.setattr(store, "_write", fails)
-    with pytest.raises(CalrecError, match=f"cannot write {tmp_path}/toys: .*{reason}") as told:
-        write(tmp_path)
+    monkeypatch.setattr(store.shards, "write_metadata", fails_with(error))
+    with pytest.raises(CalrecError, match=f"cannot write {tmp_path}/a/toys: .*{reason}") as told:
+        write(tmp_path / "a")
     assert "\n" not in str(told.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_workspace_is_one_processs_alone(tmp_path):
+    with store.workspace(tmp_path, "toys") as folder:
+        (folder / "file").write_text("")
+        with pytest.raises(CalrecError, match=f"another process is making {tmp_path}/toys: wait"):
+            write(tmp_path)
+        assert (folder / "file").exists()
+        write_tiny(tmp_path, "books")  # another domain
+    write(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["books", "toys"]
+
+
+def write_tiny(data_dir, domain):
+    return store.write_domain(data_dir, Catalogue.create(domain, {"z": {"t": "Z"}}), SPLITS, {})
+
+
+def test_what_a_killed_process_left_is_wiped(tmp_path):
+    leftover = tmp_path / ".preparing_toys"
+    (leftover / "made" / "items").mkdir(parents=True)
+    for name in ("lock", "train.records", "made/items/file"):
+        (leftover / name).write_text("left")
+    with store.workspace(tmp_path, "toys") as folder:
+        assert folder == leftover and [path.name for path in folder.iterdir()] == ["lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dataset_is_put_back_that_was_moved_away_before_the_kill(tmp_path):
+    before = files(write(tmp_path))
+    (tmp_path / ".preparing_toys").mkdir()
+    (tmp_path / "toys").rename(tmp_path / ".preparing_toys" / "old")
+    with store.workspace(tmp_path, "toys"):
+        assert files(tmp_path / "toys") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["toys"]
 
 
 def test_a_file_where_the_store_should_be(tmp_path):
@@ -158,10 +200,10 @@ def test_impossible_names_are_refused(tmp_path, name):
 
 def test_a_missing_dataset_says_how_to_make_it(tmp_path):
     with pytest.raises(CalrecError, match=f"no dataset of 'toys' in {tmp_path}: .*calrec prepare"):
-        store.read_catalogue(tmp_path, "toys")
+        stored.read_catalogue(tmp_path, "toys")
 
 
 def test_a_missing_split_lists_those_there_are(tmp_path):
     write(tmp_path)
     with pytest.raises(CalrecError, match="no split 'dev', only .*'test', 'train', 'validation'"):
-        store.read_sequences(tmp_path, "toys", "dev")
+        stored.read_sequences(tmp_path, "toys", "dev")

@@ -7,8 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import reference_pipeline
 
-from calrec_jax.data import readers, sequences, synthetic
+from calrec_jax.data import synthetic
+from calrec_jax.data.sequences import Rules
+from calrec_jax.data.sources import Event, Item, get_source, read_events, read_items
 from calrec_jax.data.synthetic import DOMAINS, STEPS, SyntheticConfig
 from calrec_jax.errors import CalrecError
 
@@ -23,7 +26,12 @@ def domains():
 
 @pytest.fixture(scope="module")
 def splits(domains):
-    return {name: sequences.make_splits(raw, sequences.Rules()) for name, raw in domains.items()}
+    return {name: prepared(raw) for name, raw in domains.items()}
+
+
+def prepared(raw) -> reference_pipeline.Reference:
+    items = [Item(item_id, fields) for item_id, fields in raw.items.items()]
+    return reference_pipeline.run(raw.name, raw.events, items, Rules())
 
 
 def product_of(raw, item_id) -> tuple[str, int, int]:
@@ -91,18 +99,20 @@ def test_domains_differ_from_each_other(domains):
 
 
 def test_what_is_written_is_read_back_as_it_was(tmp_path):
+    source = get_source("jsonl")
     for name, raw in synthetic.generate(SMALL).items():
         synthetic.write_raw(raw, tmp_path / name)
-        rejects = readers.Rejects(tmp_path / "rejects.jsonl")
-        again = readers.read_jsonl(tmp_path / name, name, rejects)
-        rejects.close()
-        assert again == raw and not rejects.counts
+        items = [item for _, item in read_items(source, tmp_path / name / "items.jsonl.gz")]
+        assert items == [Item(item_id, fields) for item_id, fields in raw.items.items()]
+        events = read_events(source, tmp_path / name / "interactions.jsonl.gz")
+        assert [event for _, event in events] == raw.events
+        assert type(raw.events[0]) is Event
 
 
 def test_next_purchases_follow_one_rule_in_all_domains(domains, splits):
     """From the last item's text alone, the rule names the text of the next: chance is 1 in 320."""
     for name, raw in domains.items():
-        pairs = [(s.history[-1], s.target) for s in splits[name].test]
+        pairs = [(s.history[-1], s.target) for s in splits[name].split("test").values()]
         hits = [
             synthetic.next_product(product_of(raw, last), kinds=10) == product_of(raw, target)
             for last, target in pairs
@@ -116,7 +126,7 @@ def test_the_rule_can_be_learnt_in_one_domain_and_used_in_another(domains, split
 
     def pairs(name):
         raw = domains[name]
-        for s in splits[name].train:
+        for s in splits[name].split("train").values():
             for a, b in itertools.pairwise(s.item_ids):
                 yield product_of(raw, a), product_of(raw, b)
 
@@ -154,14 +164,14 @@ def test_one_purchase_in_twenty_is_there_twice(domains, splits):
         )
         assert 0.04 < twice / (len(raw.events) - twice) < 0.06, name
         # Going on from an earlier product may give the last one again: more to merge.
-        assert splits[name].counts["repeats_merged"] >= twice
+        merged = sum(user.repeats_merged for user in splits[name].users.values())
+        assert merged >= twice
 
 
 def test_some_users_are_too_short(splits):
     for name, made in splits.items():
-        counts = made.counts
-        share = counts["users_too_short"] / (counts["users_too_short"] + counts["users"])
-        assert 0.015 < share < 0.055, name
+        short = [user.problem == "users_too_short" for user in made.users.values()]
+        assert 0.015 < sum(short) / len(short) < 0.055, name
 
 
 def test_some_fields_are_missing_but_never_the_title(domains):
@@ -190,16 +200,15 @@ def test_some_items_are_listed_twice_with_the_same_text_and_both_are_bought(doma
 
 def test_some_test_targets_are_never_seen_in_training(splits):
     for name, made in splits.items():
-        trained = {item_id for s in made.train for item_id in s.item_ids}
-        share = sum(s.target not in trained for s in made.test) / len(made.test)
+        share = made.cold("test") / len(made.split("test"))
         assert 0.002 < share < 0.06, name
 
 
 def test_a_share_of_zero_means_none():
     config = dataclasses.replace(SMALL, follow=1.0, go_back=0.0, repeat=0.0, too_short=0.0)
     for raw in synthetic.generate(config).values():
-        counts = sequences.make_splits(raw, sequences.Rules()).counts
-        assert counts["repeats_merged"] == counts["users_too_short"] == 0
+        for user in prepared(raw).users.values():
+            assert user.problem is None and user.repeats_merged == 0
 
 
 def test_without_noise_every_purchase_follows_the_rule():

@@ -17,7 +17,7 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 from calrec_jax.text.items import Catalogue, stable_id
-from calrec_jax.text.prompts import PromptBuilder, TokenizedCatalogue
+from calrec_jax.text.prompts import TextTokens, TokenizedCatalogue
 from calrec_jax.text.templates import Template
 
 FIRST = 3  # ids below it are pad, BOS and EOS
@@ -47,7 +47,8 @@ def decode(tokens):
 
 
 def tokens():
-    return TokenizedCatalogue(CATALOGUE, PromptBuilder(TEMPLATE, encode, 120, 40))
+    text = TextTokens.encode(CATALOGUE, TEMPLATE, encode)
+    return TokenizedCatalogue(CATALOGUE, text, {"inputs": 120, "targets": 41})
 
 
 class Recorder:

@@ -79,17 +79,17 @@ def test_an_item_that_is_not_in_the_catalogue_is_named():
 
 @pytest.fixture(scope="module")
 def industrial(shared_data, tmp_path_factory):
-    """(splits, catalogue) of the timed Industrial set, read as `calrec prepare` reads it."""
-    from calrec_jax.data import readers, sequences
+    """(train, test, catalogue) of the timed Industrial set, as `calrec prepare` makes them."""
+    from calrec_jax.data import stored
+    from calrec_jax.data.prepare import prepare
 
-    name = "Industrial_and_Scientific_timed"
-    rejects = readers.Rejects(tmp_path_factory.mktemp("industrial") / "rejects.jsonl")
-    raw = readers.read_amazon2018(shared_data / "amazon2018" / name, name, rejects)
-    rejects.close()
-    splits = sequences.make_splits(raw, sequences.Rules())
-    catalogue = Catalogue.create(name, raw.items)
-    assert (len(splits.test), len(catalogue)) == (3271, 3541)
-    return splits, catalogue
+    store = tmp_path_factory.mktemp("industrial")
+    raw = shared_data / "amazon2018" / "Industrial_and_Scientific_timed"
+    prepare("amazon2018", raw, store, "industrial")
+    train, test = (stored.read_sequences(store, "industrial", s) for s in ("train", "test"))
+    catalogue = stored.read_catalogue(store, "industrial")
+    assert (len(test), len(catalogue)) == (3271, 3541)
+    return train, test, catalogue
 
 
 # Measured apart from this project's code, to four digits. What is computed in the same way must
@@ -111,14 +111,14 @@ EXACT, TEMPLATED = 5e-5, 3e-3
     ],
 )
 def test_baselines_on_real_data(industrial, name, fields, labels, recall, ndcg, tolerance):
-    splits, catalogue = industrial
+    train, test, catalogue = industrial
     if labels:
         texts = [Template(fields=fields).render_item(item) for item in catalogue.fields]
     else:
         texts = [" ".join(item.get(f, "") for f in fields) for item in catalogue.fields]
     make = baselines.BASELINES[name]
     bounds = baselines.rank_bounds(
-        make(splits.train, catalogue, texts, BM25Index(texts)), splits.test, catalogue
+        make(train, catalogue, texts, BM25Index(texts)), test, catalogue
     )
     summary = metrics.summarise(*bounds)
     assert summary["recall@10"]["value"] == pytest.approx(recall, abs=tolerance)

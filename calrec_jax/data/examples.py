@@ -1,0 +1,133 @@
+"""Training examples of a domain: which part of which history, anew in each epoch. Pure NumPy."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from calrec_jax.batch import TARGETS
+from calrec_jax.data.packing import Example
+from calrec_jax.errors import CalrecError
+from calrec_jax.text.items import stable_id
+from calrec_jax.text.prompts import TokenizedCatalogue
+
+
+@dataclasses.dataclass(frozen=True)
+class Histories:
+    """The sequences of a split as places in the catalogue.
+
+    Attributes:
+      places: int32, all sequences one after another, each of two items at least.
+      splits: int64 [sequences + 1], where each begins and ends in `places`.
+    """
+
+    places: np.ndarray
+    splits: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.splits) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Spans:
+    """Examples of one epoch: `places[start:end]` each, the last of them the target.
+
+    Attributes:
+      start, end: int64 [n] in `Histories.places`; where prompts are full, start leaves out what
+        does not fit.
+      lengths: int64 [n], tokens of the joint sequence: prompt, target and EOS.
+      loss_lengths: int64 [n], those that carry loss weight: target and EOS.
+      truncated: bool [n], whether the oldest items are left out.
+    """
+
+    start: np.ndarray
+    end: np.ndarray
+    lengths: np.ndarray
+    loss_lengths: np.ndarray
+    truncated: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+
+class Examples:
+    """The examples of one split of a domain.
+
+    Args:
+      tokens: the domain's text.
+      histories: the split.
+      targets: one of `batch.TARGETS`.
+      seed: of random targets.
+      eos_id: ends every target.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenizedCatalogue,
+        histories: Histories,
+        targets: str,
+        seed: int,
+        eos_id: int,
+    ):
+        if targets not in TARGETS:
+            raise CalrecError(f"targets {targets!r} is none of {', '.join(TARGETS)}")
+        self.tokens, self.histories, self.targets, self._seed = tokens, histories, targets, seed
+        self._eos = np.array([eos_id], np.int32)
+        domain = tokens.catalogue.domain
+        self.domain_id = stable_id(domain)
+        self._item_lengths = tokens.item_lengths
+        # Tokens and separators before each place: what a history takes is a difference of two.
+        separator = len(tokens.text.separator)
+        self._before = np.zeros(len(histories.places) + 1, np.int64)
+        np.cumsum(self._item_lengths[histories.places] + separator, out=self._before[1:])
+
+    @property
+    def varies(self) -> bool:
+        """Whether epochs differ in their examples, not in their order alone."""
+        return self.targets == "random"
+
+    def spans(self, epoch: int, attempt: int = 0) -> Spans:
+        """All examples of an epoch, in the order of the split.
+
+        Args:
+          attempt: another number, another draw of random targets.
+        """
+        splits = self.histories.splits
+        start, last = splits[:-1], splits[1:]
+        if self.targets == "last":
+            return self._measured(start, last)
+        if self.targets == "random":
+            key = stable_id("targets", str(self._seed), str(self.domain_id), str(epoch))
+            rng = np.random.Generator(np.random.Philox(key=[key, attempt]))
+            return self._measured(start, rng.integers(start + 2, last + 1))
+        counts = last - start - 1
+        first = np.repeat(start, counts)
+        within = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self._measured(first, first + 2 + within)
+
+    def _measured(self, first: np.ndarray, end: np.ndarray) -> Spans:
+        tokens, before = self.tokens, self._before
+        separator = len(tokens.text.separator)
+        room = tokens.max_history_tokens - tokens.frame
+        # The first item from which on all up to the target fit: see TokenizedCatalogue.prompt_at.
+        newest = before[end - 1] - separator
+        start = np.maximum(first, np.searchsorted(before, newest - room, side="left"))
+        prompts = tokens.frame + newest - before[start]
+        targets = self._item_lengths[self.histories.places[end - 1]] + 1
+        return Spans(start, end, prompts + targets, targets, start > first)
+
+    def example(self, start: int, end: int) -> Example:
+        """The tokens of one example."""
+        *history, target = self.histories.places[start:end].tolist()
+        return Example(
+            self.tokens.prompt_at(history),
+            np.concatenate([self.tokens.item_at(target), self._eos]),
+            self.item_id(target),
+            self.domain_id,
+        )
+
+    def item_id(self, place: int) -> int:
+        """The stable id of the item at `place`."""
+        catalogue = self.tokens.catalogue
+        return stable_id(catalogue.domain, catalogue.item_ids[place])

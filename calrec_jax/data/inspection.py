@@ -1,0 +1,97 @@
+"""What a stage will train on, told before it costs anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from calrec_jax.data import domains
+from calrec_jax.data.loader import Batches
+from calrec_jax.data.schedule import DomainRows
+
+_BINS = 16
+_SPLITS = ("train", "validation", "test")
+
+
+def describe(batches: Batches, steps: int, shown: int = 1) -> dict[str, Any]:
+    """The training data of a stage as numbers and a few examples, ready for JSON.
+
+    Args:
+      batches: of the training split.
+      steps: that the stage takes.
+      shown: examples of each domain.
+
+    Returns:
+      {"mixture", "rows" of a batch, "row_length", "max_segments", "domains": [...]}, each domain
+      with its name, items, sequences by split, examples and rows of an epoch, its share of the
+      rows, steps of an epoch and epochs in `steps`; tokens of joint sequences {mean, p50, p90, p99,
+      max, histogram}; the shares of examples whose history is cut and of items that are cut; the
+      fill of its rows; and examples as [(span, text)].
+    """
+    spec = batches.spec
+    epochs = batches.epochs(steps)
+    found = [
+        _domain(batches, place, share, epochs) | {"shown": _shown(batches, place, shown)}
+        for place, share in enumerate(batches.shares)
+    ]
+    return {
+        "mixture": batches.mixture.name,
+        "targets": batches.examples[0].targets,
+        "rows": spec.batch_size,
+        "row_length": spec.row_length,
+        "max_segments": spec.max_segments,
+        "steps": steps,
+        "domains": found,
+    }
+
+
+def _domain(batches: Batches, place: int, share: float, epochs) -> dict[str, Any]:
+    examples, rows, spec = batches.examples[place], batches.rows[place], batches.spec
+    name = batches.mixture.domains[place]
+    domain = domains.get_domain(name)
+    spans, tokens = examples.spans(0), examples.tokens
+    cut = np.diff(tokens.text.splits) > tokens.max_item_tokens
+    return {
+        "name": name,
+        "items": len(tokens.catalogue),
+        "sequences": {split: domain.num_sequences(split) for split in _SPLITS},
+        "examples": len(spans),
+        "rows": rows.per_epoch,
+        "share": share,
+        "steps_per_epoch": rows.per_epoch / (spec.batch_size * share),
+        "epochs": epochs[name],
+        "tokens": _lengths(spans.lengths),
+        "histories_cut": float(spans.truncated.mean()),
+        "items_cut": float(cut.mean()) if len(cut) else 0.0,
+        "fill": float(spans.lengths.sum() / (rows.per_epoch * spec.row_length)),
+    }
+
+
+def _lengths(lengths: np.ndarray) -> dict[str, Any]:
+    counts, edges = np.histogram(lengths, bins=_BINS, range=(0, max(int(lengths.max()), _BINS)))
+    p50, p90, p99 = np.percentile(lengths, [50, 90, 99]).tolist()
+    return {
+        "mean": float(lengths.mean()),
+        "p50": p50,
+        "p90": p90,
+        "p99": p99,
+        "max": int(lengths.max()),
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+    }
+
+
+def _shown(batches: Batches, place: int, count: int) -> list[list[tuple[str, str]]]:
+    """Examples of a domain as training sees them: [("history", text), ("target", text)]."""
+    vocabulary = batches.vocabulary
+    found = []
+    for span in _first_spans(batches.rows[place], count):
+        example = batches.examples[place].example(*span)
+        spans = (("history", example.inputs), ("target", example.targets))
+        found.append([(kind, vocabulary.decode(ids.tolist())) for kind, ids in spans])
+    return found
+
+
+def _first_spans(rows: DomainRows, count: int) -> list[tuple[int, int]]:
+    spans = (span for number in range(rows.per_epoch) for span in rows.row(number))
+    return [span for span, _ in zip(spans, range(count), strict=False)]

@@ -1,0 +1,125 @@
+"""Files of the web: downloaded once, by TFDS's download manager, and checked ever after."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+import sys
+import urllib.parse
+
+from calrec_jax.data.sources.source import first_line
+from calrec_jax.errors import CalrecError
+
+CHECKSUMS = "checksums.tsv"
+_PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
+
+
+def is_web(path: str) -> bool:
+    """Whether it is an http or https URL."""
+    return path.startswith(("http://", "https://"))
+
+
+def download(url: str, download_dir: pathlib.Path) -> str:
+    """Downloads a file, unless it was before.
+
+    The size and the SHA-256 of a first download are kept in DOWNLOAD_DIR/checksums.tsv; what is
+    there later must be the same.
+
+    Args:
+      url: http or https; `#sha256=HEX` after it says what the file must hold.
+
+    Returns:
+      The local path; its name is made of the URL's and ends as the URL does.
+
+    Raises:
+      CalrecError: it cannot be downloaded to its end, or is not what it was or should be.
+    """
+    url, pinned = _split_pin(url)
+    recorded = _recorded(download_dir / CHECKSUMS).get(url)
+    if recorded is None or (pinned and recorded != pinned):
+        path = _first_download(url, download_dir)
+        recorded = _recorded(download_dir / CHECKSUMS)[url]
+    else:
+        path = _again(url, download_dir)
+    if pinned and recorded != pinned:
+        raise CalrecError(
+            f"{url} has the wrong content: its sha256 is {recorded}, not {pinned} as its #sha256= "
+            f"says"
+        )
+    if _sha256(path) != recorded:
+        raise CalrecError(f"{path} has changed since it was downloaded: delete it to do so again")
+    return str(path)
+
+
+def _split_pin(url: str) -> tuple[str, str | None]:
+    """(the URL, the SHA-256 that it must have or None)."""
+    address, fragment = urllib.parse.urldefrag(url)
+    if not fragment:
+        return address, None
+    pin = _PIN.fullmatch(fragment)
+    if not pin:
+        raise CalrecError(f"{url}: after # only sha256= and 64 hexadecimal digits are understood")
+    return address, pin[1].lower()
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _recorded(path: pathlib.Path) -> dict[str, str]:
+    """{URL: SHA-256} of what was downloaded before."""
+    if not path.exists():
+        return {}
+    try:
+        rows = [line.split("\t") for line in path.read_text().splitlines()]
+        return {url: checksum for url, _size, checksum, _name in rows}
+    except ValueError as error:
+        raise CalrecError(f"{path} is damaged: delete it to download its files again") from error
+
+
+def _first_download(url: str, download_dir: pathlib.Path) -> pathlib.Path:
+    return _fetch(
+        url,
+        download_dir,
+        register_checksums=True,
+        register_checksums_path=download_dir / CHECKSUMS,
+        force_download=True,
+    )
+
+
+def _again(url: str, download_dir: pathlib.Path) -> pathlib.Path:
+    from calrec_jax.data.quiet_tensorflow import tfds
+
+    manager = tfds.core.download.download_manager
+    infos = manager.checksums.load_url_infos(download_dir / CHECKSUMS)
+    try:
+        return _fetch(url, download_dir, url_infos={url: infos[url]})
+    except manager.NonMatchingChecksumError as error:
+        raise CalrecError(
+            f"{url} is not what it was when it was first downloaded: to take it as it is now, "
+            f"delete its line in {download_dir / CHECKSUMS}"
+        ) from error
+
+
+def _fetch(url: str, download_dir: pathlib.Path, **options) -> pathlib.Path:
+    """What TFDS's download manager makes of it; a failed download leaves nothing behind."""
+    from calrec_jax.data.quiet_tensorflow import tfds
+
+    tfds.display_progress_bar(sys.stderr.isatty())
+    try:
+        download_dir.mkdir(parents=True, exist_ok=True)
+        before = set(download_dir.glob("*.tmp.*"))
+        manager = tfds.download.DownloadManager(
+            download_dir=download_dir, extract_dir=download_dir, **options
+        )
+        return pathlib.Path(os.fspath(manager.download(url)))
+    except (OSError, tfds.download.DownloadError) as error:
+        raise CalrecError(f"{url} cannot be downloaded: {first_line(error)}") from error
+    finally:
+        tfds.disable_progress_bar()
+        for leftover in set(download_dir.glob("*.tmp.*")) - before:
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,94 @@
+"""MovieLens and MovieTweetings: ratings and movies, as CSV or with "::" between the values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from calrec_jax.data.sources import records, rows, tables
+from calrec_jax.data.sources.records import Event, Item, Reject
+from calrec_jax.data.sources.source import Row, Rows, Source
+
+_RATING = ("userId", "movieId", "rating", "timestamp")
+_MOVIE = ("movieId", "title", "genres")
+_NO_GENRES = "(no genres listed)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Movies(Source):
+    """MovieLens or MovieTweetings. A file whose first line has "::" is taken for one with these.
+
+    Attributes:
+      latin1: whether lines with "::" that are no UTF-8 are Latin-1, as those of ml-1m.
+    """
+
+    latin1: bool = False
+
+    def event_rows(self, path: str) -> Rows:
+        return _rows(path, rows.Columns(("userId", "movieId", "timestamp")))
+
+    def item_rows(self, path: str) -> Rows:
+        return _rows(path, rows.Columns(_MOVIE))
+
+    def parse_event(self, row: Row) -> Event:
+        record = row if isinstance(row, Mapping) else self._rating(row)
+        user_id = records.identifier(record, "userId")
+        item_id = records.identifier(record, "movieId")
+        time = tables.integer(record, "timestamp")
+        if time is None:
+            raise Reject("no timestamp")
+        return Event(user_id, item_id, None, records.seconds_of_our_time(time))
+
+    def parse_item(self, row: Row) -> Item:
+        record = row if isinstance(row, Mapping) else self._movie(row)
+        genres = records.text(record, "genres").replace("|", " ")
+        fields = {
+            "title": records.text(record, "title"),
+            "category": "" if genres == _NO_GENRES else genres,
+        }
+        return records.item(records.identifier(record, "movieId"), fields)
+
+    def _rating(self, line: bytes) -> dict[str, str]:
+        values = self._text(line).split("::")
+        if len(values) != len(_RATING):
+            raise Reject("not four values with :: between them")
+        return dict(zip(_RATING, values, strict=True))
+
+    def _movie(self, line: bytes) -> dict[str, str]:
+        movie_id, first, rest = self._text(line).partition("::")
+        title, second, genres = rest.rpartition("::")  # a title may have "::" in it
+        if not first or not second:
+            raise Reject("not three values with :: between them")
+        return {"movieId": movie_id, "title": title, "genres": genres}
+
+    def _text(self, line: bytes) -> str:
+        try:
+            return rows.line_text(line)
+        except Reject as reason:
+            if self.latin1 and str(reason) == "not UTF-8":
+                return line.decode("latin-1")
+            raise
+
+
+def _rows(path: str, columns: rows.Columns) -> Rows:
+    _, first = next(rows.lines(path), (0, b""))
+    return rows.lines(path) if b"::" in first else rows.csv_rows(path, columns)
+
+
+def _names(stem: str, *endings: str) -> tuple[str, ...]:
+    return tuple(f"{stem}.{ending}{gz}" for ending in endings for gz in ("", ".gz"))
+
+
+MOVIES = (
+    Movies(
+        "movielens",
+        event_names=_names("ratings", "csv", "dat"),
+        item_names=_names("movies", "csv", "dat"),
+        latin1=True,
+    ),
+    Movies(
+        "movietweetings",
+        event_names=_names("ratings", "dat"),
+        item_names=_names("movies", "dat"),
+    ),
+)

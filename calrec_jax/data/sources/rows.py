@@ -1,0 +1,210 @@
+"""Numbered rows of JSON lines, CSV and Parquet files, read piece by piece and never whole."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from calrec_jax.data.sources.files import opened, opened_as_is, reading
+from calrec_jax.data.sources.records import Reject, Rejected
+from calrec_jax.data.sources.source import Rows, excerpt, first_line
+from calrec_jax.errors import CalrecError
+
+MAX_LINE = 16 * 2**20  # bytes
+_TOO_LONG = "longer than 16 MiB"
+_BATCH = 4096  # rows of a Parquet file that are held at a time
+
+_decode_json = json.JSONDecoder().decode
+
+
+def lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line with its end) of a text file, plain or gzip.
+
+    Of a line that is longer than 16 MiB only a part comes, which `line_text` rejects.
+
+    Raises:
+      CalrecError: the file cannot be read to its end.
+    """
+    with opened(path) as file:
+        readline = functools.partial(file.readline, MAX_LINE + 1)
+        for number, line in enumerate(iter(readline, b""), start=1):
+            if len(line) > MAX_LINE:
+                rest = line
+                while rest and not rest.endswith(b"\n"):
+                    rest = readline()
+            yield number, line
+
+
+def line_text(line: bytes) -> str:
+    """A line as UTF-8. Raises Reject where it is not, or too long."""
+    if len(line) > MAX_LINE:
+        raise Reject(_TOO_LONG)
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        raise Reject("not UTF-8") from None
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """The JSON object in a line. Raises Reject where there is none."""
+    try:
+        record = _decode_json(line_text(line))
+    except (RecursionError, ValueError):
+        raise Reject("not JSON") from None
+    if type(record) is not dict:
+        raise Reject("not a JSON object")
+    return record
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Columns of a table that are read.
+
+    Attributes:
+      needed: must all be there.
+      one_of: of these one must be there.
+      others: may be there.
+    """
+
+    needed: tuple[str, ...]
+    one_of: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    def among(self, there: Sequence[str], path: str) -> list[str]:
+        """Those of them that are `there`. Raises CalrecError where one is missing, or twice."""
+        lacking = [name for name in self.needed if name not in there]
+        if not lacking and self.one_of and not set(self.one_of) & set(there):
+            lacking = [" or ".join(self.one_of)]
+        if lacking:
+            raise CalrecError(
+                f"{path} has no column {', '.join(lacking)}, but {', '.join(there)}; --columns can "
+                f"say which is which"
+            )
+        read = dict.fromkeys((*self.needed, *self.one_of, *self.others))
+        twice = [name for name in read if there.count(name) > 1]
+        if twice:
+            raise CalrecError(f"{path} has more than one column {', '.join(twice)}")
+        return [name for name in read if name in there]
+
+
+class _Feed:
+    """Lines as csv.reader takes them. It remembers those of the row that is being read."""
+
+    def __init__(self, numbered: Iterator[tuple[int, bytes]]):
+        self._numbered = numbered
+        self._returned: list[tuple[int, bytes]] = []
+        self.row: list[tuple[int, bytes]] = []
+
+    def __iter__(self) -> _Feed:
+        return self
+
+    def __next__(self) -> str:
+        number, line = self._returned.pop() if self._returned else next(self._numbered)
+        self.row.append((number, line))
+        if len(line) > MAX_LINE:
+            raise csv.Error(_TOO_LONG)
+        return line.decode(errors="surrogateescape")
+
+    def give_back(self) -> None:
+        """All lines of the row but the first will come again, as rows of their own."""
+        self._returned += self.row[:0:-1]
+
+
+def csv_rows(path: str, columns: Columns) -> Rows:
+    """Rows of a CSV file with a header line, each {column: cell}, the columns not read included.
+
+    Raises:
+      CalrecError: a column is missing, or the file cannot be read to its end.
+    """
+    name = os.path.basename(path)
+    feed = _Feed(lines(path))
+    rows = _csv_cells(feed)
+    header = next(rows, None)
+    if header is None:
+        raise CalrecError(f"{path} is empty: its first line must name the columns")
+    if isinstance(header, str):
+        raise CalrecError(f"{path} is {header} in its first line, which must name the columns")
+    there = [name.strip() for name in header]
+    columns.among(there, path)
+    for cells in rows:
+        number, line = feed.row[0]
+        if isinstance(cells, str):
+            yield number, Rejected(name, number, cells, excerpt(line))
+        elif len(cells) != len(there):
+            reason = "not as many cells as columns"
+            whole = b"".join(line for _, line in feed.row)
+            yield number, Rejected(name, number, reason, excerpt(whole))
+        else:
+            yield number, dict(zip(there, cells, strict=True))
+
+
+def _csv_cells(feed: _Feed) -> Iterator[list[str] | str]:
+    """The cells of each row, or why its first line is none; `feed.row` holds its lines."""
+    reader = csv.reader(feed, strict=True)
+    while True:
+        feed.row = []
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # also a quote that is never closed
+            feed.give_back()
+            yield _TOO_LONG if len(feed.row) == 1 and str(error) == _TOO_LONG else "not CSV"
+            continue
+        escaped = not all(map(str.isascii, cells)) and _has_escapes(cells)
+        yield "not UTF-8" if escaped else cells
+
+
+def _has_escapes(cells: list[str]) -> bool:
+    """Whether bytes that are no UTF-8 are in `cells`, which were decoded with "surrogateescape"."""
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def parquet_rows(path: str, columns: Columns, per_second: int) -> Rows:
+    """Rows of a Parquet file, each {column: value}, with those of `columns` alone.
+
+    Args:
+      per_second: dates and times come as integers since 1970, so many a second.
+
+    Raises:
+      CalrecError: a column is missing, or the file cannot be read to its end.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with reading(path), opened_as_is(path) as file:
+            parquet = pyarrow.parquet.ParquetFile(file)
+            wanted = columns.among(parquet.schema_arrow.names, path)
+            number = 0
+            for batch in parquet.iter_batches(_BATCH, columns=wanted):
+                names = batch.schema.names
+                values = [_values(column, per_second) for column in batch.columns]
+                for row in zip(*values, strict=True):
+                    number += 1
+                    yield number, dict(zip(names, row, strict=True))
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise CalrecError(f"{path} cannot be read to its end: {first_line(error)}") from error
+
+
+def _values(column, per_second: int) -> list:
+    """A column as Python's values. Bytes that are no UTF-8 become halves of surrogate pairs."""
+    import pyarrow
+
+    if pyarrow.types.is_timestamp(column.type) or pyarrow.types.is_date(column.type):
+        seconds = column.cast(pyarrow.timestamp("s"), safe=False).cast(pyarrow.int64())
+        return [None if value is None else value * per_second for value in seconds.to_pylist()]
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        values = column.cast(pyarrow.large_binary()).to_pylist()
+        return [None if v is None else v.decode(errors="surrogateescape") for v in values]

@@ -1,0 +1,93 @@
+"""What a source is: one format of raw files, with how it is found, read and parsed."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from calrec_jax.data.sources.records import TEXT_LENGTH, Event, Item, Reject, Rejected
+
+Row = bytes | Mapping[str, Any]
+"""A line as it is, or a row's values by column."""
+
+Rows = Iterator[tuple[int, Row | Rejected]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(abc.ABC):
+    """One format of raw files.
+
+    Attributes:
+      name: as users write it.
+      event_names, item_names: patterns for the names of its files in a folder. A file that both
+        match holds items.
+    """
+
+    name: str
+    event_names: tuple[str, ...]
+    item_names: tuple[str, ...]
+
+    @abc.abstractmethod
+    def event_rows(self, path: str) -> Rows:
+        """Numbered rows of a file of events, not parsed yet. Raises as `read_events` does."""
+
+    @abc.abstractmethod
+    def item_rows(self, path: str) -> Rows:
+        """Numbered rows of a file of items, not parsed yet. Raises as `read_items` does."""
+
+    @abc.abstractmethod
+    def parse_event(self, row: Row) -> Event:
+        """The event in a row. Raises Reject where there is none that can be used."""
+
+    @abc.abstractmethod
+    def parse_item(self, row: Row) -> Item:
+        """The item in a row. Raises Reject where there is none that can be used."""
+
+
+def read_events(source: Source, path: str) -> Iterator[tuple[int, Event | Rejected]]:
+    """Reads one file of events, lazily.
+
+    Args:
+      path: of a local file, or its fsspec URL.
+
+    Yields:
+      (line number from 1, event or why there is none), in the file's order.
+
+    Raises:
+      CalrecError: the file cannot be read to its end, or lacks a column.
+    """
+    return _read(path, source.event_rows, source.parse_event)
+
+
+def read_items(source: Source, path: str) -> Iterator[tuple[int, Item | Rejected]]:
+    """Reads one file of items, lazily; an item listed twice comes twice. Else as `read_events`."""
+    return _read(path, source.item_rows, source.parse_item)
+
+
+def _read(path, rows: Callable[[str], Rows], parse: Callable[[Row], Any]) -> Iterator:
+    path = os.fspath(path)
+    name = os.path.basename(path)
+    for number, row in rows(path):
+        try:
+            yield number, row if type(row) is Rejected else parse(row)
+        except Reject as reason:
+            yield number, Rejected(name, number, str(reason), excerpt(row))
+
+
+def excerpt(row: Row) -> str:
+    """The first 500 characters of a row, in valid Unicode and without the end of the line."""
+    if isinstance(row, bytes):
+        whole = row[: 4 * TEXT_LENGTH].decode(errors="replace").rstrip("\r\n")
+    else:
+        whole = json.dumps(row, ensure_ascii=False, default=str)
+        whole = whole.encode(errors="replace").decode()
+    return whole[:TEXT_LENGTH]
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,136 @@
+"""Which tokens of a tokenizer.json begin a text, end it and fill up: by the family of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Collection, Iterable, Mapping
+
+from calrec_jax.errors import CalrecError
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Which special tokens a family of models uses; "" where it has none.
+
+    Attributes:
+      also: more of its special tokens, by which it is recognised.
+    """
+
+    bos_token: str
+    eos_token: str
+    pad_token: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def marks(self) -> set[str]:
+        """The special tokens that a tokenizer.json of this family has."""
+        return {self.bos_token, self.eos_token, self.pad_token, *self.also} - {""}
+
+
+FAMILIES: Mapping[str, Family] = {
+    "gemma": Family("<bos>", "<eos>", "<pad>"),
+    "gpt2": Family("<|endoftext|>", "<|endoftext|>", ""),
+    "llama2": Family("<s>", "</s>", "", also=("<unk>",)),  # and Mistral
+    "llama3": Family("<|begin_of_text|>", "<|end_of_text|>", ""),
+    "phi3": Family("<s>", "<|endoftext|>", "<|endoftext|>", also=("<|assistant|>",)),
+    "qwen": Family("", "<|endoftext|>", "<|endoftext|>", also=("<|im_start|>",)),
+    "t5": Family("", "</s>", "<pad>", also=("<unk>",)),
+}
+
+
+def special_tokens(
+    path: pathlib.Path,
+    family: str | None,
+    arguments: Mapping[str, str | None],
+    ids: Mapping[str, int],
+    special: Collection[str],
+) -> dict[str, str]:
+    """{"bos_token", "eos_token", "pad_token": the token, "" for none} of a tokenizer.json.
+
+    What is said in `arguments` goes before a tokenizer_config.json beside the file, and that before
+    the family.
+
+    Args:
+      family: a key of FAMILIES; None: where BOS or EOS is said nowhere, the one whose special
+        tokens the file has.
+      arguments: {"bos_token", "eos_token", "pad_token": the token, "" for none, None for unsaid}.
+      ids: {token: id}, of the whole vocabulary.
+      special: those that the file calls special. Ordinary tokens do not tell a family: Gemma has
+        HTML's <s> and </s>.
+
+    Raises:
+      CalrecError: there is no such family or none can be told, there is no EOS, or a token is not
+        in the vocabulary.
+    """
+    said = _configured(path.parent / "tokenizer_config.json", arguments)
+    said |= {role: token for role, token in arguments.items() if token is not None}
+    if family is None and {"bos_token", "eos_token"} <= said.keys():
+        known = Family("", "", "")
+    else:
+        known = _recognised(path, special) if family is None else _known(family)
+    tokens = {role: said.get(role, getattr(known, role)) for role in arguments}
+    _check(path, tokens, ids)
+    return tokens
+
+
+def _configured(path: pathlib.Path, roles: Iterable[str]) -> dict[str, str]:
+    """What a tokenizer_config.json says of `roles`; null says that there is none."""
+    if not path.is_file():
+        return {}
+    config = read_object(path)
+    tokens = {}
+    for role in roles:
+        token = config.get(role)
+        if isinstance(token, dict):
+            token = token.get("content")
+        if token is not None and not isinstance(token, str):
+            raise CalrecError(f"{path}: {role} is {token!r}, and not a string")
+        if role in config:
+            tokens[role] = token or ""
+    return tokens
+
+
+def _known(name: str) -> Family:
+    if name not in FAMILIES:
+        raise CalrecError(f"no family {name!r} of tokenizers; known: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _recognised(path: pathlib.Path, special: Collection[str]) -> Family:
+    """The family whose special tokens are all there; of two, the one that has the other's."""
+    marks = {name: f.marks for name, f in FAMILIES.items() if f.marks <= set(special)}
+    found = [name for name in marks if not any(marks[name] < other for other in marks.values())]
+    if len(found) == 1:
+        return FAMILIES[found[0]]
+    problem = f"could be of {' and '.join(found)}" if found else "are of no family that is known"
+    raise CalrecError(
+        f"the special tokens of {path} {problem}: give family (one of {', '.join(FAMILIES)}), or "
+        f"name bos_token, eos_token and pad_token ('' for none)"
+    )
+
+
+def _check(path: pathlib.Path, tokens: Mapping[str, str], ids: Mapping[str, int]) -> None:
+    """Raises CalrecError where there is no EOS, or tokens are not in the vocabulary."""
+    if not tokens["eos_token"]:
+        raise CalrecError(f"{path} has no EOS, and no item would end: name its eos_token")
+    for role, token in tokens.items():
+        if token and token not in ids:
+            raise CalrecError(
+                f"{path} has no token {token!r}, which is to be its {role}: name another {role}, "
+                f"or give the file's own family"
+            )
+
+
+def read_object(path: pathlib.Path) -> dict:
+    """The JSON object in a file. Raises CalrecError where there is none."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CalrecError(f"no {path.name} can be read at {path}: {error.strerror}") from error
+    except (RecursionError, ValueError) as error:
+        raise CalrecError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CalrecError(f"{path} holds no JSON object")
+    return content

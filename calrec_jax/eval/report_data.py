@@ -1,0 +1,59 @@
+"""The report's section on training data, from what `inspection.describe` told when a run began."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+from calrec_jax.eval import charts
+
+NAME = "data.json"  # in MODEL_DIR: {stage: what `calrec inspect` tells of it}
+
+_COLUMNS = (
+    ("items", lambda d: f"{d['items']:,}"),
+    ("examples an epoch", lambda d: f"{d['examples']:,}"),
+    ("share of rows", lambda d: f"{d['share']:.1%}"),
+    ("rows filled", lambda d: f"{d['fill']:.1%}"),
+    ("steps an epoch", lambda d: f"{d['steps_per_epoch']:,.1f}"),
+    ("epochs", lambda d: f"{d['epochs']:.2f}"),
+    ("mean tokens", lambda d: f"{d['tokens']['mean']:,.0f}"),
+    ("99 % of tokens", lambda d: f"{d['tokens']['p99']:,.0f}"),
+    ("histories cut", lambda d: f"{d['histories_cut']:.1%}"),
+    ("items cut", lambda d: f"{d['items_cut']:.1%}"),
+)
+
+
+def section(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """HTML of what each stage trains on."""
+    return "\n".join(["<h2>Training data</h2>", *(_stage(n, told) for n, told in stages.items())])
+
+
+def _stage(name: str, told: Mapping[str, Any]) -> str:
+    domains = told["domains"]
+    head = "".join(f"<th>{title}</th>" for title, _ in _COLUMNS)
+    rows = "".join(
+        f"<tr><td>{html.escape(d['name']).replace('_', '_<wbr>')}</td>"
+        + "".join(f"<td>{show(d)}</td>" for _, show in _COLUMNS)
+        + "</tr>"
+        for d in domains
+    )
+    bars = "".join(
+        charts.bar_chart(f"tokens of an example: {d['name']}", **d["tokens"]["histogram"])
+        for d in domains
+    )
+    shown = "".join(_example(d["name"], example) for d in domains for example in d["shown"])
+    return f"""<h3>{html.escape(name)}: {html.escape(told["mixture"])}</h3>
+<p>{told["steps"]:,} steps of {told["rows"]:,} rows of {told["row_length"]:,} tokens, at most
+{told["max_segments"]} examples a row; targets: {html.escape(told["targets"])}.</p>
+<div class="scroll"><table><tr><th></th>{head}</tr>{rows}</table></div>
+<div class="charts">{bars}</div>
+{shown}"""
+
+
+def _example(domain: str, spans) -> str:
+    parts = "".join(
+        f'<h4>{html.escape(kind)}</h4><p class="text">{html.escape(text)}</p>'
+        for kind, text in spans
+    )
+    return f"<details><summary>An example of {html.escape(domain)}</summary>{parts}</details>"

@@ -1,0 +1,386 @@
+import csv
+import datetime
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calrec_jax.data import sources
+from calrec_jax.data.sources import Event, Item, Rejected
+from calrec_jax.errors import CalrecError
+
+FORMATS = ("jsonl", "csv", "parquet")
+TIME = 1_500_000_000
+
+
+def write(path, source: str, records: list[dict]) -> None:
+    """A file in the format `source`; a key that a record lacks is a missing value."""
+    if source == "jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return
+    names = list(dict.fromkeys(name for record in records for name in record))
+    if source == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(records)
+    else:
+        columns = {name: [record.get(name) for record in records] for name in names}
+        pq.write_table(pa.table(columns), path)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Writes records (or a file's bytes) and reads them back: the outcomes."""
+
+    def run(reader, source, content, columns=None, time_unit="s"):
+        path = tmp_path / f"file.{source}"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            write(path, source, content)
+        return list(reader(sources.get_source(source, columns, time_unit), str(path)))
+
+    return run
+
+
+def first_line(source: str) -> int:
+    return 2 if source == "csv" else 1
+
+
+@pytest.mark.parametrize("source", FORMATS)
+def test_events_and_items(read, source):
+    events = [
+        {"user_id": "u", "item_id": "a", "order": 1, "timestamp": TIME, "rating": 5.0},
+        {"user_id": "u", "item_id": " b ", "order": 0},
+        {"user_id": "v", "item_id": "é", "timestamp": TIME},
+    ]
+    found = read(sources.read_events, source, events)
+    assert [number for number, _ in found] == [first_line(source) + n for n in range(3)]
+    assert [event for _, event in found] == [
+        Event("u", "a", 1, TIME),
+        Event("u", "b", 0, None),
+        Event("v", "é", None, TIME),
+    ]
+    items = [
+        {"item_id": "a", "title": "T", "category": "C", "brand": "B", "price": "$1.50", "x": "y"},
+        {"item_id": "b", "title": "<b>Nuts</b> &amp;\n bolts", "price": "4" * 41},
+        {"item_id": "c"},
+    ]
+    assert [item for _, item in read(sources.read_items, source, items)] == [
+        Item("a", {"title": "T", "category": "C", "brand": "B", "price": "$1.50"}),
+        Item("b", {"title": "Nuts & bolts"}),
+        Item("c", {}),
+    ]
+
+
+@pytest.mark.parametrize("source", FORMATS)
+def test_columns_are_mapped_and_further_fields_added(read, source):
+    columns = {"user_id": "who", "item_id": "isbn", "timestamp": "when", "author": "writer"}
+    columns |= {"title": "name"}
+    events = [{"who": "u", "isbn": "a", "when": 1_500_000_000_999, "user_id": "x"}]
+    assert read(sources.read_events, source, events, columns, "ms") == [
+        (first_line(source), Event("u", "a", None, TIME))
+    ]
+    items = [{"isbn": "a", "name": "T", "writer": "A &amp; B", "brand": "P", "title": "no"}]
+    assert read(sources.read_items, source, items, columns) == [
+        (first_line(source), Item("a", {"title": "T", "brand": "P", "author": "A & B"}))
+    ]
+
+
+@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize(
+    ("unit", "factor"), [("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)]
+)
+def test_time_units(read, source, unit, factor):
+    times = [TIME * factor, TIME * factor + factor - 1, 0, 4_102_444_800 * factor]
+    events = [{"user_id": "u", "item_id": "a", "timestamp": time} for time in times]
+    found = [outcome for _, outcome in read(sources.read_events, source, events, None, unit)]
+    assert found[:2] == [Event("u", "a", None, TIME)] * 2
+    word = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}[unit]
+    assert [rejected.reason for rejected in found[2:]] == [
+        "time stamp is not after 1970",
+        f"time stamp is after 2100: {word} were expected, see --time_unit",
+    ]
+
+
+@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("2017-07-14T02:40:00Z", TIME),
+        ("2017-07-14 02:40:00.999", TIME),
+        ("2017-07-14T04:40:00+02:00", TIME),
+        ("2017-07-14", TIME - 9600),
+        ("1500000000", TIME),
+        ("1500000000.5", TIME),
+        ("1.5e9", TIME),
+    ],
+)
+def test_times_in_words_are_utc(read, source, written, seconds):
+    events = [{"user_id": "u", "item_id": "a", "timestamp": written}]
+    assert read(sources.read_events, source, events) == [
+        (first_line(source), Event("u", "a", None, seconds))
+    ]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "ns"])
+@pytest.mark.parametrize(
+    ("kind", "seconds"),
+    [
+        (pa.timestamp("s"), TIME),
+        (pa.timestamp("ns"), TIME),
+        (pa.timestamp("us", "Europe/Berlin"), TIME),
+        (pa.date32(), TIME - 9600),
+    ],
+)
+def test_the_times_of_parquet_have_their_own_unit(read, tmp_path, unit, kind, seconds):
+    moment = datetime.datetime(2017, 7, 14, 2, 40)
+    if kind == pa.date32():
+        moment = moment.date()
+    elif kind.tz:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    times = pa.array([moment, None], kind)
+    pq.write_table(
+        pa.table(
+            {"user_id": ["u", "u"], "item_id": ["a", "a"], "timestamp": times, "order": [1, 2]}
+        ),
+        tmp_path / "file",
+    )
+    content = (tmp_path / "file").read_bytes()
+    assert read(sources.read_events, "parquet", content, None, unit) == [
+        (1, Event("u", "a", 1, seconds)),
+        (2, Event("u", "a", 2, None)),
+    ]
+
+
+@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"user_id": ""}, "no user_id"),
+        ({"item_id": None}, "no item_id"),
+        ({"order": None, "timestamp": None}, "neither order nor timestamp"),
+        ({"order": "first"}, "order is not a 64-bit integer"),
+        ({"order": 1.5}, "order is not a 64-bit integer"),
+        ({"timestamp": "yesterday"}, "timestamp is neither a number nor an ISO 8601 date"),
+        ({"timestamp": "1e999"}, "timestamp is neither a number nor an ISO 8601 date"),
+        ({"timestamp": 0}, "time stamp is not after 1970"),
+        ({"timestamp": -1}, "time stamp is not after 1970"),
+        (
+            {"timestamp": 1_500_000_000_000},
+            "time stamp is after 2100: seconds were expected, see --time_unit",
+        ),
+    ],
+)
+def test_events_that_cannot_be_used_are_rejected(read, source, change, reason):
+    bad = {"user_id": "u", "item_id": "a", "order": 0, "timestamp": 5} | change
+    [(number, rejected)] = read(sources.read_events, source, [bad])
+    assert rejected == Rejected(f"file.{source}", number, reason, rejected.text)
+    assert '"item_id": ' in rejected.text
+
+
+def test_integers_in_words_are_exact(read):
+    events = [{"user_id": "u", "item_id": "a", "order": str(-(2**63) + 1)}]
+    for source in FORMATS:
+        [(_, event)] = read(sources.read_events, source, events)
+        assert event.order == -(2**63) + 1
+
+
+def test_a_reason_names_the_column_as_the_user_does(read):
+    columns = {"user_id": "who", "timestamp": "when"}
+    events = [{"who": None, "item_id": "a", "when": 5}, {"who": "u", "item_id": "a", "when": None}]
+    found = read(sources.read_events, "jsonl", events, columns)
+    assert [outcome.reason for _, outcome in found] == ["no who", "neither order nor when"]
+
+
+def test_nan_is_a_missing_value(read):
+    nan = float("nan")
+    events = [{"user_id": "u", "item_id": "a", "order": 1.0, "timestamp": nan}] * 2
+    items = [{"item_id": "a", "title": "T", "brand": nan, "price": nan, "category": nan}]
+    for source in ("jsonl", "parquet"):
+        assert read(sources.read_events, source, events)[1] == (2, Event("u", "a", 1, None))
+        assert read(sources.read_items, source, items) == [(1, Item("a", {"title": "T"}))]
+
+
+@pytest.mark.parametrize("source", ["jsonl", "parquet"])
+def test_categories_are_strings_lists_or_lists_of_lists(read, source):
+    for category in ("Tools Saws", ["Tools", "Saws"], [["Tools", "Saws"], ["Garden"]]):
+        [(_, item)] = read(sources.read_items, source, [{"item_id": "a", "category": category}])
+        assert item.fields == {"category": "Tools Saws"}
+
+
+def test_numbers_of_a_table_have_no_currency(read):
+    for source in FORMATS:
+        [(_, item)] = read(
+            sources.read_items, source, [{"item_id": 1, "title": 1984, "price": 9.5}]
+        )
+        assert item == Item("1", {"title": "1984", "price": "9.5"})
+
+
+# CSV
+
+
+def texts(outcomes) -> list:
+    return [(n, o.fields["title"] if type(o) is Item else (o.reason, o.text)) for n, o in outcomes]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (b'a,"x\ny",\nb,z,\n', [(2, "x y"), (4, "z")]),
+        (b'a,"say ""hi"", you",\r\nb,z,\r\n', [(2, 'say "hi", you'), (3, "z")]),
+        (b'a,5" pipe,\n', [(2, '5" pipe')]),
+        (b"a,x\nb,y,z,w\n\nc,z,\n", [
+            (2, ("not as many cells as columns", "a,x")),
+            (3, ("not as many cells as columns", "b,y,z,w")),
+            (4, ("not as many cells as columns", "")),
+            (5, "z"),
+        ]),
+        (b'a,"x\ny"\nb,z,\n', [
+            (2, ("not as many cells as columns", 'a,"x\ny"')), (4, "z"),
+        ]),
+        # A quote that is never closed costs its own line, not the rest of the file.
+        (b'a,"x,\nb,y,\nc,z,\n', [(2, ("not CSV", 'a,"x,')), (3, "y"), (4, "z")]),
+        (b'a,"x"y,\nb,z,\n', [(2, ("not CSV", 'a,"x"y,')), (3, "z")]),
+        (b"a,caf\xe9,\nb,z,\n", [(2, ("not UTF-8", "a,caf\ufffd,")), (3, "z")]),
+        (b"a,x,\nb,z,", [(2, "x"), (3, "z")]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_the_quirks_of_csv(read, bom, rows, expected):
+    content = bom + b"item_id,title,brand\n" + rows
+    assert texts(read(sources.read_items, "csv", content)) == expected
+
+
+def test_a_long_field_and_a_long_line_of_csv_are_rejected(read):
+    content = b"item_id,title\na,%b\nb,%b\nc,z\n" % (b"x" * 200_000, b"y," * (9 * 2**20))
+    assert texts(read(sources.read_items, "csv", content)) == [
+        (2, ("not CSV", "a," + "x" * 498)),
+        (3, ("longer than 16 MiB", "b," + "y," * 249)),
+        (4, "z"),
+    ]
+
+
+CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=8)
+
+
+@given(st.lists(st.tuples(CELL, CELL), min_size=1, max_size=8))
+def test_every_row_that_csv_writes_is_read(tmp_path_factory, cells):
+    written = io.StringIO(newline="")
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerows([("item_id", "title"), *cells])
+    path = tmp_path_factory.mktemp("csv") / "items.csv"
+    path.write_bytes(written.getvalue().encode())
+    found = list(sources.read_items(sources.get_source("csv"), str(path)))
+    assert [type(outcome) for _, outcome in found] == [
+        Item if item_id.strip() else Rejected for item_id, _ in cells
+    ]
+    starts = [2]
+    for item_id, title in cells:
+        starts.append(starts[-1] + 1 + item_id.count("\n") + title.count("\n"))
+    assert [number for number, _ in found] == starts[:-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"user,item,time\n", "has no column user_id, item_id, but user, item, time; --columns"),
+        (b"user_id,item_id\n", "has no column order or timestamp, but user_id, item_id;"),
+        (b"user_id,item_id,order,order\n", "has more than one column order"),
+        (b"", "is empty: its first line must name the columns"),
+        (b"us\xe9r\n", "is not UTF-8 in its first line"),
+        (b'"user\n', "is not CSV in its first line"),
+    ],
+)
+def test_a_csv_header_that_does_not_fit(read, content, message):
+    with pytest.raises(CalrecError, match=f"file.csv {message}"):
+        read(sources.read_events, "csv", content)
+
+
+@pytest.mark.parametrize("source", ["csv", "parquet"])
+def test_a_mapped_column_must_be_there(read, source):
+    event = [{"user_id": "u", "item_id": "a", "order": 1}]
+    with pytest.raises(CalrecError, match="has no column when, but user_id, item_id, order"):
+        read(sources.read_events, source, event, {"timestamp": "when"})
+    with pytest.raises(CalrecError, match="has no column writer, but item_id"):
+        read(sources.read_items, source, [{"item_id": "a"}], {"author": "writer"})
+    assert len(read(sources.read_events, source, event, {"author": "writer"})) == 1
+
+
+# Parquet
+
+
+def test_parquet_is_read_in_batches_and_numbered_through(read):
+    events = [{"user_id": "u", "item_id": f"i{n}", "order": n} for n in range(10_000)]
+    events[9_000]["item_id"] = None
+    found = read(sources.read_events, "parquet", events)
+    assert [number for number, _ in found] == list(range(1, 10_001))
+    assert found[8_999] == (9_000, Event("u", "i8999", 8_999, None))
+    assert found[9_000][1].reason == "no item_id" and found[9_000][1].line == 9_001
+
+
+def test_strings_of_parquet_that_are_no_utf8_are_rejected(read, tmp_path):
+    titles = pa.array([b"good", b"b\xffd"]).view(pa.string())
+    pq.write_table(pa.table({"item_id": ["a", "b"], "title": titles}), tmp_path / "file")
+    content = (tmp_path / "file").read_bytes()
+    (_, item), (_, rejected) = read(sources.read_items, "parquet", content)
+    assert item == Item("a", {"title": "good"})
+    assert rejected.reason == "title is not Unicode" and rejected.text.encode()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-30], lambda data: b"", lambda data: b"x" * 99]
+)
+def test_a_damaged_parquet_file_is_one_error_that_names_it(read, tmp_path, damage):
+    write(tmp_path / "file", "parquet", [{"item_id": "a"}])
+    content = damage((tmp_path / "file").read_bytes())
+    with pytest.raises(CalrecError, match="file.parquet cannot be read to its end: ") as error:
+        read(sources.read_items, "parquet", content)
+    assert len(str(error.value).splitlines()) == 1
+
+
+# get_source
+
+
+def test_the_sources():
+    assert sorted(sources.SOURCES) == [
+        "amazon2014", "amazon2018", "amazon2023", "csv", "jsonl", "movielens", "movietweetings",
+        "parquet",
+    ]  # fmt: skip
+    assert all(sources.get_source(name) == source for name, source in sources.SOURCES.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("amazon2019",),
+            "unknown source 'amazon2019', did you mean amazon20.*known: amazon2014, ",
+        ),
+        (("movielens", {"user_id": "u"}), "movielens has columns and a time unit of its own: "),
+        (("amazon2018", None, "ms"), "amazon2018 has columns and a time unit of its own: "),
+        (("csv", {"User": "u"}), "'User' cannot name a field: use lower-case letters"),
+        (("csv", {"title": ""}), "--columns names no column for title"),
+        (("csv", None, "min"), "unknown time unit 'min'; known: s, ms, us, ns"),
+    ],
+)
+def test_get_source_names_mistakes(arguments, message):
+    with pytest.raises(CalrecError, match=message):
+        sources.get_source(*arguments)
+
+
+@pytest.mark.slow
+def test_real_files(shared_data):
+    source = sources.get_source("jsonl")
+    folder = str(shared_data / "amazon2018" / "Industrial_and_Scientific")
+    files = sources.find_files(source, folder, download_dir=".")
+    [events], [items] = files.events, files.items
+    read = [outcome for _, outcome in sources.read_events(source, events)]
+    assert len(read) == 59_384 and {type(outcome) for outcome in read} == {Event}
+    listed = [outcome for _, outcome in sources.read_items(source, items)]
+    assert len(listed) == 4_385 and {type(outcome) for outcome in listed} == {Item}

@@ -116,7 +116,8 @@ def test_every_rule_has_a_flag(calrec, raw, tmp_path, monkeypatch):
         "--keep_repeats --min_events=4 --k_core=5 --k_core_once --same_time=random "
         "--require=title,brand --split=temporal --validation_from=2018-01-31 "
         "--test_from=1520000000 --latest=2018-06-01 --max_history=50 --sample=0.5 --seed=7 "
-        "--catalogue=bought --columns=user_id=uid,title=name --time_unit=ms --events=a,b --items=c"
+        "--catalogue=bought --columns=user_id=uid,title=name --time_unit=ms --events=a,b --items=c "
+        "--engine=beam --beam_options=--runner=X"
     )
     files = ["--source=csv", "--data_dir=store", "--domain=things"]
     assert calrec("prepare", *files, *flags.split())[0] == 0
@@ -146,6 +147,8 @@ def test_every_rule_has_a_flag(calrec, raw, tmp_path, monkeypatch):
         "items": ("c",),
         "columns": {"user_id": "uid", "title": "name"},
         "time_unit": "ms",
+        "engine": "beam",
+        "beam_options": ["--runner=X"],
     }
     assert calrec("prepare", *files)[0] == 0
     assert given["args"][-1] == Rules()

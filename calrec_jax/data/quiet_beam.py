@@ -1,0 +1,38 @@
+"""Apache Beam, without the pages that it logs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from calrec_jax.errors import CalrecError
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hides warnings of the root logger: Beam tells what it could not import, and does not need."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers  # the first warning adds one
+
+
+try:
+    with _without_warnings():
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+except ModuleNotFoundError as error:
+    raise CalrecError(
+        f"the engine 'beam' needs Apache Beam, and {error.name} is not installed: "
+        f"pip install 'calrec_jax[beam]'"
+    ) from error
+
+# It writes pages of what is raised as well.
+logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
+
+__all__ = ["PipelineOptions", "StandardOptions", "beam"]

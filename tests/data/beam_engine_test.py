@@ -1,0 +1,229 @@
+"""Apache Beam's engine against DuckDB's: the same files give the same dataset, byte for byte."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+from duckdb_engine_test import IDS, RULES, some_events, some_items, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calrec_jax.data import beam_engine, beam_transforms, duckdb_engine, sequences, shards, store
+from calrec_jax.data.prepare import prepare
+from calrec_jax.data.sequences import Rules
+from calrec_jax.data.sources import Event, Item, RawFiles, get_source
+from calrec_jax.errors import CalrecError
+
+
+def dataset(folder, engine, files, rules, source="jsonl"):
+    """(what the engine finds, {name: bytes} of the dataset and of rejects.jsonl)."""
+    with store.workspace(folder, "d") as scratch:
+        writer = store.DomainWriter(scratch, "d")
+        found = engine.run("d", get_source(source), files, rules, scratch, writer, lambda *_: None)
+        made = writer.finish({})
+        (scratch / "rejects.jsonl").rename(made / "rejects.jsonl")
+        paths = [path for path in made.rglob("*") if path.is_file()]
+        return found, {str(path.relative_to(made)): path.read_bytes() for path in paths}
+
+
+def agree(folder, files, rules, source="jsonl"):
+    """Asserts that the engines do; returns what they found."""
+    expected, expected_files = dataset(folder, duckdb_engine, files, rules, source)
+    found, found_files = dataset(folder, beam_engine, files, rules, source)
+    assert found == expected
+    # Orders are written to stats.json, too.
+    for name in ("counts", "rejected"):
+        assert list(getattr(found, name)) == list(getattr(expected, name))
+    assert found_files == expected_files
+    return found
+
+
+def a_bit_of_everything(folder) -> RawFiles:
+    """Two files of each kind, with items in trouble, repeats, and lines that are rejected."""
+    items = [Item(i, {"title": i, "brand": "B"}) for i in IDS[:-1]]
+    items += [Item(IDS[0], {"title": "other"}), Item(IDS[-1], {})]
+    events = [Event(IDS[n % 10], IDS[(n * n + n // 7) % 11], None, 1 + n // 3) for n in range(300)]
+    events += [Event("few", IDS[0], None, 5), Event("few", "unlisted", None, 4_000_000_000)]
+    paths = [], []
+    for n in range(2):
+        part = folder / str(n)
+        part.mkdir()
+        files = write(part, events[n::2], items[n::2])
+        for name, found in zip(("events", "items"), paths, strict=True):
+            text = gzip.decompress((part / name).read_bytes())
+            (part / name).write_bytes(b"{\n" * n + text + b'{"user_id": "u"}\n[]\n')
+            found.extend(getattr(files, name))
+    return RawFiles(*map(tuple, paths))
+
+
+def test_it_agrees_with_duckdb_on_several_files(tmp_path):
+    files = a_bit_of_everything(tmp_path)
+    found = agree(tmp_path / "store", files, Rules(require=("brand",), catalogue="bought"))
+    assert found.rejected == {"no item_id": 4, "not a JSON object": 4, "not JSON": 2}
+    assert found.future_events == 1
+    assert found.users.examples["train"] == 10
+    assert found.counts["events_without_item"] > 1
+    assert found.counts["items_listed_differently"] == 1
+
+
+# As in duckdb_engine_test: x is sold once; without it v is small, and so on.
+@pytest.mark.parametrize(("iterated", "left_out"), [(True, [6, 2, 3]), (False, [1, 0, 2])])
+def test_it_agrees_with_duckdb_on_the_core(tmp_path, iterated, left_out):
+    bought = {"u": "aaabbb", "v": "xcc", "w": "cab", "t": "aab"}
+    events = [Event(u, i, None, 1 + n) for u, items in bought.items() for n, i in enumerate(items)]
+    files = write(tmp_path, events, [Item(i, {"title": i}) for i in "abcxz"])
+    rules = Rules(k_core=3, k_core_iterated=iterated, merge_repeats=False)
+    found = agree(tmp_path / "store", files, rules)
+    names = ("events_not_in_core", "users_not_in_core", "items_not_in_core")
+    assert [found.counts[name] for name in names] == left_out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rules", [*RULES, Rules(k_core=20), Rules(k_core=29, k_core_iterated=False)]
+)
+def test_it_agrees_with_duckdb_by_all_rules(tmp_path, rules):
+    agree(tmp_path / "store", a_bit_of_everything(tmp_path), rules)
+
+
+any_rule = {
+    "merge_repeats": st.booleans(),
+    "k_core": st.integers(0, 3),
+    "k_core_iterated": st.booleans(),
+    "same_time": st.sampled_from(sequences.SAME_TIME),
+    "require": st.sampled_from([(), ("title",)]),
+    "latest": st.none() | st.integers(40, 90),
+    "max_history": st.none() | st.integers(1, 3),
+    "sample": st.sampled_from([1.0, 0.6]),
+    "seed": st.integers(0, 3),
+    "catalogue": st.sampled_from(sequences.CATALOGUES),
+}
+temporal = {
+    "split": st.just("temporal"),
+    "min_events": st.integers(2, 3),
+    "validation_from": st.integers(10, 30),
+    "test_from": st.integers(31, 60),
+}
+some_rules = st.builds(Rules, **any_rule) | st.builds(Rules, **any_rule, **temporal)
+
+
+@pytest.mark.slow
+@settings(max_examples=20)
+@given(some_rules, some_events, some_items, st.booleans())
+def test_it_agrees_with_duckdb_on_anything(tmp_path_factory, rules, events, items, ordered):
+    if not ordered:
+        events = [event._replace(order=None) for event in events]
+    folder = tmp_path_factory.mktemp("d")
+    agree(folder / "store", write(folder, events, items), rules)
+
+
+def test_records_are_in_the_shards_of_duckdb_and_none_is_missing(tmp_path, monkeypatch):
+    """Seven users in shards of two at most on average, so that some shard has none."""
+    monkeypatch.setattr(shards, "RECORDS_PER_SHARD", {"sequences": 1, "items": 2})
+    events = [Event(f"u{n % 7}", f"i{n % 5}", None, 1 + n) for n in range(35)]
+    files = write(tmp_path, events, [Item(f"i{n}", {"title": "T"}) for n in range(5)])
+    found = agree(tmp_path / "store", files, Rules())
+    assert found.users.examples["test"] == 7
+    names = dataset(tmp_path / "store", beam_engine, files, Rules())[1]
+    sizes = [len(data) for name, data in names.items() if "d-test.tfrecord" in name]
+    assert len(sizes) == 7
+    assert 0 in sizes
+
+
+def prepared(folder, files, rules=Rules(), **options) -> dict[str, bytes]:
+    """{name: bytes} of the store that `prepare` makes."""
+    named = {"events": files.events, "items": files.items, "warn": lambda _: None}
+    prepare("jsonl", None, folder, "d", rules, **named, **options)
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_prepare_gives_the_same_store_with_each_engine(tmp_path):
+    files = a_bit_of_everything(tmp_path)
+    rules = Rules(split="temporal", validation_from=50, test_from=80)
+    made = prepared(tmp_path / "beam", files, rules, engine="beam")
+    assert made == prepared(tmp_path / "duckdb", files, rules, engine="duckdb")
+    assert "d/stats.json" in made
+    assert len(made["d/rejects.jsonl"].splitlines()) == 10
+
+
+@pytest.mark.slow
+def test_it_works_in_several_processes(tmp_path):
+    files = a_bit_of_everything(tmp_path)
+    options = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+    made = prepared(tmp_path / "several", files, engine="beam", beam_options=options)
+    assert made == prepared(tmp_path / "one", files, engine="beam")
+
+
+@pytest.mark.parametrize(
+    ("problem", "line"),
+    [("empty", "1 have no item"), ("damaged", "to its end"), ("untimed", "1 events of d have no")],
+)
+def test_what_cannot_be_prepared_is_the_line_of_duckdb(tmp_path, problem, line):
+    events = [Event("u", "i", 1, None), Event("u", "i", 2, 5), Event("u", "j", 3, 6)]
+    files = write(tmp_path, events, [Item("i", {"title": "T"})])
+    if problem == "damaged":
+        (tmp_path / "events").write_bytes((tmp_path / "events").read_bytes()[:-9])
+    rules = Rules(latest=9) if problem == "untimed" else Rules()
+    lines = []
+    for engine in ("duckdb", "beam"):
+        with pytest.raises(CalrecError, match=line) as raised:
+            prepared(tmp_path / "store", files, rules, engine=engine)
+        lines.append(str(raised.value))
+    assert lines[0] == lines[1]
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capfd):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files = write(tmp_path, [], [])
+    monkeypatch.setattr(beam_transforms, "save", full)
+    with pytest.raises(CalrecError, match="no space left on the disk"):
+        dataset(tmp_path / "store", beam_engine, files, Rules())
+    assert capfd.readouterr().err == ""
+
+
+def test_the_options_of_beam_are_checked(capfd, caplog):
+    with pytest.raises(CalrecError, match="options --runner=Foo: Unexpected pipeline runner: Foo"):
+        beam_engine.pipeline_options(["--runner=Foo"])
+    with pytest.raises(CalrecError, match="direct_num_workers: invalid int value: 'x'"):
+        beam_engine.pipeline_options(["--direct_num_workers=x"])
+    assert capfd.readouterr().err == ""
+    beam_engine.pipeline_options(["--direct_num_worker=2"])
+    assert "Did you mean '--direct_num_workers'" in caplog.text
+
+
+def test_a_store_that_beam_takes_for_a_wild_card_is_refused(tmp_path):
+    files = write(tmp_path, [], [])
+    with pytest.raises(CalrecError, match=r"cannot work in .*store\[1\]"):
+        dataset(tmp_path / "store[1]", beam_engine, files, Rules())
+
+
+def test_it_is_imported_without_a_word():
+    code = "import logging, calrec_jax.data.quiet_beam; assert not logging.root.handlers"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_missing_library_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "calrec_jax.data.quiet_beam")
+    with pytest.raises(CalrecError, match=r"apache_beam is not installed: pip .*calrec_jax\[beam"):
+        importlib.import_module("calrec_jax.data.quiet_beam")
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "problem"),
+    [("spark", [], "unknown engine 'spark'"), ("duckdb", ["--runner=X"], "with the engine 'beam'")],
+)
+def test_engines_and_options_that_do_not_go_together(tmp_path, engine, options, problem):
+    with pytest.raises(CalrecError, match=problem):
+        prepare("jsonl", tmp_path, tmp_path, "d", engine=engine, beam_options=options)

@@ -2,7 +2,8 @@
 
     python benchmarks/prepare.py FOLDER --events=5000000 --items=500000
 
-The dump is in the format amazon2018; it is made once, seeded, and kept in FOLDER.
+The dump is in the format amazon2018; it is made once, seeded, and kept in FOLDER. Other flags are
+passed on.
 """
 
 from __future__ import annotations
@@ -29,16 +30,15 @@ _WORDS = (
 
 def main() -> None:
     """Prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--events", type=int, default=5_000_000)
     parser.add_argument("--items", type=int, default=500_000)
-    parser.add_argument("flags", nargs="*", help="more flags of `calrec prepare`, after --")
-    args = parser.parse_args()
+    args, flags = parser.parse_known_args()
     raw = args.folder / f"raw_{args.events}_{args.items}"
     if not raw.exists():
         _write_dump(raw, args.events, args.items)
-    measured = _measure(raw, args.folder / "store", args.flags)
+    measured = _measure(raw, args.folder / "store", flags)
     print(json.dumps({"events": args.events, "items": args.items, **measured}))
 
 

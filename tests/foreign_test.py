@@ -117,7 +117,8 @@ def test_the_package_is_really_foreign(installed, tmp_path):
 @pytest.mark.slow
 def test_it_is_trained_on(trained):
     manifest = json.loads((trained / "model" / "manifest.json").read_text())
-    assert manifest["data"]["checksums"].keys() == {"acme_tools", "acme_parts"}
+    data = manifest["stages"]["stage1"]["data"]
+    assert data["checksums"].keys() == {"acme_tools", "acme_parts"}
     for stage, names in (("stage1", {"acme_tools", "acme_parts"}), ("stage2", {"acme_tools"})):
         lines = (trained / "model" / stage / "metrics.jsonl").read_text().splitlines()
         *_, last = [line for line in map(json.loads, lines) if line["split"] == "train"]

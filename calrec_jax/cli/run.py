@@ -79,21 +79,9 @@ class Run:
     @property
     def identity(self) -> dict[str, object]:
         """What must stay the same in a MODEL_DIR, besides model and stages."""
-        mixtures = [domains.get_mixture(stage.mixture) for stage in self.stages]
-        names = {name for mixture in mixtures for name in mixture.domains}
         return {
             "vocabulary": vocabularies.fingerprint(self.data.vocabulary),
-            "data": {
-                "template": dataclasses.asdict(self.data.template),
-                "seed": self.seed,
-                "checksums": {name: domains.get_domain(name).checksums() for name in names},
-                "mixtures": {mixture.name: dataclasses.asdict(mixture) for mixture in mixtures},
-                "own_templates": {
-                    name: template and dataclasses.asdict(template)
-                    for name in names
-                    for template in [domains.get_domain(name).template]
-                },
-            },
+            "data": {"template": dataclasses.asdict(self.data.template), "seed": self.seed},
         }
 
 
@@ -143,6 +131,7 @@ def train(run: Run) -> None:
         model=run.decoder_config,
         make_batches=data.make_batches,
         epochs=data.epochs,
+        data_of=_data_of,
         mesh=run.mesh,
         seed=run.seed,
         identity=run.identity,
@@ -203,6 +192,21 @@ def _described(run: Run, data: _Data, examples: int) -> dict[str, dict]:
     return {
         stage.name: inspection.describe(data.batches(stage, "train"), stage.train_steps, examples)
         for stage in run.stages
+    }
+
+
+def _data_of(stage: Stage) -> dict[str, object]:
+    """What a stage trains on, of which nothing may change once it has begun."""
+    mixture = domains.get_mixture(stage.mixture)
+    found = {name: domains.get_domain(name) for name in mixture.domains}
+    return {
+        "rates": dataclasses.asdict(mixture),
+        "checksums": {name: domain.checksums() for name, domain in found.items()},
+        "own_templates": {
+            name: dataclasses.asdict(domain.template)
+            for name, domain in found.items()
+            if domain.template is not None
+        },
     }
 
 

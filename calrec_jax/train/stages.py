@@ -116,6 +116,7 @@ class Trainer:
       seed: of fresh weights.
       identity: what else must stay the same in this MODEL_DIR: {"vocabulary": ..., "data": ...}.
       epochs: see `Epochs`; told in metrics.jsonl.
+      data_of: stage -> what its data is, which must stay the same too.
     """
 
     model_dir: pathlib.Path
@@ -125,6 +126,7 @@ class Trainer:
     seed: int
     identity: Mapping[str, object]
     epochs: Epochs = lambda stage, step: {}
+    data_of: Callable[[Stage], Mapping[str, object]] = lambda stage: {}
 
     def claim(self, stages: Sequence[Stage]) -> None:
         """Makes MODEL_DIR this run's, before anything else is written there.
@@ -247,7 +249,10 @@ class Trainer:
             "versions": versions | {"orbax-checkpoint": orbax.checkpoint.__version__},
             "model": dataclasses.asdict(self.model),
             **self.identity,
-            "stages": {stage.name: dataclasses.asdict(stage) for stage in stages},
+            "stages": {
+                stage.name: dataclasses.asdict(stage) | {"data": self.data_of(stage)}
+                for stage in stages
+            },
         }
 
 

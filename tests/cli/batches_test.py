@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 # Before the registered domains are put aside: a module registers its domains once a process.
@@ -70,10 +68,12 @@ def test_the_folder_and_what_is_said_of_it(calrec_batches, store, tmp_path):
 
 def test_a_run_reads_it_as_it_reads_the_store(calrec_batches, store, tmp_path):
     assert calrec_batches("--out=saved")[0] == 0
-    identity = json.loads(json.dumps(run_from(store).identity))
+    of_store = run_from(store)
+    identity, data = of_store.identity, runs._data_of(of_store.stages[0])
     saved = run_from("saved", "MIXTURE_OR_TASK_MODULE='no.such.module'")
     runs._check_all(saved)
-    assert json.loads(json.dumps(saved.identity)) == identity
+    assert saved.identity == identity
+    assert runs._data_of(saved.stages[0]) == data and data["checksums"]["synthetic_sports"]
 
 
 def test_a_stage_alone_saves_its_domains_and_the_evaluations(calrec_batches):

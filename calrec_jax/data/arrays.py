@@ -26,12 +26,11 @@ import numpy as np
 from calrec_jax.data import vocabularies
 from calrec_jax.data.examples import Histories
 from calrec_jax.errors import CalrecError
-from calrec_jax.text.items import Catalogue, UserSequence
+from calrec_jax.text.items import SPLITS, Catalogue, UserSequence
 from calrec_jax.text.prompts import TextTokens
 from calrec_jax.text.templates import Template
 
 INDEX = "arrays.json"
-SPLITS = ("train", "validation", "test")
 _VERSION = 1
 
 

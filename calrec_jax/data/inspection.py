@@ -9,9 +9,9 @@ import numpy as np
 from calrec_jax.data import domains
 from calrec_jax.data.loader import Batches
 from calrec_jax.data.schedule import DomainRows
+from calrec_jax.text.items import SPLITS
 
 _BINS = 16
-_SPLITS = ("train", "validation", "test")
 
 
 def describe(batches: Batches, steps: int, shown: int = 1) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _domain(batches: Batches, place: int, share: float, epochs) -> dict[str, Any
     return {
         "name": name,
         "items": len(tokens.catalogue),
-        "sequences": {split: domain.num_sequences(split) for split in _SPLITS},
+        "sequences": {split: domain.num_sequences(split) for split in SPLITS},
         "examples": len(spans),
         "rows": rows.per_epoch,
         "share": share,

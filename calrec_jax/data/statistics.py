@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calrec_jax.text.items import Fields, UserSequence
+from calrec_jax.text.items import SPLITS, Fields, UserSequence
 
 if TYPE_CHECKING:  # whoever reads the store needs no sources
     from calrec_jax.data.sequences import User
 
-SPLITS = ("train", "validation", "test")
 FIELDS = ("title", "category", "brand", "price")  # those of the default template
 _canonical = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 

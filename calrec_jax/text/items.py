@@ -14,6 +14,10 @@ Fields = Mapping[str, str]
 """An item's text by field name; a missing field is absent."""
 
 
+SPLITS = ("train", "validation", "test")
+"""Of every dataset."""
+
+
 def stable_id(*parts: str) -> int:
     """A number in [1, 2**31 - 1] for `parts`, the same everywhere and for ever.
 

@@ -8,6 +8,7 @@ import functools
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -33,6 +34,9 @@ from calrec_jax.train.stages import Stage, Trainer
 
 CONFIG = "config.gin"  # in MODEL_DIR
 _PATHS = ("DATA_DIR", "MODEL_DIR", "VOCABULARY_PATH")  # macros
+# Process 0 is who the others are connected to: were it to leave first on a mistake that all of them
+# are about to find, their own line would stand among those of a lost connection.
+_LINGER_SECONDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,6 +338,9 @@ def joined_processes(command: str) -> Iterator[None]:
         if several:
             code = show_error(command, error)
             sys.stderr.flush()
+            # `jax.process_index` would first wait for the peers' devices.
+            if os.environ.get("CALREC_PROCESS_ID", "0") == "0":
+                time.sleep(_LINGER_SECONDS)
             os._exit(code)
         raise
 

@@ -76,19 +76,19 @@ def for_oracle(tree, config: DecoderConfig = CONFIG) -> dict:
     """Parameters of scanned layers in the oracle's layout."""
     names = {
         "attn_norm": ("attention_norm", "scale"),
-        "wq": ("attention", "query"),
-        "wk": ("attention", "key"),
-        "wv": ("attention", "value"),
-        "wo": ("attention", "out"),
+        "wq": ("attention", "query", "kernel"),
+        "wk": ("attention", "key", "kernel"),
+        "wv": ("attention", "value", "kernel"),
+        "wo": ("attention", "out", "kernel"),
         "mlp_norm": ("mlp_norm", "scale"),
-        "w_gate": ("mlp", "gate"),
-        "w_up": ("mlp", "up"),
-        "w_down": ("mlp", "down"),
+        "w_gate": ("mlp", "gate", "kernel"),
+        "w_up": ("mlp", "up", "kernel"),
+        "w_down": ("mlp", "down", "kernel"),
     }
     layers = [
         {
-            name: np.asarray(tree["layers"][module][leaf][i], np.float64)
-            for name, (module, leaf) in names.items()
+            name: np.asarray(functools.reduce(dict.get, path, tree["layers"])[i], np.float64)
+            for name, path in names.items()
         }
         for i in range(config.num_layers)
     ]
@@ -98,7 +98,7 @@ def for_oracle(tree, config: DecoderConfig = CONFIG) -> dict:
         "layers": layers,
     }
     if not config.tie_embeddings:
-        out["unembedding"] = np.asarray(tree["unembedding"], np.float64)
+        out["unembedding"] = np.asarray(tree["unembedding"], np.float64).T
     return out
 
 

@@ -3,40 +3,115 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from calrec_jax.models.config import DecoderConfig
-from calrec_jax.models.layers import kernel, rope
+from calrec_jax.models import rotary
+from calrec_jax.models.config import ATTENTION_KINDS, DecoderConfig
+from calrec_jax.models.layers import Projection, RMSNorm, soft_cap
 
 # Finite, so that a row with nothing to attend to (padding) gives numbers and not NaN.
 _MASKED = -1e30
 
 
-def packed_mask(segment_ids_BxS: jax.Array) -> jax.Array:
+@flax.struct.dataclass
+class OfKinds:
+    """What differs between the kinds of attention that a decoder has, e.g. its masks.
+
+    Attributes:
+      values: one a kind, in the order of `ATTENTION_KINDS`; kinds that no layer has are left out.
+    """
+
+    values: tuple
+
+    @classmethod
+    def make(cls, config: DecoderConfig, make) -> OfKinds:
+        """`make(kind)` for each kind that a layer has."""
+        return cls(tuple(make(kind) for kind in _kinds(config)))
+
+    def of(self, layer_kind):
+        """The value of one kind: its place, a number or a scalar array (see `places`)."""
+        if len(self.values) == 1:
+            return self.values[0]
+        if isinstance(layer_kind, int):
+            return self.values[layer_kind]
+        return jax.tree.map(lambda *kinds: jax.lax.select_n(layer_kind, *kinds), *self.values)
+
+    @staticmethod
+    def places(config: DecoderConfig) -> tuple[int, ...]:
+        """The place of each layer's kind."""
+        return tuple(_kinds(config).index(kind) for kind in config.layer_kinds)
+
+
+def _kinds(config: DecoderConfig) -> list[str]:
+    return [kind for kind in ATTENTION_KINDS if kind in config.layer_kinds]
+
+
+def rotations(config: DecoderConfig, positions_BxS: jax.Array) -> OfKinds:
+    """(sin, cos) [B, S, K/2] of the rotary angles of each kind."""
+
+    def of(kind: str):
+        if kind == "sliding" and config.local_rope_theta is not None:
+            theta, scaling = config.local_rope_theta, None
+        else:
+            theta, scaling = config.rope_theta, config.rope_scaling
+        frequencies = rotary.frequencies(theta, config.head_dim, scaling)
+        amplitude = 1.0 if scaling is None else scaling.amplitude
+        return rotary.rotations(positions_BxS, frequencies, amplitude)
+
+    return OfKinds.make(config, of)
+
+
+def packed_masks(config: DecoderConfig, segment_ids_BxS: jax.Array) -> OfKinds:
     """[B, S, S] bool: query attends to key: same segment, not padding, not later in the row."""
     same = segment_ids_BxS[:, :, None] == segment_ids_BxS[:, None, :]
-    length = segment_ids_BxS.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    return same & (segment_ids_BxS != 0)[:, None, :] & causal[None]
+    places_S = jnp.arange(segment_ids_BxS.shape[1])
+    distance_SxS = places_S[:, None] - places_S[None, :]
+    visible = same & (segment_ids_BxS != 0)[:, None, :] & (distance_SxS >= 0)[None]
+    return OfKinds.make(config, lambda kind: visible & _near(config, kind, distance_SxS)[None])
 
 
-def _scores(query: str, q, k) -> jax.Array:
-    return jnp.einsum(query, q, k, preferred_element_type=jnp.float32)
+def step_masks(config: DecoderConfig, prefix_mask_BxP, lengths_B, room: int, step) -> OfKinds:
+    """(over the prefix [B, P], over the `room` for new tokens [B, room]) bool of one decoding step.
+
+    Args:
+      lengths_B: of the prompts.
+      step: [] int32, how many new tokens are written.
+    """
+    new = jnp.arange(room)
+    from_prefix_BxP = (lengths_B + step)[:, None] - jnp.arange(prefix_mask_BxP.shape[1])[None]
+    from_new_BxT = jnp.broadcast_to((step - new)[None], (lengths_B.shape[0], room))
+
+    def of(kind: str):
+        over_prefix = prefix_mask_BxP & _near(config, kind, from_prefix_BxP)
+        return over_prefix, (new < step)[None] & _near(config, kind, from_new_BxT)
+
+    return OfKinds.make(config, of)
 
 
-def attend(q_BxSxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxSxT) -> jax.Array:
-    """softmax(q k / sqrt(K)) v, heads grouped over key/value heads, softmax in float32."""
+def _near(config: DecoderConfig, kind: str, distance) -> jax.Array:
+    if kind == "global":
+        return jnp.ones_like(distance, bool)
+    return distance < config.sliding_window
+
+
+def _scores(equation: str, q, k) -> jax.Array:
+    return jnp.einsum(equation, q, k, preferred_element_type=jnp.float32)
+
+
+def attend(q_BxSxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxSxT, softcap: float | None = None):
+    """softmax(q k) v, heads grouped over key/value heads, softmax in float32; [B, S, H, K]."""
     b, s, h, width = q_BxSxHxK.shape
     groups = k_BxTxGxK.shape[2]
-    q_BxSxGxRxK = (q_BxSxHxK * width**-0.5).reshape(b, s, groups, h // groups, width)
-    scores_BxGxRxSxT = _scores("bsgrk,btgk->bgrst", q_BxSxGxRxK, k_BxTxGxK)
+    q_BxSxGxRxK = q_BxSxHxK.reshape(b, s, groups, h // groups, width)
+    scores_BxGxRxSxT = soft_cap(_scores("bsgrk,btgk->bgrst", q_BxSxGxRxK, k_BxTxGxK), softcap)
     scores_BxGxRxSxT = jnp.where(mask_BxSxT[:, None, None], scores_BxGxRxSxT, _MASKED)
     weights = jax.nn.softmax(scores_BxGxRxSxT, axis=-1).astype(v_BxTxGxK.dtype)
     return jnp.einsum("bgrst,btgk->bsgrk", weights, v_BxTxGxK).reshape(b, s, h, width)
 
 
-def attend_continuations(q, new, prefix, prefix_mask_BxP, written, length) -> jax.Array:
+def attend_continuations(q, new, prefix, written, masks, softcap: float | None = None):
     """One new token of N continuations: attention over prefix, earlier tokens and itself.
 
     The prefix's keys and values are read once for all N continuations: N stands where the
@@ -46,22 +121,20 @@ def attend_continuations(q, new, prefix, prefix_mask_BxP, written, length) -> ja
       q: [B, N, H, K].
       new: (k, v) of the new token, [B, N, G, K] each.
       prefix: (k, v) of the prompts, [B, P, G, K] each.
-      prefix_mask_BxP: False on padding.
       written: (k, v) of the earlier new tokens, [B, N, T, G, K] each.
-      length: [] int32, how many of the T are written.
+      masks: over the prefix [B, P] and over the earlier new tokens [B, T], see `step_masks`.
 
     Returns:
       [B, N, H, K].
     """
     b, n, h, width = q.shape
     groups = new[0].shape[2]
-    q = (q * width**-0.5).reshape(b, n, groups, h // groups, width)
-    over_prefix = _scores("bngrk,bpgk->bngrp", q, prefix[0])
-    over_prefix = jnp.where(prefix_mask_BxP[:, None, None, None, :], over_prefix, _MASKED)
-    over_written = _scores("bngrk,bntgk->bngrt", q, written[0])
-    is_written = jnp.arange(written[0].shape[2]) < length
-    over_written = jnp.where(is_written[None, None, None, None, :], over_written, _MASKED)
-    over_self = _scores("bngrk,bngk->bngr", q, new[0])[..., None]
+    q = q.reshape(b, n, groups, h // groups, width)
+    over_prefix = soft_cap(_scores("bngrk,bpgk->bngrp", q, prefix[0]), softcap)
+    over_prefix = jnp.where(masks[0][:, None, None, None, :], over_prefix, _MASKED)
+    over_written = soft_cap(_scores("bngrk,bntgk->bngrt", q, written[0]), softcap)
+    over_written = jnp.where(masks[1][:, None, None, None, :], over_written, _MASKED)
+    over_self = soft_cap(_scores("bngrk,bngk->bngr", q, new[0]), softcap)[..., None]
 
     scores = jnp.concatenate([over_prefix, over_written, over_self], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
@@ -80,26 +153,32 @@ class Attention(nn.Module):
     def setup(self):
         c = self.config
         d, h, g, k = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim
-        self.query = kernel(self, "query", (d, h, k), ("embed", "heads", "kv"), d)
-        self.key = kernel(self, "key", (d, g, k), ("embed", "kv_heads", "kv"), d)
-        self.value = kernel(self, "value", (d, g, k), ("embed", "kv_heads", "kv"), d)
-        self.out = kernel(self, "out", (h, k, d), ("heads", "kv", "embed"), h * k)
+        bias = c.query_key_value_bias
+        self.query = Projection(c, (d,), (h, k), ("embed", "heads", "kv"), bias)
+        self.key = Projection(c, (d,), (g, k), ("embed", "kv_heads", "kv"), bias)
+        self.value = Projection(c, (d,), (g, k), ("embed", "kv_heads", "kv"), bias)
+        self.out = Projection(c, (h, k), (d,), ("heads", "kv", "embed"), c.attention_out_bias)
+        if c.query_key_norm:
+            self.query_norm, self.key_norm = RMSNorm(c, "kv"), RMSNorm(c, "kv")
 
-    def _project(self, x_BxSxD, positions_BxS):
-        theta = self.config.rope_theta
-        q = rope(jnp.einsum("bsd,dhk->bshk", x_BxSxD, self.query), positions_BxS, theta)
-        k = rope(jnp.einsum("bsd,dgk->bsgk", x_BxSxD, self.key), positions_BxS, theta)
-        v = jnp.einsum("bsd,dgk->bsgk", x_BxSxD, self.value)
+    def _project(self, x_BxSxD, rotation):
+        c = self.config
+        q, k, v = self.query(x_BxSxD), self.key(x_BxSxD), self.value(x_BxSxD)
+        if c.query_key_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q = rotary.rotate(q, *rotation) * (c.query_scalar or c.head_dim) ** -0.5
+        k = rotary.rotate(k, *rotation)
         return nn.with_logical_constraint(q, ("batch", "length", "heads", "kv")), k, v
 
-    def __call__(self, x_BxSxD, positions_BxS, mask_BxSxS):
+    def __call__(self, x_BxSxD, rotation, mask_BxSxS):
         """Attention within rows. Returns ([B, S, D], (k, v)) with k, v [B, S, G, K]."""
-        q, k, v = self._project(x_BxSxD, positions_BxS)
-        out = attend(q, k, v, mask_BxSxS)
-        return jnp.einsum("bshk,hkd->bsd", out, self.out), (k, v)
+        q, k, v = self._project(x_BxSxD, rotation)
+        out = attend(q, k, v, mask_BxSxS, self.config.attention_softcap)
+        return self.out(out), (k, v)
 
-    def decode(self, x_BxNxD, positions_BxN, prefix, prefix_mask_BxP, written, length):
+    def decode(self, x_BxNxD, rotation, masks, prefix, written):
         """One token of each continuation. Returns ([B, N, D], (k, v)) with k, v [B, N, G, K]."""
-        q, k, v = self._project(x_BxNxD, positions_BxN)
-        out = attend_continuations(q, (k, v), prefix, prefix_mask_BxP, written, length)
-        return jnp.einsum("bnhk,hkd->bnd", out, self.out), (k, v)
+        q, k, v = self._project(x_BxNxD, rotation)
+        softcap = self.config.attention_softcap
+        out = attend_continuations(q, (k, v), prefix, written, masks, softcap)
+        return self.out(out), (k, v)

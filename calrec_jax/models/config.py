@@ -5,16 +5,31 @@ from __future__ import annotations
 import dataclasses
 
 from calrec_jax.errors import CalrecError
+from calrec_jax.models.rotary import RopeScaling
 
-ACTIVATIONS = ("gelu", "silu")
-REMAT_POLICIES = ("none", "dots", "full")
-DTYPES = ("float32", "bfloat16", "float16")
+ATTENTION_KINDS = ("global", "sliding")
+_DTYPES = ("float32", "bfloat16", "float16")
+_CHOICES = {
+    "activation": ("gelu", "silu"),
+    "remat": ("none", "dots", "full"),
+    "dtype": _DTYPES,
+    "param_dtype": _DTYPES,
+}
 _SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff", "vocab_size")
+_POSITIVE = (
+    "sliding_window",
+    "rope_theta",
+    "local_rope_theta",
+    "query_scalar",
+    "attention_softcap",
+    "logit_softcap",
+    "norm_eps",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes and switches of a pre-norm, rotary, grouped-query decoder.
+    """Sizes and switches of a rotary, grouped-query decoder: all that tells its families apart.
 
     Attributes:
       vocab_size: V, rows of the embedding; None = as the vocabulary needs, rounded up to a multiple
@@ -22,7 +37,19 @@ class DecoderConfig:
       d_model, num_layers, d_ff: residual width, depth, hidden width of the gated MLP.
       num_heads, num_kv_heads, head_dim: query heads, key/value heads (a divisor), width.
       activation: of the MLP's gate, "gelu" (tanh approximation) or "silu".
+      attention_pattern: of layers, repeated over the depth: "global" attends to all before, and
+        "sliding" to the last `sliding_window` tokens, itself included.
+      sliding_window: tokens; needed where any layer slides.
       rope_theta: base of the rotary wavelengths.
+      local_rope_theta: that of layers that slide; None = the same, scaled as the others.
+      rope_scaling: of `rope_theta`; see there.
+      query_scalar: scores are divided by its root; None = head_dim.
+      query_key_norm: RMSNorm over each head of queries and keys, before they are rotated.
+      attention_softcap, logit_softcap: x becomes cap * tanh(x / cap), of scores before the mask and
+        of logits; None = they stay.
+      query_key_value_bias, attention_out_bias, mlp_bias: which projections add a bias.
+      post_norms: RMSNorm on what attention and MLP give, before it is added, besides the one
+        before.
       norm_eps: epsilon of RMSNorm.
       norm_plus_one: RMSNorm multiplies by 1 + scale (scale starts at 0) instead of by scale.
       tie_embeddings: the unembedding is the embedding's transpose.
@@ -40,7 +67,19 @@ class DecoderConfig:
     d_ff: int
     vocab_size: int | None = None
     activation: str = "gelu"
+    attention_pattern: tuple[str, ...] = ("global",)
+    sliding_window: int | None = None
     rope_theta: float = 10_000.0
+    local_rope_theta: float | None = None
+    rope_scaling: RopeScaling | None = None
+    query_scalar: float | None = None
+    query_key_norm: bool = False
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    query_key_value_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    post_norms: bool = False
     norm_eps: float = 1e-6
     norm_plus_one: bool = True
     tie_embeddings: bool = True
@@ -51,23 +90,35 @@ class DecoderConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self):
-        for name in _SIZES:
+        object.__setattr__(self, "attention_pattern", tuple(self.attention_pattern))  # of a list
+        for name in (*_SIZES, *_POSITIVE):
             value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise CalrecError(f"DecoderConfig.{name} is {value}: it must be at least 1")
-        for name in ("dtype", "param_dtype"):
-            if getattr(self, name) not in DTYPES:
-                raise CalrecError(f"{name} {getattr(self, name)!r} is none of {DTYPES}")
+            if isinstance(value, (int, float)) and value < (1 if name in _SIZES else 1e-9):
+                least = "at least 1" if name in _SIZES else "positive, or None"
+                raise CalrecError(f"DecoderConfig.{name} is {value}: it must be {least}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise CalrecError(f"{name} {getattr(self, name)!r} is none of {known}")
         if self.num_heads % self.num_kv_heads:
             raise CalrecError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
         if self.head_dim % 2:
             raise CalrecError(f"head_dim {self.head_dim} is odd: rotary embeddings need pairs")
-        if self.activation not in ACTIVATIONS:
-            raise CalrecError(f"activation {self.activation!r} is none of {ACTIVATIONS}")
-        if self.remat not in REMAT_POLICIES:
-            raise CalrecError(f"remat {self.remat!r} is none of {REMAT_POLICIES}")
+        self._check_pattern()
+
+    def _check_pattern(self) -> None:
+        pattern = self.attention_pattern
+        if not pattern or not {*pattern} <= {*ATTENTION_KINDS}:
+            raise CalrecError(f"attention_pattern {pattern!r}: give some of {ATTENTION_KINDS}")
+        if "sliding" in pattern and self.sliding_window is None:
+            raise CalrecError("attention_pattern has 'sliding' layers: set sliding_window, tokens")
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The kind of attention of each layer."""
+        pattern = self.attention_pattern
+        return tuple(pattern[layer % len(pattern)] for layer in range(self.num_layers))
 
     def meaning(self) -> dict[str, object]:
         """What weights mean, and not how they are computed with: equal for the same function."""

@@ -13,18 +13,19 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from calrec_jax.models.attention import Attention, packed_mask
+from calrec_jax.models import attention
+from calrec_jax.models.attention import Attention, OfKinds
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.kv_cache import Continuations, Prefix
-from calrec_jax.models.layers import GatedMLP, RMSNorm
+from calrec_jax.models.layers import GatedMLP, RMSNorm, soft_cap
 
 
 @flax.struct.dataclass
 class _Rows:
     """What all layers share when whole rows are read. `keep` = hand out keys and values."""
 
-    positions: jax.Array
-    mask: jax.Array
+    rotations: OfKinds
+    masks: OfKinds
     keep: bool = flax.struct.field(pytree_node=False, default=False)
 
 
@@ -32,9 +33,8 @@ class _Rows:
 class _Step:
     """What all layers share when each continuation gets one token."""
 
-    positions: jax.Array
-    prefix_mask: jax.Array
-    length: jax.Array
+    rotations: OfKinds
+    masks: OfKinds
 
 
 class Block(nn.Module):
@@ -43,20 +43,23 @@ class Block(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, shared: _Rows | _Step, layer_cache: Any):
+    def __call__(self, x, shared: _Rows | _Step, layer: tuple[Any, Any]):
         c = self.config
-        attention, normed = Attention(c, name="attention"), RMSNorm(c, name="attention_norm")(x)
+        kind, cache = layer
+        rotation, mask = shared.rotations.of(kind), shared.masks.of(kind)
+        attend, normed = Attention(c, name="attention"), RMSNorm(c, name="attention_norm")(x)
         if isinstance(shared, _Step):
-            prefix, written = layer_cache
-            out, kv = attention.decode(
-                normed, shared.positions, prefix, shared.prefix_mask, written, shared.length
-            )
+            out, kv = attend.decode(normed, rotation, mask, *cache)
         else:
-            out, kv = attention(normed, shared.positions, shared.mask)
+            out, kv = attend(normed, rotation, mask)
             kv = kv if shared.keep else None
+        if c.post_norms:
+            out = RMSNorm(c, name="attention_post_norm")(out)
         x = x + out
-        x = x + GatedMLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x))
-        return nn.with_logical_constraint(x, ("batch", "length", "embed")), kv
+        out = GatedMLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x))
+        if c.post_norms:
+            out = RMSNorm(c, name="mlp_post_norm")(out)
+        return nn.with_logical_constraint(x + out, ("batch", "length", "embed")), kv
 
 
 _REMAT_POLICIES = {
@@ -76,18 +79,9 @@ class Decoder(nn.Module):
 
     def setup(self):
         c = self.config
-        normal = nn.initializers.normal(c.d_model**-0.5)
-        init = nn.with_logical_partitioning(normal, ("vocab", "embed"))
-        self.embedding = self.param(
-            "embedding", init, (c.vocab_size, c.d_model), jnp.dtype(c.param_dtype)
-        )
+        self.embedding = self._table("embedding")
         if not c.tie_embeddings:
-            init = nn.with_logical_partitioning(
-                nn.initializers.normal(c.d_model**-0.5), ("embed", "vocab")
-            )
-            self.unembedding = self.param(
-                "unembedding", init, (c.d_model, c.vocab_size), jnp.dtype(c.param_dtype)
-            )
+            self.unembedding = self._table("unembedding")
         block = Block
         if c.remat != "none":
             block = nn.remat(Block, policy=_REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
@@ -104,13 +98,21 @@ class Decoder(nn.Module):
             self.layers = [block(c) for _ in range(c.num_layers)]
         self.final_norm = RMSNorm(c)
 
+    def _table(self, name: str) -> jax.Array:
+        """A parameter [V, D]."""
+        c = self.config
+        normal = nn.initializers.normal(c.d_model**-0.5)
+        init = nn.with_logical_partitioning(normal, ("vocab", "embed"))
+        return self.param(name, init, (c.vocab_size, c.d_model), jnp.dtype(c.param_dtype))
+
     def _run_layers(self, x, shared, cache):
         """All blocks. `cache` and the returned keys and values are stacked along layers."""
+        kinds = OfKinds.places(self.config)
         if self.config.scan_layers:
-            return self.layers(x, shared, cache)
+            return self.layers(x, shared, (jnp.asarray(kinds, jnp.int32), cache))
         kept = []
         for i, layer in enumerate(self.layers):
-            x, kv = layer(x, shared, jax.tree.map(lambda a, i=i: a[i], cache))
+            x, kv = layer(x, shared, (kinds[i], jax.tree.map(lambda a, i=i: a[i], cache)))
             kept.append(kv)
         return x, jax.tree.map(lambda *layers: jnp.stack(layers), *kept)
 
@@ -119,6 +121,10 @@ class Decoder(nn.Module):
         if self.config.scale_embedding:
             x = x * jnp.asarray(self.config.d_model**0.5, x.dtype)
         return nn.with_logical_constraint(x, ("batch", "length", "embed"))
+
+    def _rows(self, positions_BxS, segment_ids_BxS, keep: bool = False) -> _Rows:
+        rotations = attention.rotations(self.config, positions_BxS)
+        return _Rows(rotations, attention.packed_masks(self.config, segment_ids_BxS), keep)
 
     def __call__(self, tokens_BxS, positions_BxS, segment_ids_BxS) -> jax.Array:
         """Hidden states of packed rows, after the final norm.
@@ -130,16 +136,17 @@ class Decoder(nn.Module):
         Returns:
           [B, S, D] in the compute dtype.
         """
-        shared = _Rows(positions_BxS, packed_mask(segment_ids_BxS))
+        shared = self._rows(positions_BxS, segment_ids_BxS)
         x_BxSxD, _ = self._run_layers(self._embed(tokens_BxS), shared, None)
         return self.final_norm(x_BxSxD)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits of hidden states: [..., D] -> [..., V], float32."""
-        table = self.embedding.T if self.config.tie_embeddings else self.unembedding
-        return jnp.matmul(
-            hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
+        table_VxD = self.embedding if self.config.tie_embeddings else self.unembedding
+        logits = jnp.matmul(
+            hidden, table_VxD.T.astype(hidden.dtype), preferred_element_type=jnp.float32
         )
+        return soft_cap(logits, self.config.logit_softcap)
 
     def prefill(self, tokens_BxP, mask_BxP) -> tuple[jax.Array, Prefix]:
         """Reads whole prompts, padded on the right.
@@ -153,7 +160,7 @@ class Decoder(nn.Module):
         """
         length = tokens_BxP.shape[1]
         positions = jnp.broadcast_to(jnp.arange(length)[None], tokens_BxP.shape)
-        shared = _Rows(positions, packed_mask(mask_BxP.astype(jnp.int32)), keep=True)
+        shared = self._rows(positions, mask_BxP.astype(jnp.int32), keep=True)
         x_BxPxD, (k, v) = self._run_layers(self._embed(tokens_BxP), shared, None)
         lengths_B = mask_BxP.sum(axis=1).astype(jnp.int32)
         last = jnp.take_along_axis(x_BxPxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
@@ -170,8 +177,11 @@ class Decoder(nn.Module):
         Returns:
           Hidden states [B, N, D] and the cache with this token's keys and values.
         """
-        positions = jnp.broadcast_to((prefix.lengths + written.length)[:, None], tokens_BxN.shape)
-        shared = _Step(positions, prefix.mask, written.length)
+        c, step = self.config, written.length
+        positions = jnp.broadcast_to((prefix.lengths + step)[:, None], tokens_BxN.shape)
+        room = written.k.shape[3]
+        masks = attention.step_masks(c, prefix.mask, prefix.lengths, room, step)
+        shared = _Step(attention.rotations(c, positions), masks)
         cache = ((prefix.k, prefix.v), (written.k, written.v))
         x_BxNxD, (k, v) = self._run_layers(self._embed(tokens_BxN), shared, cache)
         return self.final_norm(x_BxNxD), written.append(k, v)

@@ -1,6 +1,9 @@
-"""Building blocks of the decoder: RMSNorm, rotary embeddings, the gated MLP, projections."""
+"""Building blocks of the decoder: projections, RMSNorm, the gated MLP, soft caps."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -11,43 +14,59 @@ from calrec_jax.models.config import DecoderConfig
 _ACTIVATIONS = {"gelu": lambda x: nn.gelu(x, approximate=True), "silu": nn.silu}
 
 
-def fan_in_init(fan_in: int):
-    """Normal with variance 1 / fan_in; explicit, since our kernels have up to three axes."""
-    return nn.initializers.normal(stddev=fan_in**-0.5)
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(x / cap) (Gemma 2, arXiv 2408.00118, section 2); `x` where there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def kernel(module: nn.Module, name: str, shape, axes, fan_in: int) -> jax.Array:
-    """A parameter of `module` with logical `axes`, cast to the compute dtype."""
-    config: DecoderConfig = module.config
-    init = nn.with_logical_partitioning(fan_in_init(fan_in), axes)
-    value = module.param(name, init, shape, jnp.dtype(config.param_dtype))
-    return value.astype(config.dtype)
+class Projection(nn.Module):
+    """x W, or x W + b: the last axes of x against the first of W.
 
-
-def rope(x_BxSxHxK: jax.Array, positions_BxS: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding, pairs (i, i + K/2), angles in float32.
-
-    Source: Su et al. 2021 (arXiv 2104.09864), in the half-split layout of Gemma and Llama.
+    Attributes:
+      inputs, outputs: sizes of the axes that are summed over, and of those that come instead.
+      axes: logical names of all of them.
+      bias: whether there is a b.
     """
-    half = x_BxSxHxK.shape[-1] // 2
-    wavelengths = theta ** (jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions_BxS[:, :, None, None].astype(jnp.float32) / wavelengths[None, None, None, :]
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
-    first, second = jnp.split(x_BxSxHxK.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BxSxHxK.dtype)
+
+    config: DecoderConfig
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+    axes: Sequence[str]
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # Variance 1 / fan-in; explicit, since our kernels have up to three axes.
+        normal = nn.initializers.normal(stddev=math.prod(self.inputs) ** -0.5)
+        kernel = self._param("kernel", normal, (*self.inputs, *self.outputs), self.axes)
+        y = jnp.tensordot(x, kernel, axes=len(self.inputs))
+        if self.bias:
+            axes = self.axes[len(self.inputs) :]
+            bias = self._param("bias", nn.initializers.zeros, self.outputs, axes)
+            y = y + jnp.expand_dims(bias, range(y.ndim - bias.ndim))
+        return y
+
+    def _param(self, name: str, init, shape: Sequence[int], axes: Sequence[str]) -> jax.Array:
+        partitioned = nn.with_logical_partitioning(init, tuple(axes))
+        value = self.param(name, partitioned, tuple(shape), jnp.dtype(self.config.param_dtype))
+        return value.astype(self.config.dtype)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, in float32 (Zhang and Sennrich 2019)."""
+    """Root-mean-square norm over the last axis, in float32 (Zhang and Sennrich 2019).
+
+    Attributes:
+      axis: logical name of what is normed.
+    """
 
     config: DecoderConfig
+    axis: str = "embed"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
         start = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
-        init = nn.with_logical_partitioning(start, ("embed",))
+        init = nn.with_logical_partitioning(start, (self.axis,))
         scale = self.param("scale", init, (x.shape[-1],), jnp.dtype(c.param_dtype))
         scale = scale.astype(jnp.float32) + (1.0 if c.norm_plus_one else 0.0)
         x32 = x.astype(jnp.float32)
@@ -63,9 +82,9 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x_BxSxD: jax.Array) -> jax.Array:
         c = self.config
-        gate = kernel(self, "gate", (c.d_model, c.d_ff), ("embed", "mlp"), c.d_model)
-        up = kernel(self, "up", (c.d_model, c.d_ff), ("embed", "mlp"), c.d_model)
-        down = kernel(self, "down", (c.d_ff, c.d_model), ("mlp", "embed"), c.d_ff)
-        hidden_BxSxF = _ACTIVATIONS[c.activation](x_BxSxD @ gate) * (x_BxSxD @ up)
+        d, f, bias = (c.d_model,), (c.d_ff,), c.mlp_bias
+        gate = Projection(c, d, f, ("embed", "mlp"), bias, name="gate")(x_BxSxD)
+        up = Projection(c, d, f, ("embed", "mlp"), bias, name="up")(x_BxSxD)
+        hidden_BxSxF = _ACTIVATIONS[c.activation](gate) * up
         hidden_BxSxF = nn.with_logical_constraint(hidden_BxSxF, ("batch", "length", "mlp"))
-        return hidden_BxSxF @ down
+        return Projection(c, f, d, ("mlp", "embed"), bias, name="down")(hidden_BxSxF)

@@ -87,6 +87,6 @@ def _is_matrix(params):
     """True for kernels and embeddings. Not by their rank: a scanned norm's scale has two axes."""
 
     def is_matrix(path, _):
-        return jax.tree_util.keystr(path[-1:], simple=True) != "scale"
+        return jax.tree_util.keystr(path[-1:], simple=True) not in ("scale", "bias")
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -27,3 +27,17 @@ def shared_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}: set CALREC_SHARED_DATA to run this test")
     return path
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory) -> pathlib.Path:
+    """The embedded store with at most 12 users a domain; its raw files are in ../raw/DOMAIN."""
+    from calrec_jax.data import synthetic
+    from calrec_jax.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("small")
+    config = synthetic.SyntheticConfig(users=12, target_users=12)
+    for name, raw in synthetic.generate(config).items():
+        synthetic.write_raw(raw, folder / "raw" / name)
+        prepare("jsonl", folder / "raw" / name, folder / "store", name)
+    return folder / "store"

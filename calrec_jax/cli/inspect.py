@@ -41,7 +41,7 @@ def stage_text(name: str, told: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{name}: {told['mixture']}, {told['steps']:,} steps of {told['rows']} rows of "
         f"{told['row_length']} tokens, at most {told['max_segments']} examples a row, "
-        f"targets: {told['targets']}"
+        f"targets: {told['targets']}, rates: {told['rates']}"
     )
     for domain in told["domains"]:
         yield ""

@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
             time_unit=args.time_unit,
             engine=args.engine,
             beam_options=args.beam_options,
+            beam_scratch=args.beam_scratch,
             report=report,
             warn=_warn,
         )
@@ -111,7 +112,7 @@ def _add_files(group) -> None:
     group.add_argument(
         "--source", required=True, help=f"the files' format: {', '.join(sorted(SOURCES))}"
     )
-    group.add_argument("--input_dir", metavar="FOLDER", help="where the files are, or a URL")
+    group.add_argument("--input_dir", metavar="FOLDER", help="where the files are; also gs://...")
     for kind in ("events", "items"):
         group.add_argument(
             f"--{kind}",
@@ -139,6 +140,7 @@ def _add_dataset(group) -> None:
     group.add_argument(
         "--data_dir",
         required=True,
+        type=_not_empty,
         metavar="STORE",
         help="the store; the dataset is written to STORE/DOMAIN, in place of one that is there, "
         "with stats.json and rejects.jsonl (the lines that were not used, and why)",
@@ -254,6 +256,19 @@ def _add_engine(group) -> None:
         help='options for Beam, as "--runner=FlinkRunner --flink_master=HOST:8081"; without a '
         "runner Beam works in this process",
     )
+    group.add_argument(
+        "--beam_scratch",
+        metavar="FOLDER",
+        help="where Beam's machines leave files for each other, by the same name for all: a path, "
+        "or a URL as gs://BUCKET/tmp; in it a folder is made, and deleted at the end (default: in "
+        "the store)",
+    )
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -133,13 +133,7 @@ def read_index(folder: str | os.PathLike) -> dict[str, Any]:
 
 def read_catalogue(folder: str | os.PathLike, name: str) -> Catalogue:
     """The catalogue of a domain. Raises CalrecError where there is none."""
-    lines = _whole(folder, name, "catalogue", _read_lines)
-    dataset = read_index(folder)["domains"][name]["dataset"]
-    return Catalogue(
-        dataset,
-        tuple(line["item_id"] for line in lines),
-        tuple(line["fields"] for line in lines),
-    )
+    return _Saved.of(folder, name).catalogue()
 
 
 def read_text(
@@ -150,43 +144,40 @@ def read_text(
     Raises:
       CalrecError: they were saved with another template or vocabulary.
     """
-    here, index = _domain_dir(folder, name), read_index(folder)
+    saved = _Saved.of(folder, name)
     asked = {
         "vocabulary": vocabularies.fingerprint(vocabulary),
         "template": json.loads(json.dumps(dataclasses.asdict(template))),
     }
-    saved = {
-        "vocabulary": index["vocabulary"],
-        "template": index["domains"][name]["template"],
-    }
-    for part, value in saved.items():
+    there = {"vocabulary": saved.vocabulary, "template": saved.entry["template"]}
+    for part, value in there.items():
         if value != asked[part]:
             raise CalrecError(
-                f"{here} was saved with {part} {value}, this run has {asked[part]}: run `calrec "
-                f"batches` again, or give the same"
+                f"{saved.folder} was saved with {part} {value}, this run has {asked[part]}: run "
+                f"`calrec batches` again, or give the same"
             )
-    parts = {f.name: _load(here / f"text_{f.name}.npy") for f in dataclasses.fields(TextTokens)}
-    return TextTokens(**parts | {"values": _whole(folder, name, "text_values", _load)})
+    sizes = saved.entry["sizes"]
+    long = {"values": sizes["text_values"], "splits": sizes["catalogue"] + 1}
+    fields = (field.name for field in dataclasses.fields(TextTokens))
+    return TextTokens(**{f: saved.array(f"text_{f}", long.get(f)) for f in fields})
 
 
 def read_histories(
     folder: str | os.PathLike, name: str, split: str, catalogue: Catalogue
 ) -> Histories:
     """The sequences of a split as places, memory-mapped."""
-    here = _split_of(folder, name, split)
-    places = _whole(folder, name, f"{split}_places", _load)
-    return Histories(places, _load(f"{here}_splits.npy"))
+    return _Saved.of(folder, name).histories(split)
 
 
 def read_sequences(folder: str | os.PathLike, name: str, split: str) -> list[UserSequence]:
     """The sequences of a split, as `stored` gives them."""
-    here, catalogue = _split_of(folder, name, split), read_catalogue(folder, name)
-    splits = _load(f"{here}_splits.npy").tolist()
-    places = _whole(folder, name, f"{split}_places", _load)
-    ids = [catalogue.item_ids[place] for place in places.tolist()]
-    times = _load(f"{here}_timestamps.npy").tolist()
+    saved = _Saved.of(folder, name)
+    catalogue, histories = saved.catalogue(), saved.histories(split)
+    splits = histories.splits.tolist()
+    ids = [catalogue.item_ids[place] for place in histories.places.tolist()]
+    times = saved.array(f"{split}_timestamps", len(ids)).tolist()
     found = []
-    for place, user_id in enumerate(_whole(folder, name, f"{split}_users", _read_lines)):
+    for place, user_id in enumerate(saved.lines(f"{split}_users")):
         of = slice(*splits[place : place + 2])
         known = tuple(times[of]) if -1 not in times[of] else None
         found.append(UserSequence(user_id, catalogue.domain, tuple(ids[of]), known))
@@ -195,34 +186,65 @@ def read_sequences(folder: str | os.PathLike, name: str, split: str) -> list[Use
 
 def num_examples(folder: str | os.PathLike, name: str, split: str) -> int:
     """How many sequences a split holds."""
-    return len(_load(f"{_split_of(folder, name, split)}_splits.npy")) - 1
+    return _Saved.of(folder, name).num_examples(split)
 
 
 def checksums(folder: str | os.PathLike, name: str) -> dict[str, str]:
     """Checksums of the dataset that the arrays were made of."""
-    _domain_dir(folder, name)
-    return read_index(folder)["domains"][name]["checksums"]
+    return _Saved.of(folder, name).entry["checksums"]
 
 
-def _domain_dir(folder, name: str) -> pathlib.Path:
-    domains = read_index(folder)["domains"]
-    if name not in domains:
-        raise CalrecError(f"{folder} has no domain {name!r}, only {', '.join(sorted(domains))}")
-    return pathlib.Path(folder) / name
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """One domain of a folder, whose parts are read as they are asked for.
+
+    Attributes:
+      folder: of the domain.
+      vocabulary: its fingerprint.
+      entry: of the domain in the index.
+    """
+
+    folder: pathlib.Path
+    vocabulary: str
+    entry: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, folder: str | os.PathLike, name: str) -> _Saved:
+        """Domain `name`. Raises CalrecError where there is none."""
+        index = read_index(folder)
+        if name not in index["domains"]:
+            there = ", ".join(sorted(index["domains"]))
+            raise CalrecError(f"{folder} has no domain {name!r}, only {there}")
+        return cls(pathlib.Path(folder) / name, index["vocabulary"], index["domains"][name])
+
+    def catalogue(self) -> Catalogue:
+        lines = self.lines("catalogue")
+        ids = tuple(line["item_id"] for line in lines)
+        return Catalogue(self.entry["dataset"], ids, tuple(line["fields"] for line in lines))
+
+    def num_examples(self, split: str) -> int:
+        if split not in SPLITS:
+            raise CalrecError(f"{self.folder.name} has no split {split!r}, only {sorted(SPLITS)}")
+        return self.entry["sizes"][f"{split}_users"]
+
+    def histories(self, split: str) -> Histories:
+        splits = self.array(f"{split}_splits", self.num_examples(split) + 1)
+        places = self.array(f"{split}_places", self.entry["sizes"][f"{split}_places"])
+        return Histories(places, splits)
+
+    def array(self, part: str, long: int | None) -> np.ndarray:
+        """An array, memory-mapped. Raises CalrecError unless it is `long` (None: any length)."""
+        path = self.folder / f"{part}.npy"
+        return _whole(path, _load(path), long)
+
+    def lines(self, part: str) -> list[Any]:
+        """The values of a file of JSON lines. Raises CalrecError where some are missing."""
+        path = self.folder / f"{part}.jsonl"
+        return _whole(path, _read_lines(path), self.entry["sizes"][part])
 
 
-def _split_of(folder, name: str, split: str) -> str:
-    if split not in SPLITS:
-        raise CalrecError(f"{name} has no split {split!r}, only {sorted(SPLITS)}")
-    return f"{_domain_dir(folder, name)}/{split}"
-
-
-def _whole(folder, name: str, part: str, read):
-    """What `read` reads of a part of a domain, as long as it was written."""
-    ending = "npy" if read is _load else "jsonl"
-    path = _domain_dir(folder, name) / f"{part}.{ending}"
-    found, long = read(path), read_index(folder)["domains"][name]["sizes"][part]
-    if len(found) != long:
+def _whole(path: pathlib.Path, found, long: int | None):
+    if long is not None and len(found) != long:
         raise CalrecError(
             f"{path} is damaged: it has {len(found)} entries, and {long} were written: run `calrec "
             f"batches` again"

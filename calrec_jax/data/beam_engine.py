@@ -4,7 +4,8 @@ What the rules decide is in `sequences`; the dataset is, byte for byte, that of 
 
 Each step is a pipeline. It hands rows to the next in files, one JSON array a line, and tells the
 driver sums alone, so that the driver's memory does not grow with users, items or events. All
-machines must reach the store and local raw files by the same paths, which are then to be absolute.
+machines must reach the raw files and the scratch folder by the same names; the driver alone works
+in the store.
 """
 
 from __future__ import annotations
@@ -12,13 +13,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import errno
 import io
 import itertools
 import json
-import os
 import pathlib
-import pickle
 import shlex
 import shutil
 import sys
@@ -28,8 +26,9 @@ from typing import Any
 
 from calrec_jax.data import beam_transforms as transforms
 from calrec_jax.data import sequences, shards
+from calrec_jax.data.beam_scratch import Scratch, own_folder, temporary_files_in
 from calrec_jax.data.beam_transforms import Facts, Sums
-from calrec_jax.data.duckdb_engine import Prepared, Report
+from calrec_jax.data.engine import Prepared, Report
 from calrec_jax.data.quiet_beam import PipelineOptions, StandardOptions, beam
 from calrec_jax.data.sequences import Rules
 from calrec_jax.data.shards import Split
@@ -65,38 +64,51 @@ def run(
     writer: DomainWriter,
     report: Report,
     options: Sequence[str] = (),
+    beam_scratch: str | None = None,
 ) -> Prepared:
-    """Reads the raw files, applies the rules and writes all records.
+    """An `engine.Engine`: see there.
 
     Args:
-      scratch: for what is temporary, and for rejects.jsonl.
       options: Beam's, as "--runner=FlinkRunner". Without a runner all is done in this process.
+      beam_scratch: where a folder for what workers read and write is made, and deleted in the end:
+        a path, or a URL of Beam's file systems; by default `scratch`.
 
     Raises:
-      CalrecError: a file cannot be read, events lack the time that the rules need, or Beam does not
-        take the options or the scratch folder's path.
-      OSError, tf.errors.OpError: the disk is full or not writable.
+      CalrecError: also where Beam does not take the options or cannot work in the scratch folder.
     """
-    if any(character in "*?[" for character in str(scratch)):
-        raise CalrecError(
-            f"the engine 'beam' cannot work in {scratch}: Beam would take * ? and [ for wild "
-            f"cards; choose another store"
-        )
-    engine = _Engine(domain, rules, scratch, pipeline_options(options))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(temporary_files_in(scratch / "temporary"))
+        beam_options = pipeline_options(options)
+        parent = str(scratch) if beam_scratch is None else beam_scratch
+        shared = stack.enter_context(own_folder(parent, domain))
+        engine = _Engine(domain, rules, shared, beam_options)
+        return _run(engine, source, files, scratch, writer, report)
+
+
+def _run(
+    engine: _Engine,
+    source: Source,
+    files: RawFiles,
+    workspace: pathlib.Path,
+    writer: DomainWriter,
+    report: Report,
+) -> Prepared:
     report("reading", 0)
-    facts = engine.read(source, files)
-    sequences.check_times(domain, facts.counts["events_untimed"])
+    facts = engine.read(source, files, workspace / "rejects.jsonl")
+    sequences.check_times(engine.domain, facts.counts["events_untimed"])
     report("joining", facts.counts["events_read"])
     counts = facts.counts + engine.select(facts.ordered)
     report("counting", counts["events_known"])
-    if rules.k_core:
-        users, events, items = engine.shrink_to_core()
-        counts["events_not_in_core"] = counts["events_known"] - events
-        counts["items_not_in_core"] = counts["items_usable"] - items
+    passes = 0
+    if engine.rules.k_core:
+        core = engine.shrink_to_core()
+        passes = core["passes"]
+        counts["events_not_in_core"] = counts["events_known"] - core["events"]
+        counts["items_not_in_core"] = counts["items_usable"] - core["items"]
     report("writing", counts["events_known"] - counts["events_not_in_core"])
-    written = engine.write(writer)
-    if rules.k_core:
-        counts["users_not_in_core"] = users - _users_made(written)
+    written = engine.write(writer, passes)
+    if engine.rules.k_core:
+        counts["users_not_in_core"] = core["users"] - _users_made(written)
     counts["items_not_bought"] = written.counts["items_not_bought"]
     return Prepared(
         {name: counts[name] for name in _COUNTED},
@@ -119,7 +131,8 @@ def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
             options.get_all_options(display_warnings=True)
             beam.Pipeline(options=options)  # whose runner may be unknown
     except (SystemExit, ValueError, ImportError, AttributeError) as error:
-        lines = complaint.getvalue().splitlines() or str(error).splitlines() or [repr(error)]
+        said = complaint.getvalue() if isinstance(error, SystemExit) else str(error)
+        lines = said.splitlines() or [repr(error)]
         given = shlex.join(flags)
         raise CalrecError(f"Beam does not take the options {given}: {lines[-1]}") from error
     sys.stderr.write(complaint.getvalue())  # of options that the runner may know, or nobody does
@@ -131,12 +144,13 @@ class _Engine:
     """The steps, in their order.
 
     Rows are in folders of `scratch`: "listings" and "events" as they are read; "items", those that
-    can be used; "kept", the events that the rules have left so far; "core", the ids of its items.
+    can be used; "kept_N", the events that the rules and N passes of the k-core have left; "core_N",
+    the ids of its items.
     """
 
     domain: str
     rules: Rules
-    scratch: pathlib.Path
+    scratch: Scratch
     options: PipelineOptions
 
     @contextlib.contextmanager
@@ -146,26 +160,25 @@ class _Engine:
                 yield pipeline
         except Exception as error:
             if _is_full_disk(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                raise CalrecError(
+                    f"no space left on the disk of {self.scratch.folder}, or on that of a worker's "
+                    f"temporary files; nothing that was there before is lost"
+                ) from error
             raise
 
     def _rows(self, pipeline: beam.Pipeline, name: str) -> beam.PCollection:
         """The rows that an earlier step has written."""
-        pattern = str(self.scratch / name / "part-*")
+        pattern = self.scratch.path(f"{name}/part-*")
         lines = pipeline | f"read {name}" >> beam.io.ReadFromText(pattern)
         return lines | f"decode {name}" >> beam.Map(json.loads)
 
     def _write_rows(self, rows: beam.PCollection, name: str) -> None:
-        prefix = str(self.scratch / name / "part")
         lines = rows | f"encode {name}" >> beam.Map(json.dumps)
-        lines | f"write {name}" >> beam.io.WriteToText(prefix)
+        lines | f"write {name}" >> beam.io.WriteToText(self.scratch.path(f"{name}/part"))
 
     def _tell(self, value: beam.PCollection, name: str) -> None:
-        """Saves the one element of a collection, for `_told`."""
-        value | f"tell {name}" >> beam.Map(transforms.save, self.scratch / name)
-
-    def _told(self, name: str) -> Any:
-        return pickle.loads((self.scratch / name).read_bytes())
+        """Saves the one element of a collection for the driver."""
+        value | f"tell {name}" >> beam.Map(self.scratch.save, name)
 
     def _tell_sums(self, name: str, *transformed: beam.pvalue.DoOutputsTuple) -> beam.PCollection:
         """Saves what several `Summing`s have added up, and returns it."""
@@ -174,8 +187,8 @@ class _Engine:
         self._tell(sums, name)
         return sums
 
-    def read(self, source: Source, files: RawFiles) -> Facts:
-        """Makes "listings" and "events", and rejects.jsonl in the order of the files' lines."""
+    def read(self, source: Source, files: RawFiles, rejects_path: pathlib.Path) -> Facts:
+        """Makes "listings" and "events", and `rejects_path` in the order of the files' lines."""
         kinds = {"listings": files.items, "events": files.events}
         now = time.time()
         with self._pipeline() as pipeline:
@@ -189,15 +202,15 @@ class _Engine:
                 )
                 self._write_rows(rows, kind)
         found = Facts()
-        with (self.scratch / "rejects.jsonl").open("wb") as rejects:
+        with rejects_path.open("wb") as rejects:
             for name in (f"{kind}_{n}" for kind, paths in kinds.items() for n in range(len(paths))):
-                found.add(self._told(f"{name}.facts"))
-                with (self.scratch / f"{name}.rejects").open("rb") as of_file:
+                found.add(self.scratch.load(f"{name}.facts"))
+                with self.scratch.open(f"{name}.rejects") as of_file:
                     shutil.copyfileobj(of_file, rejects)
         return found
 
     def select(self, ordered: bool) -> collections.Counter:
-        """Makes "items" of the first listings, and "kept" of the events of these items.
+        """Makes "items" of the first listings, and "kept_0" of the events of these items.
 
         Args:
           ordered: whether any event has an order.
@@ -220,29 +233,31 @@ class _Engine:
                 | "known" >> beam.ParDo(transforms.Known()).with_outputs(main="rows")
             )
             self._write_rows(items.usable, "items")
-            self._write_rows(known.rows, "kept")
+            self._write_rows(known.rows, "kept_0")
             self._tell_sums("selected", items, events, known)
-        return self._told("selected").counts
+        return self.scratch.load("selected").counts
 
-    def shrink_to_core(self) -> tuple[int, int, int]:
-        """Leaves of "kept" what is in the k-core, and makes "core".
+    def shrink_to_core(self) -> collections.Counter:
+        """Leaves of the events what is in the k-core, in as many passes as that takes.
 
         Returns:
-          How many users there were; events that are left; items of the core.
+          "users": how many there were; "events" and "items" of the core; "passes".
         """
         users = []
-        for n in itertools.count():
-            told = self._shrink(f"core_{n}")
-            users.append(told["users"])
-            if told["events"] == told["events_before"] or not self.rules.k_core_iterated:
-                return users[0], told["events"], told["items"]
+        for n in itertools.count(1):
+            core = self._shrink(n)
+            self.scratch.delete_folder(f"kept_{n - 1}")
+            users.append(core["users"])
+            if core["events"] == core["events_before"] or not self.rules.k_core_iterated:
+                core["users"], core["passes"] = users[0], n
+                return core
 
-    def _shrink(self, name: str) -> collections.Counter:
-        """Takes events of small users and of small items out of "kept", both counted in it."""
+    def _shrink(self, n: int) -> collections.Counter:
+        """Makes "kept_N" and "core_N": without small users and small items, both counted before."""
         k = self.rules.k_core
         with self._pipeline() as pipeline:
             users = (
-                self._rows(pipeline, "kept")
+                self._rows(pipeline, f"kept_{n - 1}")
                 | "by user" >> beam.Map(_first)
                 | "group by user" >> beam.GroupByKey()
                 | "mark users" >> beam.ParDo(transforms.MarkUser(k)).with_outputs(main="marked")
@@ -252,22 +267,20 @@ class _Engine:
                 | "group by item" >> beam.GroupByKey()
                 | "large items" >> beam.ParDo(transforms.LargeItem(k)).with_outputs(main="rows")
             )
-            self._write_rows(items.rows, f"{name}_kept")
-            self._write_rows(items.ids, f"{name}_ids")
-            self._tell_sums(name, users, items)
-        for made, place in ((f"{name}_kept", "kept"), (f"{name}_ids", "core")):
-            shutil.rmtree(self.scratch / place, ignore_errors=True)
-            (self.scratch / made).rename(self.scratch / place)
-        return self._told(name).counts
+            self._write_rows(items.rows, f"kept_{n}")
+            self._write_rows(items.ids, f"core_{n}")
+            self._tell_sums(f"shrunk_{n}", users, items)
+        return self.scratch.load(f"shrunk_{n}").counts
 
-    def write(self, writer: DomainWriter) -> Sums:
-        """Writes the shards of all splits and of the catalogue."""
-        folders = {split: writer.folder("sequences") for split in SPLITS}
-        folders["items"] = writer.folder("items")
-        write_shard = transforms.shard_writer(self.domain, folders, self.scratch)
+    def write(self, writer: DomainWriter, passes: int) -> Sums:
+        """Writes the shards of all splits and of the catalogue.
+
+        Args:
+          passes: of the k-core.
+        """
         with self._pipeline() as pipeline:
-            users = self._users(pipeline)
-            items = self._catalogue(pipeline, users.uses)
+            users = self._users(pipeline, f"kept_{passes}")
+            items = self._catalogue(pipeline, users.uses, f"core_{passes}")
             sums = beam.pvalue.AsSingleton(self._tell_sums("written", users, items))
             placed = (
                 users.records | "place sequences" >> beam.Map(transforms.place_sequence, sums),
@@ -277,38 +290,54 @@ class _Engine:
                 placed
                 | "all records" >> beam.Flatten()
                 | "by shard" >> beam.GroupByKey()
-                | "write shards" >> beam.MapTuple(write_shard)
+                | "write shards" >> beam.Map(transforms.write_shard, self.scratch)
                 | "all shards" >> beam.combiners.ToList()
             )
             self._tell(written, "shards")
-        sums, written = self._told("written"), self._told("shards")
-        records = {split: sums.users.examples[split] for split in SPLITS}
-        records["items"] = sums.items.items
-        splits = {
-            split: _split(self.domain, split, folder, records[split], written)
-            for split, folder in folders.items()
-        }
+        sums = self.scratch.load("written")
+        splits = self._take_shards(writer, sums)
         writer.take_shards(sorted(sums.items.with_field), splits)
         return sums
 
-    def _users(self, pipeline: beam.Pipeline) -> beam.pvalue.DoOutputsTuple:
+    def _take_shards(self, writer: DomainWriter, sums: Sums) -> dict[str, Split]:
+        """Brings all shards into the store's workspace. Adds those that have got no record."""
+        written = self.scratch.load("shards")
+        splits = {}
+        for split in (*SPLITS, "items"):
+            config = "items" if split == "items" else "sequences"
+            records = sums.items.items if split == "items" else sums.users.examples[split]
+            n = shards.num_shards(records, config)
+            found = {
+                shard: (length, size) for name, shard, length, size in written if name == split
+            }
+            for shard in range(n):
+                path = shards.shard_path(writer.folder(config), self.domain, split, shard, n)
+                if shard in found:
+                    self.scratch.take(transforms.shard_name(split, shard), path)
+                else:
+                    path.touch()
+            lengths = [found.get(shard, (0, 0))[0] for shard in range(n)]
+            splits[split] = Split(lengths, sum(size for _, size in found.values()))
+        return splits
+
+    def _users(self, pipeline: beam.Pipeline, kept: str) -> beam.pvalue.DoOutputsTuple:
         """The outputs of `MakeUser`; the main one is "records"."""
         make_user = transforms.MakeUser(self.domain, self.rules)
         return (
-            self._rows(pipeline, "kept")
+            self._rows(pipeline, kept)
             | "by user" >> beam.Map(_first)
             | "group by user" >> beam.GroupByKey()
             | "make users" >> beam.ParDo(make_user).with_outputs(main="records")
         )
 
-    def _catalogue(self, pipeline: beam.Pipeline, uses) -> beam.pvalue.DoOutputsTuple:
+    def _catalogue(self, pipeline: beam.Pipeline, uses, core: str) -> beam.pvalue.DoOutputsTuple:
         """The outputs of `SelectItem`; the main one is "listed"."""
         joined = {
             "fields": self._rows(pipeline, "items"),
             "use": uses | "add uses" >> beam.CombinePerKey(transforms.add_uses),
         }
         if self.rules.k_core:
-            joined["core"] = self._rows(pipeline, "core")
+            joined["core"] = self._rows(pipeline, core)
         select = transforms.SelectItem(self.rules)
         return (
             joined
@@ -326,19 +355,6 @@ def _users_made(sums: Sums) -> int:
 def _first(row: Sequence) -> tuple[Any, Sequence]:
     """A row, by what comes first in it."""
     return row[0], row
-
-
-def _split(domain, split, folder, records: int, written) -> Split:
-    """What was written of a split. Adds shards that have got no record."""
-    n = shards.num_shards(records, "items" if split == "items" else "sequences")
-    lengths, num_bytes = [0] * n, 0
-    for name, shard, length, size in written:
-        if name == split:
-            lengths[shard] = length
-            num_bytes += size
-    for shard in (shard for shard in range(n) if not lengths[shard]):
-        shards.shard_path(folder, domain, split, shard, n).touch()
-    return Split(lengths, num_bytes)
 
 
 def _is_full_disk(error: BaseException | None) -> bool:

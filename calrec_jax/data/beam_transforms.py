@@ -1,23 +1,21 @@
 """What Apache Beam's workers do for `beam_engine`: each class or function is one element's work.
 
-A runner may do it again, or twice at once. So a file gets its name only when it is complete, and
-what is counted goes along with the rows it is counted of.
+A runner may do it again, or twice at once. So what is counted goes along with the rows it is
+counted of, and files are those of a `Scratch`.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-import pickle
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from calrec_jax.data import sequences, shards
+from calrec_jax.data.beam_scratch import Scratch
 from calrec_jax.data.quiet_beam import beam
 from calrec_jax.data.quiet_tensorflow import tf
 from calrec_jax.data.sequences import Rules, User
@@ -30,27 +28,6 @@ EventRow = tuple[str, str, int | None, int | None, int]
 
 ListingRow = tuple[str, dict[str, str], int]
 """(item id, fields, position)."""
-
-
-@contextlib.contextmanager
-def complete(path: pathlib.Path, scratch: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields where to write what becomes `path` if nothing is raised.
-
-    Args:
-      scratch: where it is until then, on the same file system.
-    """
-    temporary = scratch / f"incomplete_{uuid.uuid4().hex}"
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save(value: Any, path: pathlib.Path) -> None:
-    """Saves a small value for the driver."""
-    with complete(path, path.parent) as temporary:
-        temporary.write_bytes(pickle.dumps(value))
 
 
 @dataclasses.dataclass
@@ -119,37 +96,36 @@ class Facts:
 class ReadFile(beam.DoFn):
     """(place, path) of a raw file -> its EventRows or ListingRows.
 
-    Saves {folder}/{kind}_{place}.facts, the Facts, and .rejects, lines of JSON.
+    Saves {kind}_{place}.facts, the Facts, and {kind}_{place}.rejects, lines of JSON.
 
     Args:
       kind: "events" or "listings".
       now: Unix seconds.
     """
 
-    def __init__(self, kind: str, source: Source, rules: Rules, now: float, folder: pathlib.Path):
+    def __init__(self, kind: str, source: Source, rules: Rules, now: float, scratch: Scratch):
         self._kind, self._source, self._rules = kind, source, rules
-        self._now, self._folder = now, folder
+        self._now, self._scratch = now, scratch
 
     def process(self, file):
         place, path = file
         facts = Facts()
         name = f"{self._kind}_{place}"
-        with complete(self._folder / f"{name}.rejects", self._folder) as temporary:
-            with temporary.open("w") as rejects:
-                try:
-                    yield from self._rows(place, path, facts, rejects)
-                except CalrecError as error:  # for the driver: runners have errors of their own
-                    facts.problem = str(error)
-        save(facts, self._folder / f"{name}.facts")
+        with self._scratch.create(f"{name}.rejects") as rejects:
+            try:
+                yield from self._rows(place, path, facts, rejects)
+            except CalrecError as error:  # for the driver: runners have errors of their own
+                facts.problem = str(error)
+        self._scratch.save(facts, f"{name}.facts")
 
-    def _rows(self, place: int, path: str, facts: Facts, rejects):
+    def _rows(self, place: int, path: str, facts: Facts, rejects: BinaryIO):
         read, row_of = (
             (read_events, self._event) if self._kind == "events" else (read_items, self._listing)
         )
         for line, found in read(self._source, path):
             if type(found) is Rejected:
                 facts.rejected[found.reason] += 1
-                rejects.write(json.dumps(found._asdict()) + "\n")
+                rejects.write(f"{json.dumps(found._asdict())}\n".encode())
                 continue
             row = row_of(found, sequences.position(place, line), facts)
             if row is not None:
@@ -349,26 +325,23 @@ def place_item(item, sums: Sums):
     return ("items", n, shards.shard_of(key, n)), (key, item_id, encoded)
 
 
-def shard_writer(
-    domain: str, folders: Mapping[str, pathlib.Path], scratch: pathlib.Path
-) -> Callable[..., tuple[str, int, int, int]]:
-    """What writes (split, shards, shard) and its records, as `place_sequence` gives them.
+def shard_name(split: str, shard: int) -> str:
+    """Of the file in which `write_shard` leaves a shard."""
+    return f"shard_{split}_{shard}"
 
-    Args:
-      folders: by split.
+
+def write_shard(shard_records, scratch: Scratch) -> tuple[str, int, int, int]:
+    """Writes the file of ((split, shards, shard), its records), as `place_sequence` gives them.
 
     Returns:
-      A function that returns (split, shard, records, bytes of all of them).
+      (split, shard, records, bytes of all of them).
     """
-
-    def write(place, records) -> tuple[str, int, int, int]:
-        split, n, shard = place
-        encoded = [record for *_, record in sorted(records)]
-        path = shards.shard_path(folders[split], domain, split, shard, n)
-        with complete(path, scratch) as temporary:
-            with tf.io.TFRecordWriter(str(temporary)) as writer:
-                for record in encoded:
-                    writer.write(record)
-        return split, shard, len(encoded), sum(map(len, encoded))
-
-    return write
+    (split, _, shard), records = shard_records
+    encoded = [record for *_, record in sorted(records)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "shard")  # TensorFlow does not know all file systems of Beam's
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for record in encoded:
+                writer.write(record)
+        scratch.put(path, shard_name(split, shard))
+    return split, shard, len(encoded), sum(map(len, encoded))

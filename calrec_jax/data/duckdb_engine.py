@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import errno
 import itertools
 import json
@@ -16,7 +15,7 @@ import operator
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import duckdb
 import pyarrow as pa
@@ -24,15 +23,13 @@ import pyarrow.parquet as pq
 
 from calrec_jax.data import duckdb_queries as queries
 from calrec_jax.data import sequences
+from calrec_jax.data.engine import Prepared, Report
 from calrec_jax.data.sequences import Positioned, Rules, User
 from calrec_jax.data.sources import Event, RawFiles, Rejected, Source, read_events, read_items
 from calrec_jax.data.statistics import ItemStatistics, UserStatistics
 from calrec_jax.data.store import DomainWriter
 from calrec_jax.errors import is_full_disk
 from calrec_jax.text.items import Fields
-
-Report = Callable[[str, int], None]
-"""Told what is being done, and to how many events, users or items it has been done."""
 
 _SETTINGS = {
     "memory_limit": "1GB",
@@ -71,26 +68,6 @@ _USE = pa.schema(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What an engine has found while it wrote a domain.
-
-    Attributes:
-      counts: what was read, and what the rules left out before users were made, by name.
-      rejected: lines by the reason why they were not used; they are in rejects.jsonl.
-      future_events: how many are dated after now.
-      users, items: what was written.
-      cold: {"validation", "test"}: how many targets are in no training sequence.
-    """
-
-    counts: dict[str, int]
-    rejected: dict[str, int]
-    future_events: int
-    users: UserStatistics
-    items: ItemStatistics
-    cold: dict[str, int]
-
-
 def run(
     domain: str,
     source: Source,
@@ -100,15 +77,7 @@ def run(
     writer: DomainWriter,
     report: Report,
 ) -> Prepared:
-    """Reads the raw files, applies the rules and writes all records.
-
-    Args:
-      scratch: for what is temporary, and for rejects.jsonl.
-
-    Raises:
-      CalrecError: a file cannot be read, or events lack the time that the rules need.
-      OSError, tf.errors.OpError: the disk is full or not writable.
-    """
+    """An `engine.Engine`: see there."""
     with _database(scratch) as db, (scratch / "rejects.jsonl").open("w") as rejects:
         raw = _Raw(db, source, rules, report, rejects)
         raw.read(files)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from calrec_jax.data import domains
+from calrec_jax.data.domains import Mixture
 from calrec_jax.data.loader import Batches
 from calrec_jax.data.schedule import DomainRows
 from calrec_jax.text.items import SPLITS
@@ -23,11 +24,11 @@ def describe(batches: Batches, steps: int, shown: int = 1) -> dict[str, Any]:
       shown: examples of each domain.
 
     Returns:
-      {"mixture", "rows" of a batch, "row_length", "max_segments", "domains": [...]}, each domain
-      with its name, items, sequences by split, examples and rows of an epoch, its share of the
-      rows, steps of an epoch and epochs in `steps`; tokens of joint sequences {mean, p50, p90, p99,
-      max, histogram}; the shares of examples whose history is cut and of items that are cut; the
-      fill of its rows; and examples as [(span, text)].
+      {"mixture", "rates" in words, "targets", "rows" of a batch, "row_length", "max_segments",
+      "steps", "domains": [...]}, each domain with its name, items, sequences by split, examples and
+      rows of an epoch, its share of the rows, steps of an epoch and epochs in `steps`; tokens of
+      joint sequences {mean, p50, p90, p99, max, histogram}; the shares of examples whose history is
+      cut and of items that are cut; the fill of its rows; and examples as [(span, text)].
     """
     spec = batches.spec
     epochs = batches.epochs(steps)
@@ -37,6 +38,7 @@ def describe(batches: Batches, steps: int, shown: int = 1) -> dict[str, Any]:
     ]
     return {
         "mixture": batches.mixture.name,
+        "rates": _rates(batches.mixture),
         "targets": batches.examples[0].targets,
         "rows": spec.batch_size,
         "row_length": spec.row_length,
@@ -44,6 +46,15 @@ def describe(batches: Batches, steps: int, shown: int = 1) -> dict[str, Any]:
         "steps": steps,
         "domains": found,
     }
+
+
+def _rates(mixture: Mixture) -> str:
+    """By what its domains share the examples, in words."""
+    rates = mixture.rates
+    if not isinstance(rates, str):
+        pairs = zip(mixture.domains, rates, strict=True)
+        rates = "given: " + ", ".join(f"{name} {rate:g}" for name, rate in pairs)
+    return rates if mixture.temperature == 1 else f"{rates}; temperature {mixture.temperature:g}"
 
 
 def _domain(batches: Batches, place: int, share: float, epochs) -> dict[str, Any]:

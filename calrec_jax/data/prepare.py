@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from calrec_jax.data import duckdb_engine, statistics, store
-from calrec_jax.data.duckdb_engine import Prepared, Report
+from calrec_jax.data.engine import Engine, Prepared, Report
 from calrec_jax.data.sequences import Rules
 from calrec_jax.data.sources import RawFiles, find_files, get_source
 from calrec_jax.errors import CalrecError
@@ -30,6 +30,7 @@ def prepare(
     time_unit: str = "s",
     engine: str = "duckdb",
     beam_options: Sequence[str] = (),
+    beam_scratch: str | None = None,
     report: Report = lambda phase, done: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def prepare(
       source, columns, time_unit: how to read, see `sources.get_source`.
       input_dir, events, items: what to read, see `sources.find_files`.
       engine: "duckdb" (one machine), or "beam" (Apache Beam, an extra: one or many).
-      beam_options: Beam's options, see `beam_engine.run`.
+      beam_options, beam_scratch: see `beam_engine.run`.
       report: told how far it is.
       warn: told of what looks wrong, but can be.
 
@@ -54,7 +55,7 @@ def prepare(
       CalrecError: unknown source, missing file, empty domain, impossible name, full disk, or
         another process that prepares the same domain.
     """
-    run = _run_of(engine, beam_options)
+    run = _run_of(engine, beam_options, beam_scratch)
     made_by = get_source(source, columns, time_unit)
     store.check_name(domain)
     downloads = store.domain_dir(data_dir, ".downloads")
@@ -63,6 +64,7 @@ def prepare(
     with store.workspace(data_dir, domain) as scratch:
         writer = store.DomainWriter(scratch, domain)
         prepared = run(domain, made_by, files, rules, scratch, writer, report)
+        _check_columns(columns or {}, prepared)
         _check(domain, rules, prepared)
         stats = _describe(domain, source, files, rules, prepared)
         made = writer.finish({name: stats[name] for name in ("source", "rules", "checksums")})
@@ -77,14 +79,14 @@ def prepare(
     return stats
 
 
-def _run_of(engine: str, beam_options: Sequence[str]) -> Callable[..., Prepared]:
+def _run_of(engine: str, beam_options: Sequence[str], beam_scratch: str | None) -> Engine:
     if engine == "beam":
         from calrec_jax.data import beam_engine
 
-        return functools.partial(beam_engine.run, options=beam_options)
+        return functools.partial(beam_engine.run, options=beam_options, beam_scratch=beam_scratch)
     if engine != "duckdb":
         raise CalrecError(f"unknown engine {engine!r}; known: beam, duckdb")
-    if beam_options:
+    if beam_options or beam_scratch is not None:
         raise CalrecError("the options of Beam go with the engine 'beam' alone")
     return duckdb_engine.run
 
@@ -114,7 +116,9 @@ def _describe(
 def _check(domain: str, rules: Rules, prepared: Prepared) -> None:
     """Raises CalrecError for a dataset that nothing can be learnt or measured with."""
     users, examples = prepared.users.counts["users"], prepared.users.examples
-    if not users:
+    if not prepared.counts["events_read"]:
+        problem = f"{domain} is empty: its files hold no event"
+    elif not users:
         problem = f"{domain} is empty: {_what_was_removed(rules, prepared)}"
     elif not examples["train"]:
         needed = "4 events" if rules.split == "leave_one_out" else "2 events before validation_from"
@@ -130,6 +134,19 @@ def _check(domain: str, rules: Rules, prepared: Prepared) -> None:
     else:
         return
     raise CalrecError(problem + _what_was_rejected(prepared))
+
+
+def _check_columns(columns: Mapping[str, str], prepared: Prepared) -> None:
+    """Raises CalrecError where a field of items was mapped to a column that no line has."""
+    if not (prepared.items.items or prepared.counts["items_without_text"]):
+        return  # all were left out by the rules
+    others = {"user_id", "item_id", "order", "timestamp"}
+    for name, theirs in columns.items():
+        if name not in others and not prepared.items.with_field[name]:
+            raise CalrecError(
+                f"--columns has {name}={theirs}, and no item has anything in {theirs!r}: is it "
+                f"spelt as in the files?"
+            )
 
 
 _REMOVED = {

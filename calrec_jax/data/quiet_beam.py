@@ -25,6 +25,8 @@ def _without_warnings() -> Iterator[None]:
 try:
     with _without_warnings():
         import apache_beam as beam
+        from apache_beam.io.filesystem import BeamIOError
+        from apache_beam.io.filesystems import FileSystems
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 except ModuleNotFoundError as error:
     raise CalrecError(
@@ -35,4 +37,4 @@ except ModuleNotFoundError as error:
 # It writes pages of what is raised as well.
 logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
 
-__all__ = ["PipelineOptions", "StandardOptions", "beam"]
+__all__ = ["BeamIOError", "FileSystems", "PipelineOptions", "StandardOptions", "beam"]

@@ -305,7 +305,11 @@ def split_info(data_dir, domain: str, config: str, split: str) -> tfds.core.Spli
 
 
 def builder(data_dir, domain: str, config: str) -> tfds.core.DatasetBuilder:
-    """What reads a config of a domain's dataset. Raises as `load` does."""
+    """What reads a config of a domain's dataset.
+
+    Raises:
+      CalrecError: there is none (the line says how to make it), or it is damaged.
+    """
     directory = domain_dir(data_dir, domain) / config / VERSION
     if not directory.is_dir():
         raise CalrecError(
@@ -313,4 +317,9 @@ def builder(data_dir, domain: str, config: str) -> tfds.core.DatasetBuilder:
             f"{data_dir} --domain={domain} ...` (or `calrec synthetic` for the embedded store), or "
             f"set DATA_DIR"
         )
-    return tfds.builder_from_directory(directory)
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as error:  # of JSON, of protocol buffers, of names in them
+        raise CalrecError(
+            f"damaged dataset: {directory} cannot be opened: prepare {domain} again"
+        ) from error

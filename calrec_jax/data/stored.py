@@ -5,7 +5,6 @@ Records are parsed many at a time, which TFDS does not do: a tenth of its time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -84,18 +83,42 @@ def read_histories(data_dir: str, domain: str, split: str, catalogue: Catalogue)
 
 
 def checksums(data_dir: str, domain: str) -> dict[str, str]:
-    """Checksums of the dataset's splits and items, where `calrec prepare` wrote it."""
-    path = store.domain_dir(data_dir, domain) / "stats.json"
-    if not path.is_file():
-        return {}
-    return json.loads(path.read_text("utf-8")).get("checksums", {})
+    """Checksums of the dataset's splits and items, as whoever wrote it found them.
+
+    Raises:
+      CalrecError: there is no such dataset, or its metadata has none.
+    """
+    metadata = store.builder(data_dir, domain, "sequences").info.metadata or {}
+    if "checksums" not in metadata:
+        raise CalrecError(
+            f"damaged dataset: {domain} in {data_dir} has no checksums: prepare it again"
+        )
+    return dict(metadata["checksums"])
 
 
 def _parsed(data_dir, domain: str, config: str, split: str, features) -> Iterator[dict]:
-    """The records of a split, so many at a time, in the store's order."""
-    paths = [str(path) for path in store.split_info(data_dir, domain, config, split).filepaths]
-    records = tf.data.TFRecordDataset(paths).batch(_AT_ONCE)
-    yield from records.map(lambda some: tf.io.parse_example(some, features))
+    """The records of a split, so many at a time, in the store's order.
+
+    Raises:
+      CalrecError: there is no such dataset or split, or not all of its records can be read.
+    """
+    info = store.split_info(data_dir, domain, config, split)
+    records = tf.data.TFRecordDataset([str(path) for path in info.filepaths]).batch(_AT_ONCE)
+    read = 0
+    try:
+        for batch in records.map(lambda some: tf.io.parse_example(some, features)):
+            read += next(iter(batch.values())).shape[0]
+            yield batch
+    except tf.errors.OpError as error:
+        raise CalrecError(
+            f"damaged dataset: {split} of {domain} in {data_dir} cannot be read to its end: "
+            f"prepare it again"
+        ) from error
+    if read != info.num_examples:
+        raise CalrecError(
+            f"damaged dataset: {split} of {domain} in {data_dir} has {read} records, and "
+            f"{info.num_examples} were written: prepare it again"
+        )
 
 
 def _texts(values: np.ndarray) -> list[str]:

@@ -18,6 +18,8 @@ from types import ModuleType
 from calrec_jax.data.special_tokens import read_object, special_tokens
 from calrec_jax.errors import CalrecError
 
+_MOST_PIECES = 1_000_000  # the library may never end with more
+
 
 class Vocabulary(abc.ABC):
     """Text as token ids. The names are `seqio.Vocabulary`'s: one of those can stand in its place.
@@ -232,6 +234,32 @@ def huggingface(
     return HuggingFaceVocabulary(path, family, bos_token, eos_token, pad_token)
 
 
+def beside_weights(folder: str | pathlib.Path) -> Vocabulary:
+    """The vocabulary of the tokenizer in a folder with weights.
+
+    Raises:
+      CalrecError: there is none, or as `HuggingFaceVocabulary` and `SentencePieceVocabulary`.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / "tokenizer.json").is_file():
+        return HuggingFaceVocabulary(str(folder / "tokenizer.json"))
+    if (folder / "tokenizer.model").is_file():
+        return SentencePieceVocabulary(str(folder / "tokenizer.model"))
+    raise CalrecError(
+        f"{folder} has neither tokenizer.json nor tokenizer.model: put the model's tokenizer "
+        f"beside its weights"
+    )
+
+
+def carried(path: str) -> Vocabulary:
+    """The vocabulary that `calrec convert` brought along with weights, into FOLDER `path`.
+
+    Raises:
+      CalrecError: as `beside_weights`.
+    """
+    return beside_weights(pathlib.Path(path) / "hf")
+
+
 def train_sentencepiece(
     texts: Iterable[str],
     path: str | pathlib.Path,
@@ -251,12 +279,15 @@ def train_sentencepiece(
         labels of a template, which would else take most of a prompt's tokens.
 
     Raises:
-      CalrecError: the texts are too few for `vocab_size`, or the library sentencepiece is missing.
+      CalrecError: `vocab_size` is too small for the texts, or over a million; or the library
+        sentencepiece is missing.
     """
     library = _library("sentencepiece")
     path = pathlib.Path(path)
     if path.suffix != ".model":
         raise CalrecError(f"{path}: a SentencePiece model's file ends in .model")
+    if vocab_size > _MOST_PIECES:
+        raise CalrecError(f"no vocabulary of {vocab_size} pieces is made: {_MOST_PIECES} are most")
     model = io.BytesIO()
     try:
         library.SentencePieceTrainer.train(

@@ -45,7 +45,8 @@ def _stage(name: str, told: Mapping[str, Any]) -> str:
     shown = "".join(_example(d["name"], example) for d in domains for example in d["shown"])
     return f"""<h3>{html.escape(name)}: {html.escape(told["mixture"])}</h3>
 <p>{told["steps"]:,} steps of {told["rows"]:,} rows of {told["row_length"]:,} tokens, at most
-{told["max_segments"]} examples a row; targets: {html.escape(told["targets"])}.</p>
+{told["max_segments"]} examples a row; targets: {html.escape(told["targets"])};
+rates: {html.escape(told["rates"])}.</p>
 <div class="scroll"><table><tr><th></th>{head}</tr>{rows}</table></div>
 <div class="charts">{bars}</div>
 {shown}"""

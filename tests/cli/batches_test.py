@@ -8,23 +8,11 @@ import pytest
 import calrec_jax.tasks.synthetic  # noqa: F401
 from calrec_jax.cli import main as cli
 from calrec_jax.cli import run as runs
-from calrec_jax.data import arrays, domains, synthetic
-from calrec_jax.data.prepare import prepare
+from calrec_jax.data import arrays, domains
 from calrec_jax.errors import CalrecError
 
 BYTES = "VOCABULARY=@vocabularies.byte()"
 DOMAINS = ["synthetic_garden", "synthetic_kitchen", "synthetic_office", "synthetic_sports"]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """The embedded store, small."""
-    folder = tmp_path_factory.mktemp("batches")
-    config = synthetic.SyntheticConfig(users=12, target_users=12)
-    for name, raw in synthetic.generate(config).items():
-        synthetic.write_raw(raw, folder / "raw" / name)
-        prepare("jsonl", folder / "raw" / name, folder / "store", name)
-    return folder / "store"
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +23,13 @@ def registered(monkeypatch):
 
 
 @pytest.fixture
-def calrec_batches(store, tmp_path, monkeypatch, capfd):
+def calrec_batches(small_store, tmp_path, monkeypatch, capfd):
     """Saves the quickstart's, with more arguments: (exit code, standard output and error)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*argv):
         run = ["batches", "--gin_file=gin/runs/quickstart.gin", f"--gin.{BYTES}"]
-        code = cli.main([*run, f"--gin.DATA_DIR={str(store)!r}", *argv])
+        code = cli.main([*run, f"--gin.DATA_DIR={str(small_store)!r}", *argv])
         return code, *capfd.readouterr()
 
     return run
@@ -53,7 +41,7 @@ def run_from(data_dir, *bindings):
     )
 
 
-def test_the_folder_and_what_is_said_of_it(calrec_batches, store, tmp_path):
+def test_the_folder_and_what_is_said_of_it(calrec_batches, tmp_path):
     (tmp_path / "saved").mkdir()  # empty: as good as none
     code, out, err = calrec_batches("--out=saved")
     assert (code, err) == (0, "")
@@ -66,9 +54,9 @@ def test_the_folder_and_what_is_said_of_it(calrec_batches, store, tmp_path):
     assert not list((tmp_path / "saved").rglob("*.tmp"))
 
 
-def test_a_run_reads_it_as_it_reads_the_store(calrec_batches, store, tmp_path):
+def test_a_run_reads_it_as_it_reads_the_store(calrec_batches, small_store):
     assert calrec_batches("--out=saved")[0] == 0
-    of_store = run_from(store)
+    of_store = run_from(small_store)
     identity, data = of_store.identity, runs._data_of(of_store.stages[0])
     saved = run_from("saved", "MIXTURE_OR_TASK_MODULE='no.such.module'")
     runs._check_all(saved)

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import pathlib
+import subprocess
 
 import pytest
 import sentencepiece
@@ -64,6 +65,7 @@ WRONG = {
     "--source=jsonlines": "unknown source 'jsonlines', did you mean jsonl?",
     "--source=amazon2018": "amazon2018 reads them from",
     "--columns=user_id=who": "no who",
+    "--columns=title=name": "--columns has title=name, and no item has anything in 'name'",
     "--data_dir=gs://bucket/store": "the store is gs://bucket/store, and only paths of a file sys",
     "--input_dir=nowhere": "there is no folder nowhere",
     "--events=nowhere": "no file matches nowhere",
@@ -93,6 +95,7 @@ MISUSED = {
     "--columns=a=b,a=c": "'a=b,a=c' is not like user_id=uid,title=name",
     "--require=title,": "'title,' is not a list of names with commas in between",
     "--k_core=0": "'0' is not a positive whole number",
+    "--data_dir=": "is empty",
 }
 
 
@@ -117,7 +120,7 @@ def test_every_rule_has_a_flag(calrec, raw, tmp_path, monkeypatch):
         "--require=title,brand --split=temporal --validation_from=2018-01-31 "
         "--test_from=1520000000 --latest=2018-06-01 --max_history=50 --sample=0.5 --seed=7 "
         "--catalogue=bought --columns=user_id=uid,title=name --time_unit=ms --events=a,b --items=c "
-        "--engine=beam --beam_options=--runner=X"
+        "--engine=beam --beam_options=--runner=X --beam_scratch=tmp"
     )
     files = ["--source=csv", "--data_dir=store", "--domain=things"]
     assert calrec("prepare", *files, *flags.split())[0] == 0
@@ -149,6 +152,7 @@ def test_every_rule_has_a_flag(calrec, raw, tmp_path, monkeypatch):
         "time_unit": "ms",
         "engine": "beam",
         "beam_options": ["--runner=X"],
+        "beam_scratch": "tmp",
     }
     assert calrec("prepare", *files)[0] == 0
     assert given["args"][-1] == Rules()
@@ -190,6 +194,22 @@ def test_a_full_disk_is_one_line_and_the_old_dataset_stays(calrec, raw, tmp_path
         assert "Traceback" not in err
         assert stored.read_sequences(disk, "things", "test") == before
         assert sorted(path.name for path in disk.iterdir()) == ["filler", "things"]
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(calrec, raw, tmp_path):
+    with small_disk(tmp_path / "disk", 8192) as disk:
+        prepare = ["prepare", "--source=jsonl", f"--input_dir={raw}", f"--data_dir={disk}"]
+        assert calrec(*prepare, "--domain=things")[0] == 0
+        before = stored.read_sequences(disk, "things", "test")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for domain in ("things", "others"):
+            code, out, err = calrec(*prepare, f"--domain={domain}")
+            assert (code, out) == (1, "")
+            (line,) = err.splitlines()
+            assert line.startswith(f"calrec prepare: error: cannot write {disk}/{domain}: ")
+            assert "Read-only file system" in line
+        assert stored.read_sequences(disk, "things", "test") == before
+        assert [path.name for path in disk.iterdir()] == ["things"]
 
 
 def test_a_second_run_at_the_same_time_is_one_line(calrec, prepared, raw):

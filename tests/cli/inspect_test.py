@@ -9,8 +9,6 @@ import pytest
 
 from calrec_jax.cli import inspect
 from calrec_jax.cli import main as cli
-from calrec_jax.data import synthetic
-from calrec_jax.data.prepare import prepare
 from calrec_jax.text.templates import Template
 
 DOMAINS = ("synthetic_garden", "synthetic_kitchen", "synthetic_office", "synthetic_sports")
@@ -18,25 +16,14 @@ BYTES = "--gin.VOCABULARY=@vocabularies.byte()"
 USERS = 12
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """The embedded store, small."""
-    folder = tmp_path_factory.mktemp("inspect")
-    config = synthetic.SyntheticConfig(users=USERS, target_users=USERS)
-    for name, raw in synthetic.generate(config).items():
-        synthetic.write_raw(raw, folder / "raw" / name)
-        prepare("jsonl", folder / "raw" / name, folder / "store", name)
-    return folder / "store"
-
-
 @pytest.fixture
-def calrec_inspect(store, tmp_path, monkeypatch, capfd):
+def calrec_inspect(small_store, tmp_path, monkeypatch, capfd):
     """Looks at the quickstart, with more arguments: (exit code, standard output and error)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*argv):
         run = ["inspect", "--gin_file=gin/runs/quickstart.gin", BYTES]
-        code = cli.main([*run, f"--gin.DATA_DIR={str(store)!r}", *argv])
+        code = cli.main([*run, f"--gin.DATA_DIR={str(small_store)!r}", *argv])
         return code, *capfd.readouterr()
 
     return run
@@ -106,6 +93,7 @@ def test_histories_and_numbers_as_text():
     }
     told = {
         "mixture": "all",
+        "rates": "given: books 2",
         "targets": "last",
         "rows": 4,
         "row_length": 50,
@@ -114,7 +102,8 @@ def test_histories_and_numbers_as_text():
         "domains": [domain],
     }
     assert list(inspect.stage_text("one", told)) == [
-        "one: all, 2,000 steps of 4 rows of 50 tokens, at most 2 examples a row, targets: last",
+        "one: all, 2,000 steps of 4 rows of 50 tokens, at most 2 examples a row, targets: last, "
+        "rates: given: books 2",
         "",
         "  books: 1,200 items; sequences: 3 train, 2 validation, 1 test",
         "    an epoch: 3 examples in 2 rows, 92.5% filled; 100.0% of the rows; 0.5 steps an epoch, "

@@ -5,32 +5,20 @@ from __future__ import annotations
 import pytest
 
 from calrec_jax.cli import run as runs
-from calrec_jax.data import domains, synthetic, vocabularies
-from calrec_jax.data.prepare import prepare
+from calrec_jax.data import domains, vocabularies
 from calrec_jax.errors import CalrecError
 
 BYTES = "VOCABULARY=@vocabularies.byte()"
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """The embedded store, small."""
-    folder = tmp_path_factory.mktemp("run")
-    config = synthetic.SyntheticConfig(users=12, target_users=12)
-    for name, raw in synthetic.generate(config).items():
-        synthetic.write_raw(raw, folder / "raw" / name)
-        prepare("jsonl", folder / "raw" / name, folder / "store", name)
-    return folder / "store"
-
-
 @pytest.fixture
-def check(store, tmp_path, monkeypatch):
+def check(small_store, tmp_path, monkeypatch):
     """Looks at the quickstart with some bindings."""
     monkeypatch.chdir(tmp_path)
 
     def run(*bindings):
         made = runs.from_gin(
-            ["gin/runs/quickstart.gin"], [BYTES, f"DATA_DIR={str(store)!r}", *bindings]
+            ["gin/runs/quickstart.gin"], [BYTES, f"DATA_DIR={str(small_store)!r}", *bindings]
         )
         runs._check_all(made)
         return made
@@ -75,7 +63,7 @@ def test_mistakes_are_one_line(check, binding, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_domain_with_tokens_of_its_own_is_refused(check, store, monkeypatch):
+def test_a_domain_with_tokens_of_its_own_is_refused(check, monkeypatch):
     class Other(type(vocabularies.byte())):
         pass
 

@@ -6,15 +6,20 @@ import errno
 import gzip
 import importlib
 import os
+import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
+from apache_beam.io.filesystem import BeamIOError
 from duckdb_engine_test import IDS, RULES, some_events, some_items, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stand_in_bucket import Bucket
 
-from calrec_jax.data import beam_engine, beam_transforms, duckdb_engine, sequences, shards, store
+from calrec_jax.data import beam_engine, duckdb_engine, sequences, shards, store
+from calrec_jax.data.beam_scratch import Scratch, own_folder
 from calrec_jax.data.prepare import prepare
 from calrec_jax.data.sequences import Rules
 from calrec_jax.data.sources import Event, Item, RawFiles, get_source
@@ -42,6 +47,20 @@ def agree(folder, files, rules, source="jsonl"):
         assert list(getattr(found, name)) == list(getattr(expected, name))
     assert found_files == expected_files
     return found
+
+
+@pytest.fixture(params=["stand-in", "local"])
+def scratch_parent(request, tmp_path, monkeypatch):
+    """(where scratch folders can be made, what lists all that is there or is a temporary file)."""
+    monkeypatch.setattr(Bucket, "objects", {})
+    temporary, shared = tmp_path / "temporary", tmp_path / "shared"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    def listed():
+        return [*Bucket.objects, *map(str, [*temporary.rglob("*"), *shared.rglob("*")])]
+
+    return {"local": str(shared), "stand-in": "stand-in://bucket/tmp"}[request.param], listed
 
 
 def a_bit_of_everything(folder) -> RawFiles:
@@ -153,12 +172,108 @@ def test_prepare_gives_the_same_store_with_each_engine(tmp_path):
     assert len(made["d/rejects.jsonl"].splitlines()) == 10
 
 
+def test_workers_need_no_folder_of_the_store(tmp_path, scratch_parent, monkeypatch):
+    """All that they are given is in the scratch folder; the driver alone has the store's."""
+    parent, listed = scratch_parent
+    files = a_bit_of_everything(tmp_path)
+    rules, seen = Rules(k_core=2, require=("brand",)), []
+
+    def take(self, name, path):
+        seen.extend([self.folder, *listed()])
+        take_itself(self, name, path)
+
+    take_itself = Scratch.take
+    monkeypatch.setattr(Scratch, "take", take)
+    made = prepared(tmp_path / "beam", files, rules, engine="beam", beam_scratch=parent)
+    assert made == prepared(tmp_path / "duckdb", files, rules, engine="duckdb")
+    assert seen[0].startswith(f"{parent}/calrec_d_")
+    names = {name.rsplit("/", 1)[-1] for name in seen}
+    assert names >= {"events_0.facts", "listings_1.rejects", "shrunk_1", "written", "shard_train_0"}
+    assert listed() == []
+
+
+@pytest.mark.parametrize("problem", ["damaged", "broken"])
+def test_a_failure_leaves_nothing_in_the_scratch_folder(
+    tmp_path, scratch_parent, problem, monkeypatch
+):
+    def broken(*_):
+        raise RuntimeError("a worker's defect")
+
+    parent, listed = scratch_parent
+    files = a_bit_of_everything(tmp_path)
+    if problem == "damaged":
+        path = pathlib.Path(files.events[1])
+        path.write_bytes(gzip.compress(path.read_bytes())[:-9])
+    else:
+        monkeypatch.setattr(Scratch, "put", broken)
+    with pytest.raises((CalrecError, RuntimeError), match="to its end|a worker's defect"):
+        prepared(tmp_path / "store", files, engine="beam", beam_scratch=parent)
+    assert listed() == []
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("parent", "problem"),
+    [
+        ("unknown://bucket/tmp", "in unknown://bucket/tmp: Unable to get filesystem"),
+        ("stand-in://forbidden/tmp", "in stand-in://forbidden/tmp: .* is forbidden"),
+        ("events/tmp", "in /.*/events/tmp: .*Not a directory"),
+        ("tmp*", r"in tmp\*: Beam would take"),
+    ],
+)
+def test_a_scratch_folder_that_cannot_be_used_is_one_line(tmp_path, parent, problem, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = write(tmp_path, [], [])
+    with pytest.raises(CalrecError, match=problem) as raised:
+        prepared(tmp_path / "store", files, engine="beam", beam_scratch=parent)
+    assert "\n" not in str(raised.value)
+    assert str(raised.value).endswith("choose another folder with --beam_scratch")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_scratch_folder_that_stays_is_told(monkeypatch):
+    monkeypatch.setattr(Bucket, "objects", {})
+
+    def refuse(*_):
+        raise BeamIOError("locked")
+
+    with pytest.warns(
+        UserWarning, match=r"stand-in://bucket/calrec_d_\w+ could not be deleted.*locked"
+    ):
+        with own_folder("stand-in://bucket", "d"):
+            monkeypatch.setattr(Bucket, "delete", refuse)
+
+
+def test_a_file_of_the_scratch_folder_is_complete_or_has_no_name(scratch_parent):
+    parent, listed = scratch_parent
+    with own_folder(parent, "d") as scratch:
+        with pytest.raises(KeyError), scratch.create("begun") as file:
+            file.write(b"a")
+            raise KeyError
+        with scratch.create("twice") as first:
+            with scratch.create("twice") as second:
+                second.write(b"same")
+            first.write(b"same")
+        with scratch.open("twice") as file:
+            assert file.read() == b"same"
+        names = [name.rsplit("/", 1)[-1] for name in listed()]
+        assert "twice" in names and "begun" not in names
+    assert listed() == []
+
+
 @pytest.mark.slow
 def test_it_works_in_several_processes(tmp_path):
     files = a_bit_of_everything(tmp_path)
     options = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
-    made = prepared(tmp_path / "several", files, engine="beam", beam_options=options)
+    made = prepared(
+        tmp_path / "several",
+        files,
+        engine="beam",
+        beam_options=options,
+        beam_scratch=str(tmp_path / "scratch"),
+    )
     assert made == prepared(tmp_path / "one", files, engine="beam")
+    assert os.listdir(tmp_path / "scratch") == []
 
 
 @pytest.mark.parametrize(
@@ -184,14 +299,15 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capfd):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    files = write(tmp_path, [], [])
-    monkeypatch.setattr(beam_transforms, "save", full)
+    files = a_bit_of_everything(tmp_path)
+    monkeypatch.setattr(Scratch, "put", full)
     with pytest.raises(CalrecError, match="no space left on the disk"):
         dataset(tmp_path / "store", beam_engine, files, Rules())
     assert capfd.readouterr().err == ""
 
 
-def test_the_options_of_beam_are_checked(capfd, caplog):
+def test_the_options_of_beam_are_checked(tmp_path, monkeypatch, capfd, caplog):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(CalrecError, match="options --runner=Foo: Unexpected pipeline runner: Foo"):
         beam_engine.pipeline_options(["--runner=Foo"])
     with pytest.raises(CalrecError, match="direct_num_workers: invalid int value: 'x'"):
@@ -222,8 +338,12 @@ def test_a_missing_library_is_one_line(monkeypatch):
 
 @pytest.mark.parametrize(
     ("engine", "options", "problem"),
-    [("spark", [], "unknown engine 'spark'"), ("duckdb", ["--runner=X"], "with the engine 'beam'")],
+    [
+        ("spark", {}, "unknown engine 'spark'"),
+        ("duckdb", {"beam_options": ["--runner=X"]}, "with the engine 'beam'"),
+        ("duckdb", {"beam_scratch": "folder"}, "with the engine 'beam'"),
+    ],
 )
 def test_engines_and_options_that_do_not_go_together(tmp_path, engine, options, problem):
     with pytest.raises(CalrecError, match=problem):
-        prepare("jsonl", tmp_path, tmp_path, "d", engine=engine, beam_options=options)
+        prepare("jsonl", tmp_path, tmp_path, "d", engine=engine, **options)

@@ -83,6 +83,7 @@ def test_the_stage_is_told(spec, targets, tiny_config):
     assert [domain["name"] for domain in found.pop("domains")] == list(NAMES)
     assert found == {
         "mixture": "tiny_mixture",
+        "rates": "proportional",
         "targets": targets,
         "rows": 4,
         "row_length": spec.row_length,

@@ -9,7 +9,7 @@ from batch_segments import segments
 
 from calrec_jax.batch import BatchSpec
 from calrec_jax.data import domains, registry, store, stored, vocabularies
-from calrec_jax.data.domains import DataConfig
+from calrec_jax.data.domains import DataConfig, Mixture
 from calrec_jax.data.feature_converters import CalrecFeatureConverter
 from calrec_jax.data.loader import Batches
 from calrec_jax.errors import CalrecError
@@ -171,12 +171,27 @@ def test_a_short_look_at_an_epoch_sees_all_domains(tiny_config):
     assert {domain for domain, _ in some} == {stable_id("tiny_books"), stable_id("tiny_games")}
 
 
-@pytest.mark.parametrize(("mixture", "rate"), [("tiny_mixture", 37 / 48), ("tiny_equal", 0.5)])
-def test_a_mixture_goes_on_at_its_rates(mixture, rate, tiny_config):
-    stream = targets(*load(mixture, UNPACKED, num_batches=500))  # many epochs of both
-    assert len(stream) == 2000
-    share = np.mean([domain == stable_id("tiny_books") for domain, _ in stream])
-    assert abs(share - rate) < 5 * np.sqrt(rate * (1 - rate) / 2000)
+@pytest.mark.parametrize(
+    ("rates", "temperature", "ratio"),
+    [
+        ("proportional", 1, 37 / 11),
+        ("proportional", 2, (37 / 11) ** 0.5),
+        ("equal", 1, 1),
+        ((3.0, 1.0), 1, 3),
+        ((3.0, 1.0), 2, 3**0.5),
+    ],
+)
+@BOTH
+def test_a_mixture_goes_on_at_its_rates(spec, rates, temperature, ratio, tiny_config):
+    mixture = Mixture("some", ("tiny_books", "tiny_games"), rates, temperature)
+    of = Batches(mixture, spec, LENGTHS, split="train", seed=0)
+    rows = [share / domain.per_epoch for share, domain in zip(of.shares, of.rows, strict=True)]
+    assert 37 * rows[0] / (11 * rows[1]) == pytest.approx(ratio, rel=1e-4)
+    # And that is what batches hold: many epochs of both.
+    found = collections.Counter(domain for domain, _ in targets(*of.iterate(0, 400)))
+    share = found[stable_id("tiny_books")] / found.total()
+    expected = ratio / (1 + ratio)
+    assert abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / 1600)
 
 
 @BOTH

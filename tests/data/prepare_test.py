@@ -165,6 +165,14 @@ def test_an_empty_domain_is_one_line_that_says_why_and_leaves_what_was_there(tmp
     assert stored.read_catalogue(tmp_path / "store", "toys") == before
 
 
+def test_files_without_an_event_are_told_as_such(tmp_path):
+    with pytest.raises(CalrecError) as told:
+        make(tmp_path, write_raw(tmp_path / "raw", events=[], more=[b"{"]))
+    assert str(told.value) == (
+        "toys is empty: its files hold no event; 1 lines were rejected: 1 'not JSON'"
+    )
+
+
 def test_a_domain_without_a_training_example_is_one_line(tmp_path):
     three = [event for event in EVENTS if event["user_id"] == "three"]
     with pytest.raises(CalrecError, match="nothing to train on: none of its 1 users has the 4 eve"):

@@ -207,3 +207,58 @@ def test_a_missing_split_lists_those_there_are(tmp_path):
     write(tmp_path)
     with pytest.raises(CalrecError, match="no split 'dev', only .*'test', 'train', 'validation'"):
         stored.read_sequences(tmp_path, "toys", "dev")
+
+
+def one_record_less(data: bytes) -> bytes:
+    """A TFRecord file without its last record: each has 16 bytes around it."""
+    start = end = 0
+    while end < len(data):
+        start, end = end, end + 16 + int.from_bytes(data[end : end + 8], "little")
+    return data[:start]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-7], "cannot be read to its end: prepare it again"),
+        (lambda data: data[:20] + b"?" + data[21:], "cannot be read to its end: prepare it again"),
+        (lambda data: None, "cannot be read to its end: prepare it again"),
+        (one_record_less, "has . records, and . were written: prepare it again"),
+    ],
+    ids=["truncated", "a byte changed", "gone", "a record less"],
+)
+@pytest.mark.parametrize("split", ["train", "validation", "items"])
+def test_damaged_files_are_one_line(tmp_path, split, damage, message):
+    write(tmp_path)
+    (path,) = tmp_path.rglob(f"*-{split}.tfrecord*")
+    data = damage(path.read_bytes())
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+
+    expected = f"damaged dataset: {split} of toys in {tmp_path} {message}"
+    with pytest.raises(CalrecError, match=expected) as error:
+        if split == "items":
+            stored.read_catalogue(tmp_path, "toys")
+        else:
+            stored.read_sequences(tmp_path, "toys", split)
+    assert "\n" not in str(error.value)
+
+
+def test_checksums_are_in_the_metadata(tmp_path):
+    write(tmp_path)
+    assert stored.checksums(tmp_path, "toys") == store._checksums(CATALOGUE, SPLITS)
+    (metadata,) = tmp_path.glob("toys/sequences/*/metadata.json")
+    metadata.write_text("{}")
+    with pytest.raises(CalrecError, match=f"toys in {tmp_path} has no checksums: prepare it again"):
+        stored.checksums(tmp_path, "toys")
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_a_damaged_description_is_one_line(tmp_path, name, content):
+    write(tmp_path)
+    (path,) = tmp_path.glob(f"toys/items/*/{name}")
+    path.write_text(content)
+    with pytest.raises(CalrecError, match="damaged dataset: .*items.* cannot be opened: prepare t"):
+        stored.read_catalogue(tmp_path, "toys")

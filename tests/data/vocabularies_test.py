@@ -176,6 +176,11 @@ def test_no_more_pieces_than_asked_for(trained):
     assert trained.vocab_size <= 500
 
 
+def test_too_many_pieces_are_refused(tmp_path):
+    with pytest.raises(CalrecError, match="no vocabulary of 1000001 pieces is made: 1000000 are m"):
+        vocabularies.train_sentencepiece(TEXTS, tmp_path / "a.model", 1_000_001)
+
+
 def test_too_few_pieces_are_refused(tmp_path):
     with pytest.raises(CalrecError, match="no vocabulary of 20 pieces"):
         vocabularies.train_sentencepiece(TEXTS, tmp_path / "a.model", 20)

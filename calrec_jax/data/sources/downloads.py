@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import logging
 import os
 import pathlib
 import re
@@ -14,6 +16,7 @@ from calrec_jax.data.sources.source import first_line
 from calrec_jax.errors import CalrecError
 
 CHECKSUMS = "checksums.tsv"
+_RETRIES = 3  # in two seconds; TFDS's ten would keep who misspells a host waiting for minutes
 _PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
 
 
@@ -109,6 +112,8 @@ def _fetch(url: str, download_dir: pathlib.Path, **options) -> pathlib.Path:
     """What TFDS's download manager makes of it; a failed download leaves nothing behind."""
     from calrec_jax.data.quiet_tensorflow import tfds
 
+    importlib.import_module(f"{tfds.__name__}.core.download.downloader").MAX_RETRIES = _RETRIES
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would tell of each
     tfds.display_progress_bar(sys.stderr.isatty())
     try:
         download_dir.mkdir(parents=True, exist_ok=True)

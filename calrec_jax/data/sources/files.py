@@ -110,6 +110,8 @@ def _folder(folder: str) -> list[str]:
         )
     if "://" in folder:
         return _remote(folder.rstrip("/") + "/*")
+    if os.path.isfile(folder):
+        raise CalrecError(f"{folder} is a file, no folder: name files with --events and --items")
     if not os.path.isdir(folder):
         raise CalrecError(f"there is no folder {folder}")
     return [str(path) for path in pathlib.Path(folder).iterdir() if path.is_file()]
@@ -128,7 +130,8 @@ def _matches(pattern: str, download_dir) -> list[str]:
         found = glob.glob(pattern, recursive=True)
     found = sorted(path for path in found if "://" in path or os.path.isfile(path))
     if not found:
-        hint = f": it is a folder; name its files ({pattern}/*)" if os.path.isdir(pattern) else ""
+        name = pattern.rstrip("/")
+        hint = f": it is a folder; name its files ({name}/*)" if os.path.isdir(pattern) else ""
         raise CalrecError(f"no file matches {pattern}{hint}")
     return found
 

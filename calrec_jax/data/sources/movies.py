@@ -41,7 +41,7 @@ class Movies(Source):
 
     def parse_item(self, row: Row) -> Item:
         record = row if isinstance(row, Mapping) else self._movie(row)
-        genres = records.text(record, "genres").replace("|", " ")
+        genres = records.clean_text(records.text(record, "genres").replace("|", " "))
         fields = {
             "title": records.text(record, "title"),
             "category": "" if genres == _NO_GENRES else genres,

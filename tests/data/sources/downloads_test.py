@@ -1,54 +1,22 @@
 import gzip
 import hashlib
-import http.server
-import threading
+import sys
 
 import pytest
+from remote import Site
 
 from calrec_jax.data import sources
 from calrec_jax.errors import CalrecError
 
 EVENTS = gzip.compress(b"1::2::3::1500000000\n", mtime=0)
 MOVIES = b"2::Title::Drama\n"
-
-
-class Site:
-    """A web site on this machine: `files` by path, and the paths that were asked for."""
-
-    def __init__(self):
-        self.files = {"/a/ratings.dat.gz": EVENTS, "/movies.dat": MOVIES, "/cut.dat": MOVIES}
-        self.asked = []
-        site = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                site.asked.append(self.path)
-                content = site.files.get(self.path)
-                self.send_response(404 if content is None else 200)
-                missing = 7 if self.path == "/cut.dat" else 0
-                self.send_header("Content-Length", str(len(content or b"") + missing))
-                self.end_headers()
-                self.wfile.write(content or b"")
-
-            def log_message(self, *args):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+FILES = {"/a/ratings.dat.gz": EVENTS, "/movies.dat": MOVIES, "/cut.dat": MOVIES}
 
 
 @pytest.fixture
 def site():
-    site = Site()
-    yield site
-    site.close()
+    with Site(FILES) as site:
+        yield site
 
 
 @pytest.fixture
@@ -84,9 +52,8 @@ def test_a_file_is_downloaded_once_and_read(site, find, tmp_path):
 
 
 def test_a_second_run_needs_no_server(find, tmp_path):
-    site = Site()
-    path = find(f"{site.url}/movies.dat")
-    site.close()
+    with Site(FILES) as site:
+        path = find(f"{site.url}/movies.dat")
     for pin in ("", f"#sha256={sha256(MOVIES)}"):
         assert find(f"{site.url}/movies.dat{pin}") == path
     assert site.asked == ["/movies.dat"]
@@ -136,7 +103,24 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(site, find, tmp_path, 
     assert kept(tmp_path) == []
 
 
+def test_a_host_that_does_not_answer_is_one_line(find, tmp_path, capfd):
+    with Site({}) as site:
+        pass
+    with pytest.raises(CalrecError, match="x cannot be downloaded: .*Connection refused") as error:
+        find(f"{site.url}/x")
+    assert len(str(error.value).splitlines()) == 1
+    assert capfd.readouterr().err == "" and kept(tmp_path) == []
+
+
 def test_damaged_records_are_named(site, find, tmp_path):
     (tmp_path / "checksums.tsv").write_text("http://x\t5\n")
     with pytest.raises(CalrecError, match="checksums.tsv is damaged: delete it to download"):
         find(f"{site.url}/movies.dat")
+
+
+def test_progress_is_shown_on_a_terminal_alone(site, find, monkeypatch, capfd):
+    find(f"{site.url}/movies.dat")
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    find(f"{site.url}/a/ratings.dat.gz")
+    assert "Dl Completed...: 100%" in capfd.readouterr().err

@@ -1,11 +1,10 @@
+import functools
 import gzip
 import os
 import sys
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
-from fsspec.registry import _registry
+from remote import fill_bucket
 
 from calrec_jax.data import sources
 from calrec_jax.data.sources import RawFiles
@@ -28,18 +27,8 @@ def find(tmp_path):
 
 @pytest.fixture
 def gs(monkeypatch):
-    """Google Cloud Storage in memory: {url: bytes} is written there."""
-    monkeypatch.setattr(MemoryFileSystem, "store", {})
-    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
-
-    monkeypatch.setitem(_registry, "gs", MemoryFileSystem)
-
-    def write(files):
-        for url, content in files.items():
-            with fsspec.open(url, "wb") as file:
-                file.write(content)
-
-    return write
+    """Google Cloud Storage in memory, which holds {url: bytes}."""
+    return functools.partial(fill_bucket, monkeypatch)
 
 
 def make(folder, *names):
@@ -95,6 +84,8 @@ def test_mistakes_are_named(find, tmp_path):
     ):
         find("jsonl", str(tmp_path))
     make(tmp_path, "interactions.jsonl")
+    with pytest.raises(CalrecError, match="interactions.jsonl is a file, no folder: name files w"):
+        find("jsonl", f"{tmp_path}/interactions.jsonl")
     with pytest.raises(CalrecError, match="no items in .*items.jsonl.gz; name the files with --it"):
         find("jsonl", str(tmp_path))
     with pytest.raises(CalrecError, match=r"no file matches .*/\*.x$"):

@@ -71,6 +71,8 @@ setup(
         "beam": ["apache-beam>=2.72"],
         "gcs": ["gcsfs>=2025.3"],
         "launch": ["xpk>=1.16"],  # for GKE; launch/tpu.sh needs gcloud alone
+        # What pretrained weights are held against, in tests alone, which skip without it.
+        "parity": ["peft>=0.21", "torch==2.13.0", "transformers>=5.0"],
         "test": [
             "apache-beam>=2.72",
             "hypothesis>=6.130",

@@ -15,9 +15,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from calrec_jax.batch import BatchSpec
-from calrec_jax.decode.sample import SamplingConfig, _sample
+from calrec_jax.decode.loop import SamplingConfig, generate
+from calrec_jax.decode.trie import TrieArrays
 from calrec_jax.losses import LossConfig
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
@@ -75,7 +78,7 @@ def compiled_step(devices, config, optimizer, fsdp=False, max_loss_tokens=SPEC.m
         one = make_train_step(decoder, tx, schedule, LossConfig(), max_loss_tokens)
         out = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
         step = jax.jit(one, donate_argnums=0, out_shardings=out)  # as a stage jits it
-        return step.lower(state, batch).compile(), state
+        return step.lower(state, {}, batch).compile(), state
 
 
 def largest_buffer(compiled) -> int:
@@ -117,12 +120,27 @@ def test_logits_of_whole_rows_would_be_seen(devices):
     assert largest_buffer(step) >= LOGITS_OF_WHOLE_ROWS
 
 
-@pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
-def test_sampling_compiles_and_copies_no_prompt(devices, scan):
+TRIE = (3, 4096, 8, 1)  # fan-outs
+WAYS = {
+    "sample": (SamplingConfig(SAMPLES, 0.5, 16), ()),
+    "filtered": (SamplingConfig(SAMPLES, 0.5, 16, top_k=40, top_p=0.9), ()),
+    "trie": (SamplingConfig(SAMPLES, 0.5, len(TRIE)), TRIE),
+    "beams in a trie": (SamplingConfig(SAMPLES, max_new_tokens=len(TRIE), method="beam"), TRIE),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_generation_compiles_and_copies_no_prompt(devices, way):
     mesh_config = MeshConfig(DATA, MODEL)
-    mesh, decoder = make_mesh(mesh_config, devices), Decoder(model(scan_layers=scan))
-    run = functools.partial(_sample, decoder, SamplingConfig(SAMPLES, 0.5, 16), 1)
-    rows = partitioning.batch_sharding(mesh)
+    # As `for_generation` makes it.
+    config = model(scan_layers=False, remat="none", param_dtype="bfloat16")
+    mesh, decoder = make_mesh(mesh_config, devices), Decoder(config)
+    sampling, fan_outs = WAYS[way]
+    run = functools.partial(generate, decoder, sampling, 1, fan_outs)
+    rows, whole = partitioning.batch_sharding(mesh), NamedSharding(mesh, P())
+    trie = None
+    if fan_outs:
+        trie = TrieArrays(*(jax.ShapeDtypeStruct((n,), jnp.int32, sharding=whole) for n in (9, 8)))
     inputs = [
         jax.ShapeDtypeStruct((PROMPTS, *shape), dtype, sharding=rows)
         for shape, dtype in (
@@ -131,7 +149,7 @@ def test_sampling_compiles_and_copies_no_prompt(devices, scan):
     ]  # fmt: skip
     with partitioning.use_mesh(mesh, mesh_config):
         params = train_state.param_shapes(decoder, mesh, mesh_config)
-        sampler = jax.jit(run).lower(params, *inputs).compile()
+        compiled = jax.jit(run).lower(params, trie, *inputs).compile()
     keys_once = PROMPTS // DATA * PROMPT_LENGTH * HEAD_DIM
     logits_of_prompts = PROMPTS // DATA * PROMPT_LENGTH * VOCABULARY // MODEL
-    assert largest_buffer(sampler) < SAMPLES * keys_once < logits_of_prompts
+    assert largest_buffer(compiled) < SAMPLES * keys_once < logits_of_prompts

@@ -19,6 +19,7 @@ LAYERS = [
     {"decode"},
     {"eval"},
     {"cli", "recommender"},
+    {"t5x_bridge"},  # above all: without t5x nothing may need it
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 DATA, MODEL = {"data", "tasks"}, {"models", "losses", "parallel", "checkpoints", "train", "decode"}
@@ -29,7 +30,8 @@ ONLY_IN = {
     "gin": {"cli"},
     "torch": set(),
     "transformers": set(),
-    "t5x": set(),
+    "t5x": {"t5x_bridge"},
+    "clu": {"t5x_bridge"},
 }
 
 

@@ -74,7 +74,7 @@ def test_every_requirement_is_pinned():
 def test_all_extras_are_there():
     setup = (ROOT / "setup.py").read_text()
     extras = re.findall(r'^ {8}"(\w+)": \[', setup, re.MULTILINE)
-    assert extras == ["tpu", "cuda", "convert", "beam", "gcs", "launch", "test"]
+    assert extras == ["tpu", "cuda", "convert", "beam", "gcs", "launch", "parity", "test"]
 
 
 def test_the_licence_is_apache_2():

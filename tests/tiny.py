@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from oracles import batches
 from oracles import decoder as decoder_oracle
 from oracles import losses as losses_oracle
@@ -16,12 +17,29 @@ from oracles import losses as losses_oracle
 from calrec_jax.losses import LossConfig
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
+from calrec_jax.models.rotary import RopeScaling
 from calrec_jax.train import step
 
 BOS, EOS = 1, 2
 CONFIG = DecoderConfig(
     vocab_size=20, d_model=8, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=12
 )
+
+# All that families differ in, at once: windows shorter than the rows, two rotations, one scaled.
+FAMILY = {
+    "attention_pattern": ("sliding", "global"),
+    "sliding_window": 3,
+    "local_rope_theta": 20.0,
+    "rope_scaling": RopeScaling("yarn", 4.0, 8),
+    "query_scalar": 3.0,
+    "query_key_norm": True,
+    "attention_softcap": 1.5,
+    "logit_softcap": 2.0,
+    "query_key_value_bias": True,
+    "attention_out_bias": True,
+    "mlp_bias": True,
+    "post_norms": True,
+}
 
 # Histories and targets of different lengths; the first two have the same target item, the last
 # two are of another domain.
@@ -38,9 +56,7 @@ ROW_LENGTH, ITEM_LENGTH, MAX_SEGMENTS, MAX_LOSS_TOKENS = 18, 4, 3, 9
 
 def packed() -> dict[str, np.ndarray]:
     """EXAMPLES as ROWS, int32 and float32 arrays."""
-    return batches.packed_batch(
-        EXAMPLES, ROWS, ROW_LENGTH, ITEM_LENGTH, MAX_SEGMENTS, BOS, EOS
-    )
+    return batches.packed_batch(EXAMPLES, ROWS, ROW_LENGTH, ITEM_LENGTH, MAX_SEGMENTS, BOS, EOS)
 
 
 def unpacked() -> dict[str, np.ndarray]:
@@ -75,20 +91,34 @@ def unstacked(stacked, num_layers: int):
 def for_oracle(tree, config: DecoderConfig = CONFIG) -> dict:
     """Parameters of scanned layers in the oracle's layout."""
     names = {
-        "attn_norm": ("attention_norm", "scale"),
-        "wq": ("attention", "query", "kernel"),
-        "wk": ("attention", "key", "kernel"),
-        "wv": ("attention", "value", "kernel"),
-        "wo": ("attention", "out", "kernel"),
-        "mlp_norm": ("mlp_norm", "scale"),
-        "w_gate": ("mlp", "gate", "kernel"),
-        "w_up": ("mlp", "up", "kernel"),
-        "w_down": ("mlp", "down", "kernel"),
+        "attn_norm": "attention_norm/scale",
+        "wq": "attention/query/kernel",
+        "wk": "attention/key/kernel",
+        "wv": "attention/value/kernel",
+        "wo": "attention/out/kernel",
+        "mlp_norm": "mlp_norm/scale",
+        "w_gate": "mlp/gate/kernel",
+        "w_up": "mlp/up/kernel",
+        "w_down": "mlp/down/kernel",
+        "attn_post_norm": "attention_post_norm/scale",
+        "mlp_post_norm": "mlp_post_norm/scale",
+        "q_norm": "attention/query_norm/scale",
+        "k_norm": "attention/key_norm/scale",
+        "bq": "attention/query/bias",
+        "bk": "attention/key/bias",
+        "bv": "attention/value/bias",
+        "bo": "attention/out/bias",
+        "b_gate": "mlp/gate/bias",
+        "b_up": "mlp/up/bias",
+        "b_down": "mlp/down/bias",
     }
+    there = flatten_dict(tree["layers"], sep="/")
+    assert there.keys() <= {*names.values()}
     layers = [
         {
-            name: np.asarray(functools.reduce(dict.get, path, tree["layers"])[i], np.float64)
+            name: np.asarray(there[path][i], np.float64)
             for name, path in names.items()
+            if path in there
         }
         for i in range(config.num_layers)
     ]
@@ -111,6 +141,14 @@ def oracle_cfg(config: DecoderConfig = CONFIG) -> dict:
         "activation": config.activation,
         "tied": config.tie_embeddings,
         "scale_embedding": config.scale_embedding,
+        "windows": [
+            config.sliding_window if kind == "sliding" else None for kind in config.layer_kinds
+        ],
+        "local_rope_theta": config.local_rope_theta,
+        "rope_scaling": config.rope_scaling and dataclasses.asdict(config.rope_scaling),
+        "query_scalar": config.query_scalar,
+        "attention_softcap": config.attention_softcap,
+        "logit_softcap": config.logit_softcap,
     }
 
 

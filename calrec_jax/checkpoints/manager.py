@@ -20,7 +20,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 from calrec_jax.errors import CalrecError, full_disk_named
 
 _METRIC = "loss"
-_PREFIX = "checkpoint"
+PREFIX = "checkpoint"
+# What is stored together: a reader of a part of an array reads whole ones.
+_CHUNK_BYTES = 1 << 26
 
 
 def _is_not_orbaxs(record: logging.LogRecord) -> bool:
@@ -68,7 +70,7 @@ class Checkpoints:
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            step_prefix=_PREFIX,
+            step_prefix=PREFIX,
             best_fn=_loss,
             best_mode="min",
             preservation_policy=policy,
@@ -97,9 +99,10 @@ class Checkpoints:
         """
         step = int(state.step)
         self._require_space(state)
+        optimizer = {"step": state.step, "opt_state": state.opt_state}
         args = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            params=ocp.args.StandardSave(state.params, _in_chunks(state.params)),
+            optimizer=ocp.args.StandardSave(optimizer, _in_chunks(optimizer)),
             position=ocp.args.JsonSave(dict(position)),
         )
         with full_disk_named(self.directory):
@@ -132,7 +135,7 @@ class Checkpoints:
         """
         if jax.process_index() == 0:
             # As orbax lays them out; in one go, so that a kill leaves all or nothing.
-            item = self.directory / f"{_PREFIX}_{step}" / "metrics"
+            item = self.directory / f"{PREFIX}_{step}" / "metrics"
             temporary = item.with_name("metrics.tmp")
             with full_disk_named(self.directory):
                 temporary.mkdir(exist_ok=True)
@@ -178,7 +181,7 @@ class Checkpoints:
 
     def fingerprint(self, step: int) -> str:
         """Another one for each save, also of the same step: Orbax notes when it was made."""
-        path = self.directory / f"{_PREFIX}_{step}" / "_CHECKPOINT_METADATA"
+        path = self.directory / f"{PREFIX}_{step}" / "_CHECKPOINT_METADATA"
         return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
     def restore(self, step: int, shapes):
@@ -201,24 +204,33 @@ class Checkpoints:
         state = type(shapes)(params=restored["params"], **restored["optimizer"])
         return state, restored["position"]
 
+    def param_shapes(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """{"layers/mlp/up/kernel": (shape, dtype)} of the parameters saved at `step`."""
+        return self._saved(step, "params")
+
     def restore_params(self, step: int, shapes):
-        """Parameters alone, in the shardings of `shapes`.
+        """Parameters alone, in the shardings of `shapes`, which may ask for wider numbers.
 
         Raises:
-          CalrecError: the checkpoint's tree differs from `shapes`.
+          CalrecError: the checkpoint's tree differs from `shapes`, or would lose precision.
         """
-        self._check(step, "params", shapes)
+        self._check(step, "params", shapes, may_widen=True)
         args = ocp.args.Composite(params=ocp.args.StandardRestore(shapes))
         return self._manager.restore(step, args=args)["params"]
 
-    def _check(self, step: int, item: str, shapes) -> None:
-        saved = _leaves(self._manager.item_metadata(step)[item])
+    def _saved(self, step: int, item: str) -> dict[str, tuple[tuple[int, ...], str]]:
+        """What `_leaves` gives of an item; nothing where the checkpoint has not got it."""
+        return _leaves(self._manager.item_metadata(step).get(item) or {})
+
+    def _check(self, step: int, item: str, shapes, may_widen: bool = False) -> None:
+        saved = self._saved(step, item)
         wanted = _leaves(shapes)
         for name in sorted(saved.keys() | wanted.keys()):
-            if saved.get(name) != wanted.get(name):
+            there, here = saved.get(name), wanted.get(name)
+            if there != here and not (may_widen and _is_wider(here, there)):
                 raise CalrecError(
                     f"checkpoint {step} in {self.directory} does not fit this run: {item} {name} "
-                    f"is {_describe(saved.get(name))} there and {_describe(wanted.get(name))} here"
+                    f"is {_describe(there)} there and {_describe(here)} here"
                 )
 
 
@@ -229,6 +241,17 @@ def _leaves(tree) -> dict[str, tuple]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         leaves[name] = (tuple(leaf.shape), str(leaf.dtype))
     return leaves
+
+
+def _in_chunks(tree):
+    return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+
+
+def _is_wider(leaf: tuple | None, other: tuple | None) -> bool:
+    """Whether `leaf` has the shape of `other` and holds all of its numbers exactly."""
+    if leaf is None or other is None or leaf[0] != other[0]:
+        return False
+    return jax.numpy.promote_types(leaf[1], other[1]) == leaf[1]
 
 
 def _describe(leaf) -> str:

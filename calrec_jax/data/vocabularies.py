@@ -136,6 +136,8 @@ class HuggingFaceVocabulary(Vocabulary):
       family: a key of `special_tokens.FAMILIES`; None: where BOS or EOS is named nowhere, the one
         whose special tokens the file has.
       bos_token, eos_token, pad_token: None: not said here; "": there is none.
+      num_embeddings: of the model; added tokens beyond it, as that of images which Gemma 3 has even
+        where it is for text alone, are left out, and are text as any other.
 
     Raises:
       CalrecError: there is no such file, it is no tokenizer.json, its special tokens cannot be
@@ -149,12 +151,18 @@ class HuggingFaceVocabulary(Vocabulary):
         bos_token: str | None = None,
         eos_token: str | None = None,
         pad_token: str | None = None,
+        num_embeddings: int | None = None,
     ):
         library = _library("tokenizers")
         file = pathlib.Path(path)
-        content = read_object(file)
+        content = whole = read_object(file)
         try:
-            self._tokenizer = library.Tokenizer.from_file(str(path))
+            if num_embeddings is not None:
+                content = _without_ids_from(num_embeddings, whole)
+            if content is whole:
+                self._tokenizer = library.Tokenizer.from_file(str(path))
+            else:
+                self._tokenizer = library.Tokenizer.from_str(json.dumps(content))
         except Exception as error:  # the library has no exception of its own
             raise CalrecError(f"{path} is no tokenizer.json: {error}") from error
         self._tokenizer.no_truncation()
@@ -185,6 +193,13 @@ class HuggingFaceVocabulary(Vocabulary):
         left_out = (self.pad_id, self.bos_id)
         known = [i for i in _before(self.eos_id, ids) if i not in left_out]
         return self._tokenizer.decode(known, skip_special_tokens=True)
+
+
+def _without_ids_from(end: int, content: dict) -> dict:
+    """A tokenizer.json without added tokens of ids from `end` on; itself where it has none."""
+    added = content.get("added_tokens", [])
+    kept = [token for token in added if token["id"] < end]
+    return content if len(kept) == len(added) else content | {"added_tokens": kept}
 
 
 def _before(eos_id: int, ids: Iterable[int]) -> list[int]:
@@ -235,14 +250,17 @@ def huggingface(
 
 
 def beside_weights(folder: str | pathlib.Path) -> Vocabulary:
-    """The vocabulary of the tokenizer in a folder with weights.
+    """The vocabulary of the tokenizer in a folder with weights and their config.json.
 
     Raises:
       CalrecError: there is none, or as `HuggingFaceVocabulary` and `SentencePieceVocabulary`.
     """
     folder = pathlib.Path(folder)
     if (folder / "tokenizer.json").is_file():
-        return HuggingFaceVocabulary(str(folder / "tokenizer.json"))
+        described = read_object(folder / "config.json")
+        num_embeddings = described.get("text_config", described).get("vocab_size")
+        path = str(folder / "tokenizer.json")
+        return HuggingFaceVocabulary(path, num_embeddings=num_embeddings)
     if (folder / "tokenizer.model").is_file():
         return SentencePieceVocabulary(str(folder / "tokenizer.model"))
     raise CalrecError(

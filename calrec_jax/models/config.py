@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from calrec_jax.errors import CalrecError
+from calrec_jax.models.lora import LoraConfig
 from calrec_jax.models.rotary import RopeScaling
 
 ATTENTION_KINDS = ("global", "sliding")
@@ -57,6 +58,7 @@ class DecoderConfig:
       scan_layers: one compiled block scanned over stacked parameters (fast to compile), or a loop.
       remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full".
       dtype, param_dtype: of activations and of parameters.
+      lora: adapters of projections; None = none. A stage's own, see `stages.Stage`.
     """
 
     d_model: int
@@ -88,6 +90,7 @@ class DecoderConfig:
     remat: str = "none"
     dtype: str = "float32"
     param_dtype: str = "float32"
+    lora: LoraConfig | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "attention_pattern", tuple(self.attention_pattern))  # of a list
@@ -122,7 +125,7 @@ class DecoderConfig:
 
     def meaning(self) -> dict[str, object]:
         """What weights mean, and not how they are computed with: equal for the same function."""
-        how = ("dtype", "param_dtype", "remat", "scan_layers")
+        how = ("dtype", "param_dtype", "remat", "scan_layers", "lora")
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in how}
 
     def with_vocab_size(self, needed: int) -> DecoderConfig:

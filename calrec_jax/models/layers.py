@@ -20,7 +20,7 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
 
 
 class Projection(nn.Module):
-    """x W, or x W + b: the last axes of x against the first of W.
+    """x W, or x W + b: the last axes of x against the first of W; with adapters, see `lora`.
 
     Attributes:
       inputs, outputs: sizes of the axes that are summed over, and of those that come instead.
@@ -44,11 +44,26 @@ class Projection(nn.Module):
             axes = self.axes[len(self.inputs) :]
             bias = self._param("bias", nn.initializers.zeros, self.outputs, axes)
             y = y + jnp.expand_dims(bias, range(y.ndim - bias.ndim))
+        c = self.config
+        if c.lora is not None and c.lora.adapts("/".join(self.path[-2:])):
+            y = y + self._update(x, normal)
         return y
 
-    def _param(self, name: str, init, shape: Sequence[int], axes: Sequence[str]) -> jax.Array:
+    def _update(self, x: jax.Array, normal) -> jax.Array:
+        """alpha / rank (x A) B. B is 0 at first, and with it the update.
+
+        Both are float32, whatever the kernel is: they are what is trained.
+        """
+        r, n, zeros = self.config.lora.rank, len(self.inputs), nn.initializers.zeros
+        f32 = jnp.float32
+        a = self._param("lora_a", normal, (*self.inputs, r), (*self.axes[:n], "lora"), f32)
+        b = self._param("lora_b", zeros, (r, *self.outputs), ("lora", *self.axes[n:]), f32)
+        return self.config.lora.scale * jnp.tensordot(jnp.tensordot(x, a, axes=n), b, axes=1)
+
+    def _param(self, name: str, init, shape, axes: Sequence[str], dtype=None) -> jax.Array:
         partitioned = nn.with_logical_partitioning(init, tuple(axes))
-        value = self.param(name, partitioned, tuple(shape), jnp.dtype(self.config.param_dtype))
+        dtype = dtype or jnp.dtype(self.config.param_dtype)
+        value = self.param(name, partitioned, tuple(shape), dtype)
         return value.astype(self.config.dtype)
 
 

@@ -25,6 +25,7 @@ def logical_rules(config: MeshConfig) -> tuple[tuple[str, str | None], ...]:
         ("kv", None),
         ("length", None),
         ("layers", None),
+        ("lora", None),
     )
 
 

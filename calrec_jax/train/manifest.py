@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import calrec_jax
 from calrec_jax.errors import CalrecError
 
 NAME = "manifest.json"
+_BASE = "base"  # of a stage with LoRA, see `weights`
 _READ = {"versions", "vocabulary", "stages"}  # by the report, and to compare vocabularies
 
 
@@ -33,6 +36,13 @@ def read(model_dir: str | pathlib.Path) -> dict[str, Any] | None:
     return manifest
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that make what weights and optimizer states are."""
+    packages = ("jax", "flax", "optax", "orbax-checkpoint")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"calrec_jax": calrec_jax.__version__} | found
+
+
 def claim(model_dir: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
     """Writes `manifest`, or holds it against the one that is there.
 
@@ -52,9 +62,22 @@ def claim(model_dir: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
         for part in ("model", "vocabulary", "data"):
             _require_equal(model_dir, part, there.get(part), manifest[part])
         for stage in sorted(manifest["stages"].keys() & saved):
+            if _BASE in stages[stage]:
+                manifest["stages"][stage][_BASE] = stages[stage][_BASE]
             _require_equal(model_dir, stage, stages[stage], manifest["stages"][stage])
         manifest["stages"] = stages | manifest["stages"]
     model_dir.mkdir(parents=True, exist_ok=True)
+    _write(model_dir, manifest)
+
+
+def note_base(model_dir: pathlib.Path, stage: str, base: Mapping[str, Any]) -> None:
+    """Writes into the entry of a stage what its adapters are about to be trained on."""
+    manifest = read(model_dir)
+    manifest["stages"][stage][_BASE] = dict(base)
+    _write(model_dir, manifest)
+
+
+def _write(model_dir: pathlib.Path, manifest: Mapping[str, Any]) -> None:
     temporary = model_dir / f"{NAME}.tmp"
     temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     os.replace(temporary, model_dir / NAME)
@@ -101,7 +124,8 @@ def _require_equal(model_dir: pathlib.Path, name: str, there: Any, here: Any) ->
         for key in sorted(there.keys() | here.keys()):
             _require_equal(model_dir, f"{name}.{key}", there.get(key), here.get(key))
     elif there != here:
+        other = "the old data" if ".checksums." in name else "the old configuration"
         raise CalrecError(
             f"MODEL_DIR {model_dir} was made with {name} = {there!r}, this run has {here!r}: "
-            f"give the run a MODEL_DIR of its own, or the old configuration"
+            f"give the run a MODEL_DIR of its own, or {other}"
         )

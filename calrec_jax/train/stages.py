@@ -13,17 +13,20 @@ import numpy as np
 
 from calrec_jax.batch import TARGETS, BatchSpec
 from calrec_jax.checkpoints.manager import Checkpoints
-from calrec_jax.errors import CalrecError, local_path
+from calrec_jax.errors import CalrecError
 from calrec_jax.losses import LossConfig
+from calrec_jax.models import lora
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
+from calrec_jax.models.lora import LoraConfig
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import loop, manifest
+from calrec_jax.train import loop, manifest, weights
 from calrec_jax.train import state as train_state
 from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from calrec_jax.train.step import make_train_step, make_validation_step
 from calrec_jax.train.telemetry import Telemetry
+from calrec_jax.train.weights import load_params
 
 _COUNTS = (
     "train_steps",
@@ -50,9 +53,11 @@ class Stage:
       row_length, max_segments, max_loss_tokens: packing, see `BatchSpec.create`; the defaults do
         not pack.
       optimizer, losses: see there.
+      lora: the adapters that are trained, while all else is frozen; None = all is trained.
       init_from: None = fresh weights; "stage1:best", "stage1:latest" or "stage1:300" = parameters
         of another stage of this MODEL_DIR; "DIR/stage1:best" = of a stage of the MODEL_DIR `DIR`,
-        seen from the working directory.
+        seen from the working directory. What becomes of its adapters: `weights.begin_adapters`
+        where `lora` is given, else they are merged into its weights.
       validate_period, save_period, log_period: see `loop.Periods`.
       validation_batches: at most so many batches a validation; None = the whole split.
       keep_best: how many of the best checkpoints stay (besides the latest).
@@ -69,6 +74,7 @@ class Stage:
     max_loss_tokens: int | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     losses: LossConfig = LossConfig()
+    lora: LoraConfig | None = None
     init_from: str | None = None
     validate_period: int = 200
     save_period: int | None = None
@@ -110,7 +116,7 @@ class Trainer:
 
     Attributes:
       model_dir: MODEL_DIR; a local path.
-      model: the decoder, with its vocab_size filled in.
+      model: the decoder, with its vocab_size filled in; its `lora` is each stage's own.
       make_batches: see `MakeBatches`; the only thing that knows where data comes from.
       mesh: how devices are laid out.
       seed: of fresh weights.
@@ -158,7 +164,7 @@ class Trainer:
     def run_stage(self, stage: Stage) -> None:
         """Trains one stage to its last step, from where it stopped or from `init_from`."""
         spec, mesh = stage.spec(), make_mesh(self.mesh)
-        decoder = Decoder(self.model)
+        decoder = Decoder(dataclasses.replace(self.model, lora=stage.lora))
         schedule = make_schedule(stage.optimizer, stage.train_steps)
         tx = make_optimizer(stage.optimizer, schedule)
         checkpoints = Checkpoints(self.checkpoint_dir(stage.name), stage.keep_best)
@@ -168,7 +174,7 @@ class Trainer:
             return
         with partitioning.use_mesh(mesh, self.mesh):
             shapes = train_state.state_shapes(decoder, tx, mesh, self.mesh)
-            state, start = self._start(stage, decoder, tx, shapes, checkpoints)
+            state, frozen, start = self._start(stage, decoder, tx, shapes, mesh, checkpoints)
             telemetry = Telemetry(
                 self.model_dir / stage.name,
                 stage.name,
@@ -179,12 +185,13 @@ class Trainer:
             )
             step = make_train_step(decoder, tx, schedule, stage.losses, spec.max_loss_tokens)
             shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+            step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
             with contextlib.closing(telemetry), _save_finished(checkpoints):
                 loop.train(
                     state,
                     stage.train_steps,
-                    train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
-                    validate=self._validator(stage, spec, decoder, mesh),
+                    train_step=lambda state, batch: step(state, frozen, batch),
+                    validate=self._validator(stage, spec, decoder, frozen, mesh),
                     batches=self._global_batches(stage, "train", start, mesh),
                     checkpoints=checkpoints,
                     telemetry=telemetry,
@@ -197,24 +204,39 @@ class Trainer:
         """Where a stage of this run keeps its checkpoints."""
         return self.model_dir / stage_name / "checkpoints"
 
-    def _start(self, stage, decoder, tx, shapes, checkpoints):
-        """The state to train on from, and the number of batches it has seen.
+    def _start(self, stage, decoder, tx, shapes, mesh, checkpoints):
+        """The state to train on from, what is frozen, and the number of batches it has seen.
 
-        1. A checkpoint of this stage: all of it, from the latest.
+        1. A checkpoint of this stage: all of it, from the latest; under adapters, what they were
+           trained on.
         2. `init_from`: its parameters, a fresh optimizer, step 0.
         3. Neither: fresh parameters from the run's seed.
         Nothing else: a start that is named but cannot be had is an error.
         """
+        every = train_state.param_shapes(decoder, mesh, self.mesh)
         latest = checkpoints.latest_step()
         if latest is not None:
             state, position = checkpoints.restore(latest, shapes)
-            return state, position["batches"]
+            frozen = {}
+            if stage.lora is not None:
+                frozen = weights.load_base(self.model_dir / stage.name, lora.split(every)[1])
+            return state, frozen, position["batches"]
+        trained, frozen = lora.split(self._first_params(stage, decoder, every))
+        return train_state.fresh_state(trained, tx, shapes), frozen, 0
+
+    def _first_params(self, stage, decoder, shapes):
+        """All parameters of a stage that begins, adapters and what is under them included."""
+        needs = {"vocabulary": self.identity["vocabulary"], "model": self.model.meaning()}
+        if stage.lora is not None:
+            params, base = weights.begin_adapters(
+                self.model_dir, stage.init_from, decoder, self.seed, shapes, needs
+            )
+            if jax.process_index() == 0:
+                manifest.note_base(self.model_dir, stage.name, base)
+            return params
         if stage.init_from is not None:
-            needs = {"vocabulary": self.identity["vocabulary"], "model": self.model.meaning()}
-            params = load_params(self.model_dir, stage.init_from, shapes.params, needs)
-        else:
-            params = train_state.init_params(decoder, self.seed, shapes.params)
-        return train_state.fresh_state(params, tx, shapes), 0
+            return load_params(self.model_dir, stage.init_from, shapes, needs)
+        return train_state.init_params(decoder, self.seed, shapes)
 
     def _global_batches(self, stage, split: str, start: int, mesh):
         """Checked host batches, put on the mesh."""
@@ -223,13 +245,14 @@ class Trainer:
             host_spec.check(batch)
             yield partitioning.to_global(dict(batch), mesh)
 
-    def _validator(self, stage, spec: BatchSpec, decoder, mesh):
+    def _validator(self, stage, spec: BatchSpec, decoder, frozen, mesh):
         step = jax.jit(make_validation_step(decoder, stage.losses, spec.max_loss_tokens))
         means = jax.jit(functools.partial(_means, config=stage.losses))
 
         def validate(state) -> dict[str, float]:
             batches = self._global_batches(stage, "validation", 0, mesh)
-            losses = loop.mean_losses((step(state.params, batch) for batch in batches), means)
+            params = lora.join(state.params, frozen)
+            losses = loop.mean_losses((step(params, batch) for batch in batches), means)
             if losses is None:
                 raise CalrecError(f"{stage.mixture} has no validation example: lower min_events?")
             return losses
@@ -237,16 +260,8 @@ class Trainer:
         return validate
 
     def _manifest(self, stages: Sequence[Stage]) -> dict:
-        import flax
-        import optax
-        import orbax.checkpoint
-
-        import calrec_jax
-
-        modules = {"calrec_jax": calrec_jax, "jax": jax, "flax": flax, "optax": optax}
-        versions = {name: module.__version__ for name, module in modules.items()}
         return {
-            "versions": versions | {"orbax-checkpoint": orbax.checkpoint.__version__},
+            "versions": manifest.versions(),
             "model": dataclasses.asdict(self.model),
             **self.identity,
             "stages": {
@@ -283,44 +298,3 @@ def _host_spec(stage: Stage, mesh) -> BatchSpec:
 
 def _means(sums, config: LossConfig):
     return sums.means(config)
-
-
-def load_params(model_dir, source: str, shapes, needs: Mapping[str, object]):
-    """Parameters that `source` names, in the shardings of `shapes`.
-
-    Args:
-      model_dir: where a bare stage name is looked up.
-      source: "stage1:best", "stage1:latest" or "stage1:300" of `model_dir`, or with a MODEL_DIR
-        before it, "DIR/stage1:best": a path as any other, from the working directory.
-      shapes: see `state.param_shapes`.
-      needs: what the source's manifest must share, see `manifest.require`.
-
-    Raises:
-      CalrecError: there is no such stage or checkpoint, or its tree or what it needs differs.
-    """
-    stage_dir, step = find_checkpoint(model_dir, source)
-    manifest.require(stage_dir.parent, needs, source)
-    checkpoints = Checkpoints(stage_dir / "checkpoints", read_only=True)
-    params = checkpoints.restore_params(step, shapes)
-    checkpoints.close()
-    return params
-
-
-def find_checkpoint(model_dir, source: str) -> tuple[pathlib.Path, int]:
-    """The folder of the stage and the step that `source` names now, see `load_params`.
-
-    Raises:
-      CalrecError: there is no such stage or checkpoint.
-    """
-    path, colon, which = source.rpartition(":")
-    if not colon or not path:
-        raise CalrecError(f"{source!r} names no checkpoint: write 'stage1:best', 'DIR/stage1:best'")
-    stage_dir = local_path(path, source) if "/" in path else pathlib.Path(model_dir) / path
-    stage_dir = stage_dir.absolute()
-    if not (stage_dir / "checkpoints").is_dir():
-        there = sorted(p.parent.name for p in stage_dir.parent.glob("*/checkpoints"))
-        raise CalrecError(f"{source!r}: no checkpoints in {stage_dir}; stages there: {there}")
-    checkpoints = Checkpoints(stage_dir / "checkpoints", read_only=True)
-    step = checkpoints.resolve(which)
-    checkpoints.close()
-    return stage_dir, step

@@ -9,8 +9,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from calrec_jax.models import lora
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig
@@ -22,7 +24,8 @@ class TrainState:
 
     Attributes:
       step: [] int32, finished updates of this stage.
-      params: the decoder's parameters, plain arrays.
+      params: the parameters that are trained, plain arrays: those of the adapters where the decoder
+        has some (see `lora.split`), else all.
       opt_state: the optimizer's.
     """
 
@@ -47,7 +50,7 @@ def state_shapes(
     decoder: Decoder, tx: optax.GradientTransformation, mesh: Mesh, config: MeshConfig
 ) -> TrainState:
     """The TrainState as ShapeDtypeStructs that carry their shardings; nothing is materialised."""
-    params = param_shapes(decoder, mesh, config)
+    params, _ = lora.split(param_shapes(decoder, mesh, config))
     step = jax.ShapeDtypeStruct((), jnp.int32)
     shapes = TrainState(step=step, params=params, opt_state=jax.eval_shape(tx.init, params))
     shardings = partitioning.state_shardings(
@@ -61,10 +64,18 @@ def _with_sharding(shape, sharding):
 
 
 def init_params(decoder: Decoder, seed: int, shapes):
-    """Fresh parameters, created in the shardings of `shapes` (see `param_shapes`)."""
-    out = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    init = lambda: nn.meta.unbox(_boxed_params(decoder, jax.random.key(seed)))  # noqa: E731
-    return jax.jit(init, out_shardings=out)()
+    """Fresh parameters, created in the shardings of `shapes` (see `param_shapes`).
+
+    Where `shapes` are those of its adapters alone, no more than these are made.
+    """
+    wanted = flatten_dict(shapes)
+
+    def init():
+        fresh = flatten_dict(nn.meta.unbox(_boxed_params(decoder, jax.random.key(seed))))
+        return {path: fresh[path].astype(leaf.dtype) for path, leaf in wanted.items()}
+
+    out = {path: leaf.sharding for path, leaf in wanted.items()}
+    return unflatten_dict(jax.jit(init, out_shardings=out)())
 
 
 def fresh_state(params, tx: optax.GradientTransformation, shapes: TrainState) -> TrainState:

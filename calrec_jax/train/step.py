@@ -8,7 +8,7 @@ import optax
 
 from calrec_jax import losses
 from calrec_jax.losses import LossConfig, LossSums
-from calrec_jax.models import pooling
+from calrec_jax.models import lora, pooling
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.train.state import TrainState
 
@@ -76,19 +76,23 @@ def make_train_step(
     config: LossConfig,
     max_loss_tokens: int,
 ):
-    """train_step(state, batch) -> (state, metrics).
+    """train_step(state, frozen, batch) -> (state, metrics).
+
+    `frozen` is what the decoder's parameters have besides those of the state, {} without adapters:
+    there is no gradient of it, and the caller's arrays stay his.
 
     Metrics, float32 scalars: those of `LossSums.means`, and tokens, examples, grad_norm,
     learning_rate (the one this update used).
     """
 
-    def loss_fn(params, batch):
+    def loss_fn(trained, frozen, batch):
+        params = lora.join(trained, frozen)
         sums = loss_sums(decoder, params, batch, config, max_loss_tokens)
         means = sums.means(config)
         return means["loss"], (means, sums)
 
-    def train_step(state: TrainState, batch):
-        grads, (means, sums) = jax.grad(loss_fn, has_aux=True)(state.params, batch)
+    def train_step(state: TrainState, frozen, batch):
+        grads, (means, sums) = jax.grad(loss_fn, has_aux=True)(state.params, frozen, batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = means | {
             "tokens": jnp.sum(batch["decoder_segment_ids"] != 0).astype(jnp.float32),
@@ -103,7 +107,7 @@ def make_train_step(
 
 
 def make_validation_step(decoder: Decoder, config: LossConfig, max_loss_tokens: int):
-    """validation_step(params, batch) -> LossSums."""
+    """validation_step(params, batch) -> LossSums, of all of the decoder's parameters."""
 
     def validation_step(params, batch):
         return loss_sums(decoder, params, batch, config, max_loss_tokens)

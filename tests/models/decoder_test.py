@@ -13,6 +13,7 @@ from oracles import decoder as oracle
 
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.layers import RMSNorm
+from calrec_jax.models.rotary import RopeScaling
 
 # Of float32 against float64: two layers of some hundred roundings of 6e-8 of values near 1.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
@@ -44,11 +45,35 @@ VARIANTS = {
     "every head its own keys": {"num_kv_heads": 4},
     "one key for all heads": {"num_kv_heads": 1},
     "other constants": {"rope_theta": 50.0, "norm_eps": 0.3},
-}
+    "caps and another divisor": {
+        "attention_softcap": 1.5, "logit_softcap": 2.0, "query_scalar": 3.0,
+    },
+    "all layers slide": {"attention_pattern": ("sliding",), "sliding_window": 2},
+    "norms everywhere": {"query_key_norm": True, "post_norms": True},
+    "plain norms everywhere, untied": {
+        "query_key_norm": True, "post_norms": True, "norm_plus_one": False, "tie_embeddings": False,
+    },
+    "biases of queries, keys and values": {"query_key_value_bias": True},
+    "biases elsewhere": {"attention_out_bias": True, "mlp_bias": True},
+    "linear": {"rope_scaling": RopeScaling("linear", 4.0), "rope_theta": 50.0},
+    "llama3": {"rope_scaling": RopeScaling("llama3", 8.0, 16), "rope_theta": 50.0},
+    "yarn": {"rope_scaling": RopeScaling("yarn", 4.0, 16, beta_fast=2.0), "rope_theta": 50.0},
+    "scaled where it does not slide": {
+        "attention_pattern": ("global", "sliding"), "sliding_window": 4, "local_rope_theta": 9.0,
+        "rope_scaling": RopeScaling("linear", 4.0),
+    },
+    "all at once": tiny.FAMILY,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+LOOPS = ("gelu, tied, grouped queries", "all at once")
+
+
+@pytest.mark.parametrize(
+    ("changes", "scan"),
+    [*((VARIANTS[name], True) for name in VARIANTS), *((VARIANTS[name], False) for name in LOOPS)],
+    ids=[*VARIANTS, *(f"{name}, in a loop" for name in LOOPS)],
+)
 def test_hidden_states_and_logits_are_the_oracles(changes, scan):
     config = tiny.changed(**changes)
     params, batch = tiny.params(config), tiny.packed()

@@ -7,10 +7,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 from oracles import decoder as oracle
 
-from calrec_jax.models.decoder import Decoder
+from calrec_jax.models.decoder import Decoder, for_generation
 from calrec_jax.models.kv_cache import Continuations
 
 # Of float32 against float64, as in decoder_test.
@@ -31,7 +32,8 @@ def padded(pad_token=0):
 @functools.partial(jax.jit, static_argnums=0, compiler_options=tiny.FAST)
 def run(config, params, tokens, mask, new):
     """Hidden states after the prompt [B, D] and after each new token [B, N, T, D]."""
-    decoder, variables = Decoder(config), {"params": params}
+    decoder, params = for_generation(Decoder(config), params)
+    variables = {"params": params}
     last, prefix = decoder.apply(variables, tokens, mask, method="prefill")
     b, n, t = new.shape
     cache, states = Continuations.empty(config, b, n, t), []
@@ -105,8 +107,52 @@ def test_continuations_of_a_prompt_do_not_see_each_other():
     assert not change[:, 1].any() and not change[:, 0, 0].any()
 
 
+def test_one_prefix_for_all_is_what_a_copy_for_each_would_be():
+    """The tiled way: a row of its own for each continuation."""
+    tokens, mask = padded()
+    last, states, _ = run(tiny.CONFIG, tiny.params(), tokens, mask, NEW)
+    each = [np.repeat(a, SAMPLES, axis=0) for a in (tokens, mask)]
+    alone = NEW.reshape(-1, 1, STEPS)
+    last_of_each, states_of_each, _ = run(tiny.CONFIG, tiny.params(), *each, alone)
+
+    def logits(hidden):
+        return hidden @ tiny.params()["embedding"].T
+
+    np.testing.assert_allclose(
+        logits(states).reshape(-1, 1, STEPS, 20), logits(states_of_each), rtol=0, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        np.repeat(logits(last), SAMPLES, axis=0), logits(last_of_each), rtol=0, atol=1e-5
+    )
+
+
+def test_a_prompt_is_held_once_however_many_continue_it():
+    decoder, params = for_generation(Decoder(tiny.CONFIG), tiny.params())
+    _, prefix = decoder.apply({"params": params}, *padded(), method="prefill")
+    for k, v in prefix.layers:
+        assert k.shape == v.shape == (len(PROMPTS), 2, WIDTH, 4)
+    assert len(prefix.layers) == 2
+
+
+def test_reordered_continuations_are_copies_of_their_parents():
+    cache = run(tiny.CONFIG, tiny.params(), *padded(), NEW)[2]
+    parents = np.array([[1, 1], [0, 1], [1, 0]])
+    for before, after in zip(
+        jax.tree.leaves(cache.layers), jax.tree.leaves(cache.reordered(parents).layers), strict=True
+    ):
+        for row, of in enumerate(parents):
+            np.testing.assert_array_equal(after[row], np.asarray(before)[row][:, of])
+
+
+def test_scanned_layers_do_not_generate():
+    with pytest.raises(ValueError, match="see `for_generation`"):
+        Decoder(tiny.CONFIG).apply({"params": tiny.params()}, *padded(), method="prefill")
+
+
 def test_the_cache_counts_what_it_holds():
     cache = run(tiny.CONFIG, tiny.params(), *padded(), NEW)[2]
     assert int(cache.length) == STEPS
-    assert cache.k.shape == (2, len(PROMPTS), SAMPLES, STEPS, 2, 4)
-    assert np.abs(cache.k).max(axis=(0, 4, 5)).all()  # every place of every continuation
+    assert len(cache.layers) == tiny.CONFIG.num_layers
+    for k, v in cache.layers:
+        assert k.shape == v.shape == (len(PROMPTS), 2, SAMPLES, STEPS, 4)
+        assert np.abs(k).max(axis=(1, 4)).all()  # every place of every continuation

@@ -63,7 +63,7 @@ def one_step(config: MeshConfig) -> Outcome:
         params = train_state.init_params(decoder, 0, shapes.params)
         state = train_state.fresh_state(params, tx, shapes)
         step = jax.jit(make_train_step(decoder, tx, schedule, LOSSES, SPEC.max_loss_tokens))
-        after, metrics = step(state, partitioning.to_global(dict(random_batch(0)), mesh))
+        after, metrics = step(state, {}, partitioning.to_global(dict(random_batch(0)), mesh))
     return Outcome(shapes, state, after, jax.device_get(metrics))
 
 

@@ -75,7 +75,7 @@ def test_attention_without_scores_is_the_mean_of_the_visible_values():
         "wo": np.array([[[1.0], [0.0]]]),
     }
     x = np.array([[2.0], [4.0], [9.0], [1.0], [7.0]])
-    out = decoder.attention(x, layer, [0, 1, 2, 0, 0], [1, 1, 1, 2, 0], 10000.0)
+    out = decoder.attention(x, layer, [0, 1, 2, 0, 0], [1, 1, 1, 2, 0], CFG)
     np.testing.assert_allclose(out, [[2.0], [3.0], [5.0], [1.0], [0.0]])
 
 
@@ -87,9 +87,64 @@ def test_attention_by_hand_scores_are_divided_by_the_root_of_the_head_size():
         "wo": np.array([[[1.0], [0.0], [0.0], [0.0]]]),
     }
     x = np.array([[1.0], [3.0]])
-    out = decoder.attention(x, layer, [0, 0], [1, 1], 10000.0)
+    out = decoder.attention(x, layer, [0, 0], [1, 1], CFG)
     own, other = math.exp(9 / 2), math.exp(3 / 2)
     np.testing.assert_allclose(out, [[1.0], [(3 * own + other) / (own + other)]])
+
+
+def test_a_window_a_cap_and_another_divisor_by_hand():
+    layer = {
+        "wq": np.full((1, 1, 4), 0.5),
+        "wk": np.full((1, 1, 4), 0.5),
+        "wv": np.array([[[1.0, 0.0, 0.0, 0.0]]]),
+        "wo": np.array([[[1.0], [0.0], [0.0], [0.0]]]),
+    }
+    x = np.array([[5.0], [1.0], [3.0]])
+    cfg = CFG | {"query_scalar": 9.0, "attention_softcap": 0.7}
+    out = decoder.attention(x, layer, [0, 0, 0], [1, 1, 1], cfg, window=2)
+    own, other = (math.exp(0.7 * math.tanh(score / 3 / 0.7)) for score in (9, 3))
+    first, second = (math.exp(0.7 * math.tanh(score / 3 / 0.7)) for score in (5, 1))
+    np.testing.assert_allclose(
+        out[:, 0], [5.0, (5 * first + second) / (first + second), (3 * own + other) / (own + other)]
+    )
+
+
+def test_biases_and_norms_of_queries_and_keys_by_hand():
+    layer = {
+        "wq": np.zeros((1, 1, 2)), "bq": np.array([[3.0, 4.0]]), "q_norm": np.array([1.0, 0.0]),
+        "wk": np.array([[[7.0, 0.0]]]), "bk": np.array([[0.0, 1.0]]), "k_norm": np.zeros(2),
+        "wv": np.ones((1, 1, 2)), "bv": np.array([[5.0, 0.0]]),
+        "wo": np.array([[[1.0], [0.0]]]), "bo": np.array([0.25]),
+    }  # fmt: skip
+    out = decoder.attention(np.array([[0.0], [1.0]]), layer, [0, 0], [1, 1], CFG)
+    query = np.array([6.0, 4.0]) / math.sqrt(12.5)
+    keys = [np.array([0.0, 1.0]) / math.sqrt(0.5), np.array([7.0, 1.0]) / 5]
+    weights = [math.exp(query @ key / math.sqrt(2)) for key in keys]
+    expected = (5 * weights[0] + 6 * weights[1]) / sum(weights) + 0.25
+    np.testing.assert_allclose(out, [[5.25], [expected]], rtol=1e-6)
+
+
+def test_capped_logits_by_hand():
+    params = decoder.random_params(0)
+    hidden = single(params, [BOS, 4])
+    plain = decoder.logits(params, hidden, CFG)
+    capped = decoder.logits(params, hidden, CFG | {"logit_softcap": 0.5})
+    np.testing.assert_allclose(capped, 0.5 * np.tanh(plain / 0.5))
+
+
+def test_norms_after_attention_and_mlp_stand_before_the_sum():
+    params = decoder.random_params(1, layers=1)
+    layer = params["layers"][0] | {"attn_post_norm": np.ones(6), "mlp_post_norm": np.full(6, -1.0)}
+    plain = {**params["layers"][0], "w_down": np.zeros((5, 6))}
+    x, own = params["embedding"][5] * math.sqrt(6), []
+    for scale in (0.0, 1.0):  # 1 + 1, and 1 - 1 of the MLP: it adds nothing
+        normed = decoder.rms_norm(x, plain["attn_norm"], 1e-6, True)
+        out = decoder.attention(normed[None], plain, [0], [1], CFG)[0]
+        own.append(x + (decoder.rms_norm(out, np.ones(6), 1e-6, True) if scale else out))
+    for layers, expected in (([plain], own[0]), ([layer], own[1])):
+        hidden = single(params | {"layers": layers}, [5])
+        normed = decoder.rms_norm(expected, params["final_norm"], 1e-6, True)
+        np.testing.assert_allclose(hidden[0], normed)
 
 
 def test_heads_share_key_value_heads_in_order():
@@ -105,7 +160,7 @@ def test_heads_share_key_value_heads_in_order():
     x = np.array([[3.0, 0, 0, 0]])
     for name in ("wq", "wk", "wv"):
         layer[name] = np.concatenate([layer[name], np.zeros((3, *layer[name].shape[1:]))])
-    out = decoder.attention(x, layer, [0], [1], 10000.0)
+    out = decoder.attention(x, layer, [0], [1], CFG)
     np.testing.assert_allclose(out, [[3.0, 3.0, 30.0, 30.0]])
 
 

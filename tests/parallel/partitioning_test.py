@@ -31,31 +31,32 @@ def test_heads_mlp_and_vocabulary_lie_along_the_model_axis():
     m = "model"
     assert found == {
         "embedding": (m, None),
-        "unembedding": (None, m),
+        "unembedding": (m, None),
         "final_norm/scale": (None,),
         "layers/attention_norm/scale": (None, None),
         "layers/mlp_norm/scale": (None, None),
-        "layers/attention/query": (None, None, m, None),
-        "layers/attention/key": (None, None, m, None),
-        "layers/attention/value": (None, None, m, None),
-        "layers/attention/out": (None, m, None, None),
-        "layers/mlp/gate": (None, None, m),
-        "layers/mlp/up": (None, None, m),
-        "layers/mlp/down": (None, m, None),
+        "layers/attention/query/kernel": (None, None, m, None),
+        "layers/attention/key/kernel": (None, None, m, None),
+        "layers/attention/value/kernel": (None, None, m, None),
+        "layers/attention/out/kernel": (None, m, None, None),
+        "layers/mlp/gate/kernel": (None, None, m),
+        "layers/mlp/up/kernel": (None, None, m),
+        "layers/mlp/down/kernel": (None, m, None),
     }
 
 
 def test_over_data_the_model_width_is_split_too():
     found = specs(MeshConfig(4, 2, shard_params_over_data=True))
     assert found["embedding"] == ("model", "data")
-    assert found["layers/attention/query"] == (None, "data", "model", None)
-    assert found["layers/mlp/down"] == (None, "model", "data")
+    assert found["layers/attention/query/kernel"] == (None, "data", "model", None)
+    assert found["layers/mlp/down/kernel"] == (None, "model", "data")
 
 
 def test_key_value_heads_that_do_not_divide_are_whole_on_each_device():
     found = specs(MeshConfig(2, 4))  # two of them over four
-    assert found["layers/attention/key"] == found["layers/attention/value"] == (None,) * 4
-    assert found["layers/attention/query"] == (None, None, "model", None)
+    for name in ("key", "value"):
+        assert found[f"layers/attention/{name}/kernel"] == (None,) * 4
+    assert found["layers/attention/query/kernel"] == (None, None, "model", None)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_factored_moments_are_small_and_whole():
     config = MeshConfig(4, 2)
     shapes = train_state.state_shapes(Decoder(wide), tx, make_mesh(config), config)
     ((_, rows),) = optax.tree_utils.tree_get_all_with_path(shapes.opt_state, "v_row")
-    gate = rows["layers"]["mlp"]["gate"]
+    gate = rows["layers"]["mlp"]["gate"]["kernel"]
     assert gate.shape == (2, 128) and gate.sharding.spec == P()
 
 

@@ -140,6 +140,23 @@ def test_a_stage_that_has_saved_nothing_may_change_and_the_others_may_not(claime
         manifest.claim(claimed, two)
 
 
+def test_what_adapters_are_trained_on_is_noted_and_stays(claimed):
+    base = {"checkpoint": "stage0:4", "fingerprint": "1f"}
+    manifest.note_base(claimed, "stage1", base)
+    assert manifest.read(claimed)["stages"]["stage1"]["base"] == base
+    manifest.claim(claimed, MADE)  # which knows nothing of it
+    assert manifest.read(claimed)["stages"]["stage1"]["base"] == base
+    assert manifest.read(claimed) == json.loads(json.dumps(changed("stages.stage1.base", base)))
+
+
+def test_what_was_noted_of_a_stage_that_saved_nothing_is_forgotten(tmp_path):
+    """It may start from something else now."""
+    manifest.claim(tmp_path, MADE)
+    manifest.note_base(tmp_path, "stage1", {"seed": 0})
+    manifest.claim(tmp_path, MADE)
+    assert manifest.read(tmp_path) == json.loads(json.dumps(MADE))
+
+
 @pytest.mark.parametrize("text", ["", '{"model": ', "[]", "7", '{"model": {}}'])
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / manifest.NAME).write_text(text)

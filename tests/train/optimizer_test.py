@@ -71,6 +71,13 @@ def test_weight_decay_is_times_the_learning_rate_and_spares_norms(name):
     np.testing.assert_array_equal(updates["norm"]["scale"], 0.0)
 
 
+def test_weight_decay_is_of_adapters_too():
+    adapters = {"lora_a": jnp.full((2, 3), 4.0), "lora_b": jnp.full((3, 2), 4.0)}
+    updates = first_updates(adapters, jax.tree.map(jnp.zeros_like, adapters), weight_decay=0.1)
+    for update in updates.values():
+        np.testing.assert_allclose(update, -0.5 * 0.1 * 4.0, rtol=1e-6)
+
+
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_weight_decay_spares_the_norms_of_the_decoder_and_nothing_else(scan_layers):
     decoder = Decoder(dataclasses.replace(MODEL, scan_layers=scan_layers))

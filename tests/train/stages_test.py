@@ -19,7 +19,7 @@ from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 from calrec_jax.train import manifest, stages
 from calrec_jax.train import state as train_state
 from calrec_jax.train.optimizer import make_optimizer, make_schedule
-from calrec_jax.train.stages import find_checkpoint, load_params
+from calrec_jax.train.weights import find_checkpoint, load_params
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -33,6 +33,12 @@ def shapes(of=STAGE1, model=MODEL):
     tx = make_optimizer(of.optimizer, make_schedule(of.optimizer, of.train_steps))
     mesh = make_mesh(ONE, jax.devices()[:1])
     return train_state.state_shapes(Decoder(model), tx, mesh, ONE)
+
+
+def begun(made, of, tx, checkpoints):
+    """What `_start` gives: (state, frozen, batches seen)."""
+    mesh = make_mesh(ONE, jax.devices()[:1])
+    return made._start(of, Decoder(MODEL), tx, shapes(of), mesh, checkpoints)
 
 
 def restored(model_dir, stage_name, step, of=STAGE1):
@@ -100,10 +106,10 @@ def test_a_later_stage_starts_from_the_best_of_the_one_before_with_a_fresh_optim
     made = trainer(two_stages)
     none_yet = Checkpoints(two_stages / "nothing")
     tx = make_optimizer(STAGE2.optimizer, make_schedule(STAGE2.optimizer, 2))
-    state, start = made._start(STAGE2, Decoder(MODEL), tx, shapes(STAGE2), none_yet)
+    state, frozen, start = begun(made, STAGE2, tx, none_yet)
     none_yet.close()
     (two_stages / "nothing").rmdir()
-    assert start == 0 and int(state.step) == 0 and count(state.opt_state) == 0
+    assert start == 0 and frozen == {} and int(state.step) == 0 and count(state.opt_state) == 0
     assert_same(state.params, chosen)
     assert_same(state.params, restored(two_stages, "stage1", best)[0].params)
     fresh = train_state.init_params(Decoder(MODEL), 0, shapes().params)
@@ -115,16 +121,16 @@ def test_its_own_checkpoint_comes_before_init_from(two_stages):
     made = trainer(two_stages)
     own = Checkpoints(made.checkpoint_dir("stage2"), read_only=True)
     elsewhere = dataclasses.replace(STAGE2, init_from="stage9:best")
-    state, start = made._start(elsewhere, Decoder(MODEL), None, shapes(STAGE2), own)
-    assert start == 2 and int(state.step) == 2 and count(state.opt_state) == 2
+    state, frozen, start = begun(made, elsewhere, None, own)
+    assert start == 2 and frozen == {} and int(state.step) == 2 and count(state.opt_state) == 2
 
 
 def test_without_either_the_weights_are_those_of_the_seed(tmp_path):
     made = trainer(tmp_path, seed=3)
     none_yet = Checkpoints(tmp_path / "none")
     tx = make_optimizer(STAGE1.optimizer, make_schedule(STAGE1.optimizer, 4))
-    state, start = made._start(STAGE1, Decoder(MODEL), tx, shapes(), none_yet)
-    assert start == 0 and count(state.opt_state) == 0
+    state, frozen, start = begun(made, STAGE1, tx, none_yet)
+    assert start == 0 and frozen == {} and count(state.opt_state) == 0
     assert_same(state.params, train_state.init_params(Decoder(MODEL), 3, shapes().params))
     other = train_state.init_params(Decoder(MODEL), 4, shapes().params)
     assert not np.array_equal(other["embedding"], state.params["embedding"])
@@ -272,7 +278,7 @@ def test_weights_that_say_nothing_of_themselves_are_refused(two_stages, tmp_path
 
 def test_weights_of_another_model_are_refused_with_the_tensor(two_stages):
     wider = shapes(model=dataclasses.replace(MODEL, d_ff=64)).params
-    with pytest.raises(CalrecError, match=r"layers/mlp/down is float32\[2, 32, 16\] there and"):
+    with pytest.raises(CalrecError, match=r"mlp/down/kernel is float32\[2, 32, 16\] there and"):
         load_params(two_stages, "stage1:best", wider, NEEDS)
 
 

@@ -89,7 +89,7 @@ def train_step(tx, config=LossConfig(), schedule=lambda count: 0.25 + count):
 def test_one_step_moves_the_parameters_against_the_gradient_of_the_total():
     params, batch, tx = tiny.params(), tiny.packed(), optax.sgd(0.5)
     state = TrainState(jnp.int32(7), params, tx.init(params))
-    after, metrics = train_step(tx)(state, batch)
+    after, metrics = train_step(tx)(state, {}, batch)
     expected, gradient = tiny.losses_and_gradient(params, batch, LossConfig())
     jax.tree.map(
         lambda new, old, g: np.testing.assert_allclose(new, old - 0.5 * g, rtol=1e-5, atol=1e-6),
@@ -114,7 +114,7 @@ def test_training_on_one_batch_brings_every_loss_down():
     state, metrics = TrainState(jnp.int32(0), params, tx.init(params)), []
     update = train_step(tx, config)
     for _ in range(40):
-        state, new = update(state, batch)
+        state, new = update(state, {}, batch)
         metrics.append(new)
     for name in ("loss", "nig", "tt", "ut"):
         assert metrics[-1][name] < metrics[0][name] - 0.1

@@ -1,0 +1,81 @@
+"""Adapters as a folder of PEFT's, which puts them on a model of transformers.
+
+`peft.PeftModel.from_pretrained(model, folder)` loads it, and so do servers such as vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from calrec_jax.checkpoints.hf_maps import MODULES
+from calrec_jax.errors import CalrecError, full_disk_named
+from calrec_jax.models import lora
+from calrec_jax.models.config import DecoderConfig
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model.model.layers"
+
+
+def write_adapters(
+    folder: str | os.PathLike, adapters, config: DecoderConfig, base_name: str
+) -> None:
+    """Writes `adapters` into `folder`, which is made where it is not there.
+
+    Args:
+      adapters: the subtree of parameters that `lora.split` gives, layers stacked or not. Written in
+        float32, which holds them exactly.
+      config: of their decoder, with `lora`.
+      base_name: the model that they belong to, as transformers finds it; loaders may ignore it.
+
+    Raises:
+      CalrecError: there are none, or the disk is full.
+    """
+    if config.lora is None:
+        raise CalrecError("no adapters to write: the stage was trained without LoRA, all of it")
+    import safetensors.numpy
+
+    folder = pathlib.Path(folder)
+    with full_disk_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.numpy.save_file(_tensors(adapters), folder / WEIGHTS, {"format": "pt"})
+        described = json.dumps(_described(config, base_name), indent=2)
+        (folder / CONFIG).write_text(described + "\n", "utf-8")
+
+
+def _tensors(adapters) -> dict[str, np.ndarray]:
+    """{PEFT's name: A as [R, inputs] or B as [outputs, R], float32} of every layer."""
+    found = {}
+    for (top, *at, name), leaf in flatten_dict(jax.device_get(adapters)).items():
+        projection = "/".join(at)
+        stacked = top == "layers"
+        layers = enumerate(leaf) if stacked else [(int(top.removeprefix("layers_")), leaf)]
+        for layer, weights in layers:
+            path = f"{_PREFIX}.{layer}.{MODULES[projection]}"
+            weights = np.asarray(weights, np.float32)
+            if name == lora.A:
+                found[f"{path}.lora_A.weight"] = weights.reshape(-1, weights.shape[-1]).T.copy()
+            else:
+                found[f"{path}.lora_B.weight"] = weights.reshape(weights.shape[0], -1).T.copy()
+    return found
+
+
+def _described(config: DecoderConfig, base_name: str) -> dict:
+    adapted = (theirs for ours, theirs in MODULES.items() if config.lora.adapts(ours))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "target_modules": sorted(module.rpartition(".")[2] for module in adapted),
+    }

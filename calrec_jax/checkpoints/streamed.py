@@ -1,0 +1,98 @@
+"""Checkpoints of parameters that are larger than memory: written and read a piece at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from calrec_jax.checkpoints.manager import PREFIX, Checkpoints
+
+_CACHE_BYTES = 1 << 27  # of chunks that are read again
+
+Index = tuple[int | slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """A parameter that is made while it is written.
+
+    Attributes:
+      shape, dtype: of the whole.
+      chunk: the shape of what is stored together; pieces must be made of whole ones.
+      pieces: gives (where, what stands there) of all its parts, in any order.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk: tuple[int, ...]
+    pieces: Callable[[], Iterator[tuple[Index, np.ndarray]]]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+class _Handler(ocp.type_handlers.NumpyHandler):
+    """Orbax's handler of whole arrays, but for how their content is written."""
+
+    def __init__(self):
+        super().__init__(deepcopy_host_arrays=False)
+        self._one_at_a_time = asyncio.Semaphore(1)
+
+    def typestr(self) -> str:
+        return "np.ndarray"
+
+    async def _open_and_write(self, value: Streamed, tspec, ts_context):
+        tspec["metadata"]["chunks"] = list(value.chunk)
+        store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+        async with self._one_at_a_time:
+            for where, part in value.pieces():
+                await store[where].write(part)
+
+
+def write_params(directory: pathlib.Path, params) -> None:
+    """Writes checkpoint 0 of a stage that holds parameters alone; `Checkpoints` reads it.
+
+    Args:
+      directory: the stage's checkpoints.
+      params: a tree of `Streamed`.
+    """
+    registry = ocp.type_handlers.create_type_handler_registry((Streamed, _Handler()))
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    options = ocp.CheckpointManagerOptions(step_prefix=PREFIX, enable_async_checkpointing=False)
+    with ocp.CheckpointManager(
+        directory.absolute(), options=options, item_handlers={"params": handler}
+    ) as manager:
+        manager.save(0, args=ocp.args.Composite(params=ocp.args.PyTreeSave(params)))
+
+
+def open_params(directory: str | os.PathLike, step: int) -> Mapping[str, ts.TensorStore]:
+    """The parameters of a checkpoint, {"layers/mlp/up/kernel": ...}; nothing is read yet."""
+    item = pathlib.Path(directory).absolute() / f"{PREFIX}_{step}" / "params"
+    checkpoints = Checkpoints(directory, read_only=True)
+    try:
+        names = checkpoints.param_shapes(step)
+    finally:
+        checkpoints.close()
+    context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+    return {name: _open(item, name, context) for name in names}
+
+
+def _open(item: pathlib.Path, name: str, context: ts.Context) -> ts.TensorStore:
+    kvstore = {"driver": "ocdbt", "base": f"file://{item}", "path": name.replace("/", ".")}
+    return ts.open({"driver": "zarr", "kvstore": kvstore}, context=context, read=True).result()

@@ -1,0 +1,247 @@
+"""`calrec convert`: weights from checkpoints of Hugging Face's and T5X's, and back."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from calrec_jax.cli.main import run_command
+from calrec_jax.errors import CalrecError, full_disk_named, local_path
+
+_SHARD_GB = 5.0  # transformers' custom
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints what was written."""
+    args = _parse_arguments(argv)
+    if args.from_t5x:
+        print(_import_t5x(args))
+        return 0
+    way = next(name for name in ("to", "to_hf", "to_peft") if getattr(args, name))
+    target = local_path(getattr(args, way), f"--{way}")
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+        raise CalrecError(f"{target} is there already: give a folder that is empty or new")
+    whole = target.absolute()
+    making = whole.with_name(f"{whole.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    with full_disk_named(target):
+        try:
+            told = {"to": _import, "to_hf": _export, "to_peft": _export_adapters}[way](args, making)
+            if whole.exists():
+                whole.rmdir()
+            making.replace(whole)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+    print(f"{target}: {told}")
+    return 0
+
+
+def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if bool(args.source) == bool(args.to):
+        parser.error("--from_hf and --from_t5x go with --to, --from with --to_hf or --to_peft")
+    if not args.to_hf and (args.dtype or args.family or args.max_shard_gb):
+        parser.error("--dtype, --family and --max_shard_gb go with --to_hf")
+    return args
+
+
+def _gigabytes(text: str) -> float:
+    """An argument's type."""
+    number = float(text)
+    if not 0 < number < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("calrec convert", description=__doc__, allow_abbrev=False)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--from_hf", metavar="DIR", help="a checkpoint of transformers: config.json, *.safetensors"
+    )
+    source.add_argument(
+        "--from",
+        dest="source",
+        metavar="DIR/STAGE:WHICH",
+        help="a checkpoint of calrec, as model_dir/stage2:best, or DIR/pretrained:latest",
+    )
+    source.add_argument(
+        "--from_t5x", metavar="DIR", help="one of T5X's checkpoints, .../checkpoint_300"
+    )
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument(
+        "--to",
+        metavar="DIR",
+        help="with --from_hf: where PRETRAINED is to be; with --from_t5x: a stage, as "
+        "MODEL_DIR/stage2",
+    )
+    target.add_argument(
+        "--to_hf",
+        metavar="DIR",
+        help="with --from: what transformers loads; adapters are merged into their weights",
+    )
+    target.add_argument(
+        "--to_peft", metavar="DIR", help="with --from: a stage's adapters, as PEFT loads them"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="with --to_hf: of the weights that are written (default: as they are saved)",
+    )
+    parser.add_argument(
+        "--family",
+        metavar="MODEL_TYPE",
+        help="with --to_hf: as what weights are written that came from no such checkpoint "
+        "(default: the first that can express them)",
+    )
+    parser.add_argument(
+        "--max_shard_gb",
+        type=_gigabytes,
+        metavar="GB",
+        help="with --to_hf: what a file holds at most, but for one larger tensor (default: 5)",
+    )
+    return parser
+
+
+def _import_t5x(args: argparse.Namespace) -> str:
+    from calrec_jax.train import t5x_io
+
+    step = t5x_io.to_stage(args.from_t5x, args.to)
+    return f"{args.to}: step {step}, parameters alone"
+
+
+def _import(args: argparse.Namespace, making: pathlib.Path) -> str:
+    from calrec_jax.checkpoints import hf_io
+    from calrec_jax.data import vocabularies
+    from calrec_jax.train import manifest, pretrained
+
+    source = pathlib.Path(args.from_hf)
+    weights = hf_io.read(source)
+    vocabulary = vocabularies.beside_weights(source)
+    weights.config.with_vocab_size(vocabulary.vocab_size)  # which must hold it
+    making.mkdir(parents=True)
+    hf_io.carry(source, making / pretrained.CARRIED)
+    hf_io.import_weights(weights, making / pretrained.STAGE / "checkpoints")
+    dtypes = sorted({str(weights.dtype_of(entry)) for entry in weights.table})
+    described = {
+        "versions": manifest.versions(),
+        "model": dataclasses.asdict(weights.config),
+        "vocabulary": vocabularies.fingerprint(vocabulary),
+        "stages": {},
+        pretrained.STAGE: {
+            "family": weights.model_type,
+            "dtypes": dtypes,
+            "source": str(source.absolute()),
+        },
+    }
+    (making / manifest.NAME).write_text(json.dumps(described, indent=2) + "\n")
+    count = hf_io.num_parameters(hf_io.parameter_shapes(weights.config))
+    return f"{weights.model_type}, {count:,} parameters in {', '.join(dtypes)}"
+
+
+def _export(args: argparse.Namespace, making: pathlib.Path) -> str:
+    import jax.numpy as jnp
+
+    from calrec_jax.checkpoints import hf_io
+    from calrec_jax.train import merged, pretrained
+
+    stage_dir, step, there = _find(args.source)
+    origin = pretrained.origin(stage_dir.parent)
+    parts = merged.open_weights(stage_dir, step)
+    shapes = {name: part.shape for name, part in parts.items()}
+    dtypes = {name: jnp.dtype(args.dtype or part.dtype) for name, part in parts.items()}
+    # By which transformers loads all of them, whatever they are.
+    dtype = str(dtypes["embedding"])
+    described = _config(args, there, origin, dtype)
+
+    making.mkdir(parents=True)
+    if origin is None:
+        _warn_without_tokenizer(args.source)
+    else:
+        hf_io.carry(origin, making)
+    hf_io.export_weights(
+        making,
+        shapes,
+        dtypes,
+        lambda name, where: parts[name].read(where),
+        int((args.max_shard_gb or _SHARD_GB) * 10**9),
+    )
+    (making / hf_io.CONFIG).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    count = hf_io.num_parameters(shapes)
+    return f"{described['model_type']}, {count:,} parameters in {dtype}"
+
+
+def _find(source: str) -> tuple[pathlib.Path, int, Mapping[str, Any]]:
+    """The stage, the step and the manifest of what --from names."""
+    from calrec_jax.train import manifest, weights
+
+    stage_dir, step = weights.find_checkpoint(".", source)
+    there = manifest.read(stage_dir.parent)
+    if there is None:
+        raise CalrecError(f"{source!r}: {stage_dir.parent} has no {manifest.NAME}")
+    return stage_dir, step, there
+
+
+def _export_adapters(args: argparse.Namespace, making: pathlib.Path) -> str:
+    from flax.traverse_util import unflatten_dict
+
+    from calrec_jax.checkpoints import peft, streamed
+    from calrec_jax.train import pretrained, weights
+
+    stage_dir, step, there = _find(args.source)
+    config = pretrained.decoder_of(there["model"], args.source)
+    config = dataclasses.replace(config, lora=weights.lora_of(stage_dir))
+    if config.lora is None:
+        raise CalrecError(f"{args.source!r} holds whole weights and no adapters: give --to_hf")
+    stores = streamed.open_params(stage_dir / "checkpoints", step)
+    adapters = {tuple(name.split("/")): store.read().result() for name, store in stores.items()}
+    base = _base(stage_dir)
+    peft.write_adapters(making, unflatten_dict(adapters), config, base)
+    return f"adapters of rank {config.lora.rank}, of {base}"
+
+
+def _base(stage_dir: pathlib.Path) -> str:
+    """What a stage's adapters belong to: a checkpoint of transformers, or of ours."""
+    from calrec_jax.train import manifest, pretrained, weights
+
+    found = weights.base_checkpoint(stage_dir)
+    if found is None:
+        raise CalrecError(f"the adapters in {stage_dir} were trained on fresh weights of no name")
+    base_dir, step = found
+    if base_dir.name != pretrained.STAGE:
+        return f"{base_dir}:{step}"  # of which --to_hf makes one
+    return manifest.read(base_dir.parent)[pretrained.STAGE]["source"]
+
+
+def _config(args: argparse.Namespace, there, origin: pathlib.Path | None, dtype: str) -> dict:
+    """The config.json: that with which the weights came, or one that is made for them."""
+    from calrec_jax.checkpoints import hf_families, hf_io
+    from calrec_jax.train import pretrained
+
+    if origin is not None and args.family is None:
+        path = origin / hf_io.CONFIG
+        described = hf_families.of_text(hf_io.read_json(path), str(path))
+        described.pop("torch_dtype", None)  # the name of transformers 4, which knows the other, too
+        return described | {"dtype": dtype}
+    config = pretrained.decoder_of(there["model"], args.source)
+    lengths = [sum(stage["task_feature_lengths"].values()) for stage in there["stages"].values()]
+    return hf_families.write_config(config, args.family, dtype, max(lengths, default=1024))
+
+
+def _warn_without_tokenizer(source: str) -> None:
+    print(
+        f"calrec convert: {source} came from no checkpoint of transformers: config.json is made "
+        f"for it, and there is no tokenizer; put the one that it was trained with beside it",
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("convert"))

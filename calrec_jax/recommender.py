@@ -54,14 +54,18 @@ class Recommender:
           CalrecError: no such run, domain, or checkpoint.
         """
         from calrec_jax.cli import run as runs
-        from calrec_jax.eval.predictions import Retriever
+        from calrec_jax.eval.predictions import Retriever, TrieRetriever
 
         run = runs.from_model_dir(model_dir, bindings)
         config = run.evaluation
         generator = runs.text_generator(run, domain or config.domain, checkpoint)
-        render = runs.domain_of(run, domain or config.domain).template.render_item
-        texts = [render(fields) for fields in generator.tokens.catalogue.fields]
-        retriever = Retriever(texts, config.k1, config.b, config.epsilon)
+        catalogue = generator.tokens.catalogue
+        if config.retrieval == "trie":
+            retriever = TrieRetriever(len(catalogue), config.epsilon)
+        else:
+            render = runs.domain_of(run, domain or config.domain).template.render_item
+            texts = [render(fields) for fields in catalogue.fields]
+            retriever = Retriever(texts, config.k1, config.b, config.epsilon)
         return cls(generator, retriever, config.users_per_batch)
 
     def recommend(
@@ -97,11 +101,7 @@ class Recommender:
 
         # The samples of a history are seeded by its items: the same history, the same answer.
         outputs = self._generator(histories, ["\x1f".join(history) for history in histories])
-        merged = [
-            round_robin.merge_outputs([g.text for g in some], [g.log_prob for g in some])
-            for some in outputs
-        ]
-        for scores in self._retriever.scores(merged):
+        for scores in self._retriever.scores(outputs):
             yield [
                 Recommendation(
                     self.catalogue.item_ids[i], float(scores[i]), self.catalogue.fields[i]

@@ -21,6 +21,7 @@ from calrec_jax.data.domains import DataConfig, Domain
 from calrec_jax.data.loader import Batches
 from calrec_jax.decode.sample import Sampler, SamplingConfig
 from calrec_jax.decode.texts import TextGenerator
+from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import evaluator, report_data
 from calrec_jax.eval.evaluator import EvaluationConfig
@@ -28,12 +29,12 @@ from calrec_jax.eval.predictions import write_json
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import manifest, stages
+from calrec_jax.train import manifest, weights
 from calrec_jax.train import state as train_state
 from calrec_jax.train.stages import Stage, Trainer
 
 CONFIG = "config.gin"  # in MODEL_DIR
-_PATHS = ("DATA_DIR", "MODEL_DIR", "VOCABULARY_PATH")  # macros
+_PATHS = ("DATA_DIR", "MODEL_DIR", "VOCABULARY_PATH", "PRETRAINED")  # macros
 # Process 0 is who the others are connected to: were it to leave first on a mistake that all of them
 # are about to find, their own line would stand among those of a lost connection.
 _LINGER_SECONDS = 3
@@ -67,6 +68,8 @@ class Run:
     seed: int = 0
 
     def __post_init__(self):
+        if not self.stages:
+            raise CalrecError("STAGES is empty: a run needs at least one stage")
         for stage in self.stages if isinstance(self.stages, (list, tuple)) else ():
             lengths = getattr(stage, "task_feature_lengths", None)
             if isinstance(lengths, dict) and lengths.keys() != {"inputs", "targets"}:
@@ -77,7 +80,13 @@ class Run:
 
     @functools.cached_property
     def decoder_config(self) -> DecoderConfig:
-        """The decoder, with a vocabulary that holds the run's."""
+        """The decoder, with a vocabulary that holds the run's.
+
+        Raises:
+          CalrecError: it does not, or has adapters, which are a stage's.
+        """
+        if self.model.lora is not None:
+            raise CalrecError("DecoderConfig.lora is bound: adapters are a stage's, Stage.lora")
         return self.model.with_vocab_size(self.data.vocabulary.vocab_size)
 
     @property
@@ -162,7 +171,9 @@ def _check_all(run: Run) -> None:
         # evaluation reads may come from a stage that is run later, alone.
         comes = stage.init_from is None or stage.init_from.rpartition(":")[0] in before
         if not comes and not manifest.has_saved(pathlib.Path(run.model_dir) / stage.name):
-            stages.find_checkpoint(run.model_dir, stage.init_from)
+            stage_dir, _ = weights.find_checkpoint(run.model_dir, stage.init_from)
+            if weights.lora_of(stage_dir) is not None:
+                weights.base_checkpoint(stage_dir)
         before.append(stage.name)
     domain_of(run, run.evaluation.domain).num_sequences(run.evaluation.split)
 
@@ -248,38 +259,55 @@ class _Data:
         return self._planned[key]
 
 
-def text_generator(run: Run, domain: str, checkpoint: str | None = None) -> TextGenerator:
+def text_generator(
+    run: Run, domain: str, checkpoint: str | None = None, batch_size: int | None = None
+) -> TextGenerator:
     """The trained model of a run as a writer of items of `domain`.
 
     Args:
       checkpoint: instead of `run.evaluation.checkpoint`.
+      batch_size: see `Sampler`.
     """
     c, lengths = run.evaluation, run.stages[-1].task_feature_lengths
     mesh = make_mesh(run.mesh)
-    decoder = Decoder(run.decoder_config)
-    params = stages.load_params(
-        pathlib.Path(run.model_dir).absolute(),
-        checkpoint or c.checkpoint,
+    source = checkpoint or c.checkpoint
+    stage_dir, _ = weights.find_checkpoint(run.model_dir, source)
+    # Adapters are not merged: rounded to the weights' type, the smallest of updates would be lost.
+    model = dataclasses.replace(run.decoder_config, lora=weights.lora_of(stage_dir))
+    decoder = Decoder(model)
+    params = weights.load_params(
+        run.model_dir,
+        source,
         train_state.param_shapes(decoder, mesh, run.mesh),
         {
             "vocabulary": vocabularies.fingerprint(run.data.vocabulary),
-            "model": run.decoder_config.meaning(),
+            "model": model.meaning(),
             "data": {"template": dataclasses.asdict(run.data.template)},
         },
     )
     vocabulary = run.data.vocabulary
+    tokens = domain_of(run, domain).tokens(lengths)
+    trie = TokenTrie.build(tokens, vocabulary.eos_id) if c.retrieval == "trie" else None
     sampler = Sampler(
         decoder,
         params,
-        SamplingConfig(c.num_samples, c.temperature, c.max_new_tokens),
+        SamplingConfig(
+            c.num_samples,
+            c.temperature,
+            c.max_new_tokens,
+            c.decoding,
+            c.sampling_top_k,
+            c.sampling_top_p,
+        ),
         eos_id=vocabulary.eos_id,
         bos_id=vocabularies.bos_id(vocabulary),
         max_prompt_tokens=lengths["inputs"],
         mesh=mesh,
         mesh_config=run.mesh,
+        batch_size=batch_size,
+        trie=trie,
     )
-    tokens = domain_of(run, domain).tokens(lengths)
-    return TextGenerator(sampler, tokens, vocabulary.decode, c.seed)
+    return TextGenerator(sampler, tokens, vocabulary.decode, c.seed, trie)
 
 
 def evaluate(run: Run, progress: Callable[[int, int], None]) -> dict:
@@ -299,13 +327,17 @@ def evaluate(run: Run, progress: Callable[[int, int], None]) -> dict:
     config = run.evaluation
     domain = domain_of(run, config.domain)
     # "best" may come to mean another step: these are the predictions of this one.
-    stage_dir, step = stages.find_checkpoint(run.model_dir, config.checkpoint)
-    generator = text_generator(run, config.domain, f"{stage_dir}:{step}")
+    stage_dir, step = weights.find_checkpoint(run.model_dir, config.checkpoint)
+    users = domain.sequences(config.split)
+    # The last batch is smaller, and filled up.
+    batch_size = min(config.users_per_batch, config.max_users or len(users), len(users))
+    generator = text_generator(run, config.domain, f"{stage_dir}:{step}", batch_size)
     with contextlib.closing(Checkpoints(stage_dir / "checkpoints", read_only=True)) as checkpoints:
         saved = checkpoints.fingerprint(step)
     return evaluator.evaluate(
         train=domain.sequences("train"),
-        users=domain.sequences(config.split),
+        validation=domain.sequences("validation"),
+        users=users,
         catalogue=generator.tokens.catalogue,
         template=domain.template,
         generate=lambda users: generator([u.history for u in users], [u.user_id for u in users]),

@@ -1,4 +1,4 @@
-"""Sampling continuations: a prompt is read once, its N continuations share the prefix's cache."""
+"""Continuations of prompts: a prompt is read once, its N continuations share its cache."""
 
 from __future__ import annotations
 
@@ -6,36 +6,17 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from calrec_jax.decode.loop import SamplingConfig, generate
+from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.errors import CalrecError
-from calrec_jax.models.decoder import Decoder
-from calrec_jax.models.kv_cache import Continuations
+from calrec_jax.models.decoder import Decoder, for_generation
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How continuations are drawn (method: Inference 1).
-
-    Attributes:
-      num_samples: N continuations a prompt (unverified).
-      temperature: of sampling (unverified); 0 = the likeliest token.
-      max_new_tokens: T, tokens at most, with EOS (unverified).
-    """
-
-    num_samples: int = 32
-    temperature: float = 0.5
-    max_new_tokens: int = 80
-
-    def __post_init__(self):
-        if self.num_samples < 1 or self.max_new_tokens < 1 or self.temperature < 0:
-            raise CalrecError(f"impossible sampling: {self}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,26 +27,19 @@ class Samples:
       tokens: [B, N, T] int32, without EOS, padded with 0.
       lengths: [B, N] int32, tokens before EOS.
       log_probs: [B, N] float64, sum of the untempered model's log-probabilities of the tokens and
-        of EOS (where it came); never divided by the length.
+        of EOS (where it came), over its whole vocabulary whatever was allowed; never divided by the
+        length. -inf where beam search found fewer than N texts.
+      leaves: [B, N] int32 of the trie, or None where there is none.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     log_probs: np.ndarray
-
-
-@flax.struct.dataclass
-class _Loop:
-    written: Continuations
-    last: jax.Array  # [B, N] the token sampled last
-    tokens: jax.Array  # [B, N, T]
-    log_probs: jax.Array  # [B, N]
-    lengths: jax.Array  # [B, N]
-    ended: jax.Array  # [B, N] bool
+    leaves: np.ndarray | None
 
 
 class Sampler:
-    """Draws continuations for lists of prompts. Compiles once per (batch size, prompt bucket).
+    """Continues lists of prompts. Compiles once per (number of prompts, prompt bucket).
 
     Args:
       decoder, params: the model.
@@ -73,6 +47,12 @@ class Sampler:
       eos_id, bos_id: of the vocabulary; BOS goes before each prompt as in training.
       max_prompt_tokens: the longest prompt, without BOS.
       mesh, mesh_config: where `params` lie; prompts are split along the data axis.
+      batch_size: calls with fewer prompts are filled up to so many, so that they do not compile
+        again; None = each call has its own size.
+      trie: only its texts are continuations; None = all texts are.
+
+    Raises:
+      CalrecError: the trie has items of more than `config.max_new_tokens`.
     """
 
     def __init__(
@@ -86,11 +66,26 @@ class Sampler:
         max_prompt_tokens: int,
         mesh: Mesh,
         mesh_config: MeshConfig,
+        batch_size: int | None = None,
+        trie: TokenTrie | None = None,
     ):
-        self._params, self._config, self._bos_id = params, config, bos_id
-        self._max_prompt = max_prompt_tokens + 1
+        self._bos_id, self._max_prompt = bos_id, max_prompt_tokens + 1
         self._mesh, self._mesh_config = mesh, mesh_config
-        self._sample = jax.jit(functools.partial(_sample, decoder, config, eos_id))
+        self._batch_size = batch_size or 1
+        fan_outs, self._trie = (), None
+        if trie is not None:
+            if trie.depth > config.max_new_tokens:
+                raise CalrecError(
+                    f"max_new_tokens is {config.max_new_tokens}, but the longest item has "
+                    f"{trie.depth} tokens, EOS included: raise it, or not every item can be reached"
+                )
+            config = dataclasses.replace(config, max_new_tokens=trie.depth)
+            fan_outs = trie.fan_outs
+            self._trie = jax.device_put(trie.arrays, NamedSharding(mesh, P()))
+        decoder, self._params = for_generation(decoder, params)
+        self._generate = jax.jit(
+            functools.partial(generate, decoder, config, eos_id, fan_outs)
+        )
 
     def __call__(self, prompts: Sequence[np.ndarray], seeds: Sequence[int]) -> Samples:
         """Samples for each prompt; a prompt's samples depend on its seed, not on its batch.
@@ -109,9 +104,10 @@ class Sampler:
         seeds = np.asarray([*seeds, *[0] * (len(tokens) - len(seeds))], np.uint32)
         with partitioning.use_mesh(self._mesh, self._mesh_config):
             inputs = partitioning.to_global((tokens, mask, seeds), self._mesh)
-            out = jax.device_get(self._sample(self._params, *inputs))
-        n = len(prompts)
-        return Samples(out[0][:n], out[1][:n], out[2][:n].astype(np.float64))
+            texts = jax.device_get(self._generate(self._params, self._trie, *inputs))
+        texts = jax.tree.map(lambda rows: rows[: len(prompts)], texts)
+        log_probs = texts.log_probs.astype(np.float64)
+        return Samples(texts.tokens, texts.lengths, log_probs, texts.nodes)
 
     def _pad(self, prompts):
         """Rows of BOS + prompt, as long as the bucket, as many as the data axis divides."""
@@ -123,69 +119,11 @@ class Sampler:
         # Buckets of 64 tokens: few programs to compile, little padding.
         width = min(-(-longest // 64) * 64, self._max_prompt)
         data = self._mesh.shape["data"]
-        tokens = np.zeros((-(-len(prompts) // data) * data, width), np.int32)
-        lengths = np.ones(len(tokens), np.int32)
+        rows = -(-max(len(prompts), self._batch_size) // data) * data
+        tokens = np.zeros((rows, width), np.int32)
+        lengths = np.ones(rows, np.int32)
         tokens[:, 0] = self._bos_id
         for row, prompt in enumerate(prompts):
             tokens[row, 1 : 1 + len(prompt)] = prompt
             lengths[row] = 1 + len(prompt)
         return tokens, np.arange(width)[None, :] < lengths[:, None]
-
-
-def _sample(decoder: Decoder, config: SamplingConfig, eos_id: int, params, tokens, mask, seeds):
-    """(tokens [B,N,T], lengths [B,N], log_probs [B,N]) of continuations of padded prompts."""
-    b, n, t = tokens.shape[0], config.num_samples, config.max_new_tokens
-    variables = {"params": params}
-    keys_B = jax.vmap(jax.random.key)(seeds)
-
-    def draw(hidden, step):
-        """The next token of each continuation and its log-probability."""
-        logits_BxNxV = decoder.apply(variables, hidden, method="unembed")
-        log_probs_BxNxV = jax.nn.log_softmax(logits_BxNxV, axis=-1)
-        if config.temperature == 0:
-            chosen = jnp.argmax(log_probs_BxNxV, axis=-1)
-        else:
-            step_keys_B = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys_B)
-            noise = jax.vmap(lambda key: jax.random.gumbel(key, log_probs_BxNxV.shape[1:]))
-            chosen = jnp.argmax(
-                log_probs_BxNxV / config.temperature + noise(step_keys_B), axis=-1
-            )
-        log_prob = jnp.take_along_axis(log_probs_BxNxV, chosen[..., None], axis=-1)[..., 0]
-        return chosen.astype(jnp.int32), log_prob
-
-    def record(loop: _Loop, hidden, step) -> _Loop:
-        chosen, log_prob = draw(hidden, step)
-        going = ~loop.ended
-        kept = going & (chosen != eos_id)
-        tokens = jax.lax.dynamic_update_index_in_dim(
-            loop.tokens, jnp.where(kept, chosen, 0), step, axis=2
-        )
-        return loop.replace(
-            last=chosen,
-            tokens=tokens,
-            log_probs=loop.log_probs + jnp.where(going, log_prob, 0.0),
-            lengths=loop.lengths + kept.astype(jnp.int32),
-            ended=loop.ended | (chosen == eos_id),
-        )
-
-    last_hidden_BxD, prefix = decoder.apply(variables, tokens, mask, method="prefill")
-    start = _Loop(
-        written=Continuations.empty(decoder.config, b, n, t),
-        last=jnp.zeros((b, n), jnp.int32),
-        tokens=jnp.zeros((b, n, t), jnp.int32),
-        log_probs=jnp.zeros((b, n), jnp.float32),
-        lengths=jnp.zeros((b, n), jnp.int32),
-        ended=jnp.zeros((b, n), bool),
-    )
-    hidden_BxNxD = jnp.broadcast_to(last_hidden_BxD[:, None], (b, n, last_hidden_BxD.shape[-1]))
-    start = record(start, hidden_BxNxD, jnp.zeros((), jnp.int32))
-
-    def unfinished(loop: _Loop):
-        return (loop.written.length < t - 1) & ~jnp.all(loop.ended)
-
-    def advance(loop: _Loop) -> _Loop:
-        hidden, written = decoder.apply(variables, loop.last, prefix, loop.written, method="decode")
-        return record(loop.replace(written=written), hidden, written.length)
-
-    end = jax.lax.while_loop(unfinished, advance, start)
-    return end.tokens, end.lengths, end.log_probs

@@ -5,17 +5,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from calrec_jax.decode.sample import Sampler
+import numpy as np
+
+from calrec_jax.decode.sample import Sampler, Samples
+from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.text.items import stable_id
 from calrec_jax.text.prompts import TokenizedCatalogue
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """One sampled continuation: its text, and the sum of its tokens' log-probabilities."""
+    """One continuation.
+
+    Attributes:
+      text: what its tokens say.
+      log_prob: the sum of its tokens' log-probabilities.
+      items: places in the catalogue of the items whose text it is, where a trie tells; several
+        where an item is listed twice, or where they are equal up to the length that items are cut
+        to.
+    """
 
     text: str
     log_prob: float
+    items: tuple[int, ...] = ()
 
 
 class TextGenerator:
@@ -26,6 +38,7 @@ class TextGenerator:
       tokens: the domain's catalogue; makes the same prompts as in training.
       decode: token ids -> text.
       seed: with a user's name, the seed of that user's samples.
+      trie: the sampler's, where it has one.
     """
 
     def __init__(
@@ -34,14 +47,15 @@ class TextGenerator:
         tokens: TokenizedCatalogue,
         decode: Callable[[list[int]], str],
         seed: int,
+        trie: TokenTrie | None = None,
     ):
-        self.tokens = tokens
+        self.tokens, self._trie = tokens, trie
         self._sampler, self._decode, self._seed = sampler, decode, seed
 
     def __call__(
         self, histories: Sequence[Sequence[str]], names: Sequence[str]
     ) -> list[list[Generated]]:
-        """Continuations of each history of item ids, oldest first.
+        """Continuations of each history of item ids, oldest first; N, or all that a beam found.
 
         Args:
           names: of the users; the same name, history and seed give the same samples in any batch.
@@ -52,10 +66,13 @@ class TextGenerator:
         prompts = [self.tokens.prompt(history) for history in histories]
         seeds = [stable_id(str(self._seed), name) for name in names]
         samples = self._sampler(prompts, seeds)
-        return [
-            [
-                Generated(self._decode(row[:length].tolist()), float(log_prob))
-                for row, length, log_prob in zip(*user, strict=True)
-            ]
-            for user in zip(samples.tokens, samples.lengths, samples.log_probs, strict=True)
-        ]
+        return [self._generated(samples, row) for row in range(len(prompts))]
+
+    def _generated(self, samples: Samples, row: int) -> list[Generated]:
+        """Of one prompt."""
+        found = []
+        for n in np.flatnonzero(~np.isneginf(samples.log_probs[row])):
+            text = self._decode(samples.tokens[row, n, : samples.lengths[row, n]].tolist())
+            items = () if self._trie is None else self._trie.items(int(samples.leaves[row, n]))
+            found.append(Generated(text, float(samples.log_probs[row, n]), items))
+        return found

@@ -1,83 +1,330 @@
-"""Baselines that need no training, on the same users and the same catalogue (method: the bar)."""
+"""Baselines that need no training, on the same users and the same catalogue (method: the bar).
+
+Symbols of the formulas: h_1 ... h_m is a user's history, oldest first, i an item, n(i) the events
+of i in the training split, [.] is 1 where its statement holds and else 0.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from calrec_jax import metrics
+from calrec_jax.errors import CalrecError
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.items import Catalogue, UserSequence
 
 # Scores of some users over the whole catalogue: float64 [users, items].
 Score = Callable[[Sequence[UserSequence]], np.ndarray]
 
+TITLE = ("title",)
+TEXT = ("title", "brand", "category")
+WEIGHTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Of BM25 in the hybrid, of which validation chooses one."""
 
-def popularity(
-    train: Sequence[UserSequence], catalogue: Catalogue, texts: Sequence[str], index: BM25Index
-) -> Score:
-    """How many events of the training split an item has, the same for all users.
+_CHOOSING_USERS = 10_000  # of validation, at most
+_MOST_SCORES = 2**24  # held at a time: 128 MiB of float64
+# Sums in another order differ by rounding. Scores that differ by less than this are a tie.
+_DECIMALS = 9
 
-    Every event of every training sequence counts, its target as well; the validation and the test
-    item of a user are in no training sequence.
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What baselines may learn from: never the test split.
+
+    Attributes:
+      train: the training sequences, in which all events count, targets as well.
+      catalogue: whose items are ranked.
+      validation: users of the validation split, to choose by.
+      k1, b: of BM25.
     """
-    events = catalogue.places([item_id for user in train for item_id in user.item_ids])
-    row = np.bincount(np.array(events, np.int64), minlength=len(catalogue)).astype(np.float64)
+
+    train: Sequence[UserSequence]
+    catalogue: Catalogue
+    validation: Sequence[UserSequence] = ()
+    k1: float = 1.5
+    b: float = 0.75
+
+    @functools.cached_property
+    def places(self) -> list[list[int]]:
+        """The training sequences as places in the catalogue."""
+        return [self.catalogue.places(user.item_ids) for user in self.train]
+
+    @functools.cached_property
+    def events(self) -> np.ndarray:
+        """n(i), int64 [items]."""
+        flat = [place for places in self.places for place in places]
+        return np.bincount(np.array(flat, np.int64), minlength=len(self.catalogue))
+
+    @functools.cached_property
+    def indexes(self) -> dict[tuple[str, ...], tuple[list[str], BM25Index]]:
+        """{fields: (texts, their index)} of those that `texts` was asked for."""
+        return {}
+
+    def texts(self, fields: tuple[str, ...]) -> tuple[list[str], BM25Index]:
+        """The values of `fields` of each item, joined by spaces, and their index; made once.
+
+        Raises:
+          CalrecError: no item has any of the fields.
+        """
+        if fields not in self.indexes:
+            texts = [
+                " ".join(filter(None, map(item.get, fields))) for item in self.catalogue.fields
+            ]
+            if not any(texts):
+                raise CalrecError(
+                    f"no item of {self.catalogue.domain} has {' or '.join(fields)}, of which BM25 "
+                    f"baselines are made: leave them and the hybrid out of "
+                    f"EvaluationConfig.baselines"
+                )
+            self.indexes[fields] = texts, BM25Index(texts, self.k1, self.b)
+        return self.indexes[fields]
+
+
+def popularity(known: Known) -> Score:
+    """score(i) = n(i), the same for all users.
+
+    The validation and the test item of a user are in no training sequence.
+    """
+    row = known.events.astype(np.float64)
     return lambda users: np.broadcast_to(row, (len(users), len(row)))
 
 
-def last_item_repeated(
-    train: Sequence[UserSequence], catalogue: Catalogue, texts: Sequence[str], index: BM25Index
-) -> Score:
-    """1 for the last item of the history, 0 for all others, which thus tie."""
+def last_item_repeated(known: Known) -> Score:
+    """score(i) = [i = h_m]; all other items tie."""
 
     def score(users):
-        scores = np.zeros((len(users), len(catalogue)))
-        scores[np.arange(len(users)), _last_places(users, catalogue)] = 1.0
+        scores = np.zeros((len(users), len(known.catalogue)))
+        scores[np.arange(len(users)), _last_places(users, known.catalogue)] = 1.0
         return scores
 
     return score
 
 
-def bm25_last_item(
-    train: Sequence[UserSequence], catalogue: Catalogue, texts: Sequence[str], index: BM25Index
-) -> Score:
-    """BM25 with the text of the last item of the history as the query; that item may win."""
-    return lambda users: index.scores([texts[place] for place in _last_places(users, catalogue)])
+def bm25(known: Known, fields: tuple[str, ...], exclude_last: bool) -> Score:
+    """score(i) = BM25(text of h_m as the query, text of i as the document), see `BM25Index`.
+
+    Args:
+      fields: whose values make an item's text.
+      exclude_last: h_m itself scores minus infinity. It is else the best answer to its own text.
+
+    Raises:
+      CalrecError: as `Known.texts`.
+    """
+    texts, index = known.texts(fields)
+
+    def score(users):
+        last = _last_places(users, known.catalogue)
+        scores = index.scores([texts[place] for place in last])
+        if exclude_last:
+            scores[np.arange(len(users)), last] = -np.inf
+        return scores
+
+    return score
 
 
-BASELINES: dict[str, Callable[..., Score]] = {
+def co_occurrence(known: Known) -> Score:
+    """score(i) = how often i is the very next item after h_m in the training sequences.
+
+    A first-order Markov chain (as in Rendle et al., WWW 2010, but counted). Ties, most of them at
+    zero, go to the more popular item.
+    """
+    size = len(known.catalogue)
+    pairs = [pair for places in known.places for pair in zip(places, places[1:], strict=False)]
+    before, after = np.array(pairs, np.int64).reshape(-1, 2).T
+    counts = scipy.sparse.csr_matrix((np.ones(len(pairs)), (before, after)), shape=(size, size))
+    return _by_popularity(known, lambda users: counts[_last_places(users, known.catalogue)])
+
+
+def item_knn(known: Known) -> Score:
+    """score(i) = sum over k of 1 / (m - k + 1) * cos(h_k, i), with all items as neighbours.
+
+        cos(j, i) = |U(j) & U(i)| / sqrt(|U(j)| |U(i)|), and 0 for j = i
+
+    where U(i) are the users who have i in their training sequence: item-based collaborative
+    filtering with the cosine of binary vectors (Sarwar et al., WWW 2001; Deshpande & Karypis, ACM
+    TOIS 2004), the items of the history weighted by how recent they are. Ties go to the more
+    popular item. The similarities take memory for every pair of items that some user has.
+    """
+    similar = _cosines(known)
+
+    def score(users):
+        histories = [known.catalogue.places(user.history) for user in users]
+        weights = [1 / np.arange(len(history), 0, -1) for history in histories]
+        splits = np.cumsum([0, *map(len, histories)])
+        shape = (len(users), len(known.catalogue))
+        recent = scipy.sparse.csr_matrix(
+            (_joined(weights, np.float64), _joined(histories, np.int64), splits), shape=shape
+        )
+        return recent @ similar
+
+    return _by_popularity(known, score)
+
+
+def _cosines(known: Known) -> scipy.sparse.csr_matrix:
+    """float64 [items, items], the diagonal zero."""
+    distinct = [sorted(set(places)) for places in known.places]
+    splits = np.cumsum([0, *map(len, distinct)])
+    columns = _joined(distinct, np.int64)
+    shape = (len(distinct), len(known.catalogue))
+    has = scipy.sparse.csr_matrix((np.ones(len(columns)), columns, splits), shape=shape)
+    users = np.asarray(has.sum(axis=0)).ravel()
+    both = (has.T @ has).tocoo()
+    values = both.data / np.sqrt(users[both.row] * users[both.col])
+    values[both.row == both.col] = 0.0
+    similar = scipy.sparse.csr_matrix((values, (both.row, both.col)), shape=both.shape)
+    similar.eliminate_zeros()
+    return similar
+
+
+def _by_popularity(known: Known, part: Callable[[Sequence[UserSequence]], Any]) -> Score:
+    """Rows of `part` divided by their maximum, and ties broken by popularity.
+
+        score(i) = part(i) / max part, to 9 decimals, + 1e-10 r(i)
+
+    where r(i) in [0, 1) is the place of n(i) among its distinct values, divided by their number.
+
+    Args:
+      part: users -> sparse float64 [users, items], not negative.
+    """
+    values, order = np.unique(known.events, return_inverse=True)
+    rank = order.ravel() / len(values) * 10.0 ** -(_DECIMALS + 1)
+
+    def score(users):
+        scores = part(users).tocsr()
+        largest = scores.max(axis=1).toarray().ravel()
+        largest[largest == 0] = 1.0
+        scores.data = np.round(scores.data / np.repeat(largest, np.diff(scores.indptr)), _DECIMALS)
+        return scores.toarray() + rank
+
+    return score
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What validation chose for the hybrid.
+
+    Attributes:
+      part: "item_knn" or "co_occurrence".
+      weight: w of BM25.
+      ndcg: NDCG@10 of that choice on validation.
+      users: of validation, by whom it was chosen.
+    """
+
+    part: str
+    weight: float
+    ndcg: float
+    users: int
+
+
+class Hybrid:
+    """score(i) = part(i) + w * bm25(i) / max bm25, and minus infinity for h_m.
+
+    part is `item_knn` or `co_occurrence`, whose maximum is 1; bm25 that of `TEXT`, its maximum
+    taken over the items other than h_m (the linear combination of Fox & Shaw, TREC-2 1994, scaled
+    by the maximum). part and w in `WEIGHTS` are those of the best NDCG@10 on validation; of equal
+    ones the first, parts in this order and weights ascending.
+
+    Attributes:
+      choice: part and w.
+
+    Raises:
+      CalrecError: there are no validation users, or as `Known.texts`.
+    """
+
+    def __init__(self, known: Known):
+        if not known.validation:
+            raise CalrecError(
+                f"the hybrid baseline is chosen on the validation split, and that of "
+                f"{known.catalogue.domain} is empty: leave it out of EvaluationConfig.baselines"
+            )
+        self._catalogue = known.catalogue
+        self._bm25 = bm25(known, TEXT, exclude_last=True)
+        self._parts = {"item_knn": item_knn(known), "co_occurrence": co_occurrence(known)}
+        self.choice = self._choose(_sample(known.validation))
+
+    def __call__(self, users: Sequence[UserSequence]) -> np.ndarray:
+        return self.scores(users, self.choice.part, self.choice.weight)
+
+    def scores(self, users: Sequence[UserSequence], part: str, weight: float) -> np.ndarray:
+        """float64 [users, items] for any part and weight."""
+        return self._parts[part](users) + weight * self._scaled_bm25(users)
+
+    def _scaled_bm25(self, users: Sequence[UserSequence]) -> np.ndarray:
+        scores = self._bm25(users)
+        largest = scores.max(axis=1, keepdims=True)
+        largest[~(largest > 0)] = 1.0
+        return scores / largest
+
+    def _choose(self, users: Sequence[UserSequence]) -> Choice:
+        choices = [(part, weight) for part in self._parts for weight in WEIGHTS]
+        bounds: list[list[tuple[int, int]]] = [[] for _ in choices]
+        for some in _blocks(users, self._catalogue, _MOST_SCORES):
+            targets = self._catalogue.places([user.target for user in some])
+            text = self._scaled_bm25(some)
+            parts = {name: part(some) for name, part in self._parts.items()}
+            for found, (part, weight) in zip(bounds, choices, strict=True):
+                found += map(metrics.rank_bounds, parts[part] + weight * text, targets)
+        gains = [metrics.per_user(*np.array(found).T)["ndcg@10"].mean() for found in bounds]
+        best = int(np.argmax(gains))
+        return Choice(*choices[best], float(gains[best]), len(users))
+
+
+def _sample(users: Sequence[UserSequence]) -> list[UserSequence]:
+    """All users, or so many of them, always the same."""
+    if len(users) <= _CHOOSING_USERS:
+        return list(users)
+    drawn = np.random.default_rng(0).choice(len(users), _CHOOSING_USERS, replace=False)
+    return [users[i] for i in np.sort(drawn)]
+
+
+BASELINES: dict[str, Callable[[Known], Score]] = {
     "popularity": popularity,
     "last_item_repeated": last_item_repeated,
-    "bm25_last_item": bm25_last_item,
+    "bm25_title": functools.partial(bm25, fields=TITLE, exclude_last=False),
+    "bm25_title_others": functools.partial(bm25, fields=TITLE, exclude_last=True),
+    "bm25_text": functools.partial(bm25, fields=TEXT, exclude_last=False),
+    "bm25_text_others": functools.partial(bm25, fields=TEXT, exclude_last=True),
+    "co_occurrence": co_occurrence,
+    "item_knn": item_knn,
+    "hybrid": Hybrid,
 }
-"""Makers by name: (training sequences, catalogue, item texts, their index) -> Score."""
+"""Makers by name: Known -> Score. "others" are the items other than the last one."""
 
 
 def _last_places(users: Sequence[UserSequence], catalogue: Catalogue) -> list[int]:
     return catalogue.places([user.history[-1] for user in users])
 
 
+def _joined(rows: Sequence[Sequence], dtype: type) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *(np.asarray(row, dtype) for row in rows)])
+
+
+def _blocks(users: Sequence[UserSequence], catalogue: Catalogue, most_scores: int):
+    """`users` in blocks whose scores are at most so many, but of one user at least."""
+    size = max(1, most_scores // len(catalogue))
+    return (users[start : start + size] for start in range(0, len(users), size))
+
+
 def rank_bounds(
     score: Score,
     users: Sequence[UserSequence],
     catalogue: Catalogue,
-    most_scores: int = 2**24,  # 128 MiB of float64
+    most_scores: int = _MOST_SCORES,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(low, high) rank bounds of each user's target, int64 [n].
 
     Args:
       most_scores: asked for at a time; users are taken in blocks of so many, at least one.
     """
-    block = max(1, most_scores // len(catalogue))
     bounds = []
-    for start in range(0, len(users), block):
-        some = users[start : start + block]
+    for some in _blocks(users, catalogue, most_scores):
         targets = catalogue.places([user.target for user in some])
-        bounds += [
-            metrics.rank_bounds(row, target)
-            for row, target in zip(score(some), targets, strict=True)
-        ]
+        bounds += map(metrics.rank_bounds, score(some), targets)
     low, high = np.array(bounds, np.int64).reshape(-1, 2).T
     return low, high

@@ -12,6 +12,7 @@ import numpy as np
 
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
+from calrec_jax.eval.baselines import Score
 from calrec_jax.retrieval import round_robin
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.items import Catalogue, UserSequence
@@ -36,53 +37,100 @@ class Retriever:
         self.index = BM25Index(texts, k1, b)
         self._epsilon = epsilon
 
-    def scores(self, outputs: Sequence[tuple[list[str], np.ndarray]]) -> Iterator[np.ndarray]:
-        """float64 [items] for each user's merged outputs (texts, log-probabilities).
+    def scores(self, outputs: Sequence[Sequence[Generated]]) -> Iterator[np.ndarray]:
+        """float64 [items] for each user's outputs.
 
         All texts are looked up together, which takes float64 [texts, items] of memory.
         """
-        queries = self.index.scores([text for texts, _ in outputs for text in texts])
+        merged = [merge(some) for some in outputs]
+        queries = self.index.scores([text for texts, _ in merged for text in texts])
         start = 0
-        for texts, log_probs in outputs:
+        for texts, log_probs in merged:
             rows = queries[start : start + len(texts)]
             start += len(texts)
             yield round_robin.quasi_round_robin(rows, log_probs, self._epsilon)
+
+
+class TrieRetriever:
+    """From texts of items to scores of the whole catalogue: nothing needs to be looked up.
+
+    Args:
+      items: of the catalogue.
+      epsilon: as in quasi-round-robin, where each output would find its own items and no others.
+    """
+
+    def __init__(self, items: int, epsilon: float):
+        self._items, self._epsilon = items, epsilon
+
+    def scores(self, outputs: Sequence[Sequence[Generated]]) -> Iterator[np.ndarray]:
+        """float64 [items] for each user's outputs: exp(epsilon * log-probability), 0 for items that
+        no output names. Items with the same text tie.
+
+        Raises:
+          CalrecError: a log-probability is NaN.
+        """
+        for some in outputs:
+            if np.isnan([generated.log_prob for generated in some]).any():
+                raise CalrecError(round_robin.NOT_A_NUMBER)
+            scores = np.zeros(self._items)
+            for generated in some:
+                places = list(generated.items)
+                score = np.exp(self._epsilon * generated.log_prob)
+                scores[places] = np.maximum(scores[places], score)
+            yield scores
+
+
+def merge(outputs: Sequence[Generated]) -> tuple[list[str], np.ndarray]:
+    """The distinct texts of one user and their log-probabilities, the likeliest first."""
+    return round_robin.merge_outputs([g.text for g in outputs], [g.log_prob for g in outputs])
 
 
 def predict(
     users: Sequence[UserSequence],
     catalogue: Catalogue,
     generate: Generate,
-    retriever: Retriever,
+    retriever: Retriever | TrieRetriever,
     top_k: int,
 ) -> Iterator[dict[str, Any]]:
     """Predictions for one batch of users, each in the form of predictions.jsonl.
 
     A user whose outputs match no item has zeros for all of them: a tie over the whole catalogue.
     """
-    merged = [
-        round_robin.merge_outputs([g.text for g in outputs], [g.log_prob for g in outputs])
-        for outputs in generate(users)
-    ]
-    for user, (texts, log_probs), scores in zip(
-        users, merged, retriever.scores(merged), strict=True
-    ):
-        (target,) = catalogue.places([user.target])
-        low, high = metrics.rank_bounds(scores, target)
-        best = round_robin.ranked(scores, top_k)
-        yield {
-            "user_id": user.user_id,
-            "domain": user.domain,
-            "target": user.target,
-            "generated": [
-                {"text": text, "logprob": float(log_prob)}
-                for text, log_prob in zip(texts, log_probs, strict=True)
-            ],
-            "ranked": [
-                {"item_id": catalogue.item_ids[i], "score": float(scores[i])} for i in best
-            ],
-            "rank": {"low": low, "high": high},
-        }
+    outputs = generate(users)
+    for user, some, scores in zip(users, outputs, retriever.scores(outputs), strict=True):
+        generated = [
+            {"text": text, "logprob": float(log_prob)}
+            for text, log_prob in zip(*merge(some), strict=True)
+        ]
+        yield _prediction(user, catalogue, generated, scores, top_k)
+
+
+def predict_scores(
+    users: Sequence[UserSequence], catalogue: Catalogue, score: Score, top_k: int
+) -> Iterator[dict[str, Any]]:
+    """As `predict`, for a model that scores the items itself: nothing is generated."""
+    for user, scores in zip(users, score(users), strict=True):
+        yield _prediction(user, catalogue, [], scores, top_k)
+
+
+def _prediction(
+    user: UserSequence,
+    catalogue: Catalogue,
+    generated: list[dict[str, Any]],
+    scores: np.ndarray,
+    top_k: int,
+) -> dict[str, Any]:
+    (target,) = catalogue.places([user.target])
+    low, high = metrics.rank_bounds(scores, target)
+    best = round_robin.ranked(scores, top_k)
+    return {
+        "user_id": user.user_id,
+        "domain": user.domain,
+        "target": user.target,
+        "generated": generated,
+        "ranked": [{"item_id": catalogue.item_ids[i], "score": float(scores[i])} for i in best],
+        "rank": {"low": low, "high": high},
+    }
 
 
 class PredictionsFile:

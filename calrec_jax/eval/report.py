@@ -69,15 +69,19 @@ def read_metrics(model_dir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
 
 def text_table(result: Mapping[str, Any]) -> str:
     """The metrics of a metrics.json beside its baselines, with 95 % intervals, as plain text."""
-    differences = {f"calrec - {name}": values for name, values in result["paired"].items()}
-    width = max(map(len, [*result["baselines"], *differences]), default=len("calrec"))
+    model = _model(result)
+    differences = {f"{model} - {name}": values for name, values in result["paired"].items()}
+    width = max(map(len, [model, *result["baselines"], *differences]))
     lines = [f"{result['domain']} {result['split']}: {result['n']} users, {result['items']} items"]
     lines.append(" " * width + "".join(f"{metric:>14}" for metric in METRICS))
     for name, values in _rows(result):
         lines += _text_rows(name, width, values, "value", "")
+    lines.append("")
     for name, values in differences.items():
         lines += _text_rows(name, width, values, "delta", "+")
+    lines.append("")
     lines.append("below each value: its 95 % interval over users; ties are broken at random")
+    lines += _choices(result)
     return "\n".join(lines)
 
 
@@ -135,7 +139,21 @@ def _read_json(path: pathlib.Path) -> Any:
 
 
 def _rows(result) -> list[tuple[str, Mapping[str, Any]]]:
-    return [("calrec", result["metrics"]), *result["baselines"].items()]
+    return [(_model(result), result["metrics"]), *result["baselines"].items()]
+
+
+def _model(result: Mapping[str, Any]) -> str:
+    """The first metrics.json files were of one model alone, and did not name it."""
+    return result.get("model", "calrec")
+
+
+def _choices(result) -> list[str]:
+    """A sentence for each baseline that was chosen on validation."""
+    return [
+        f"{name}: {chosen['part']} + {chosen['weight']:g} x BM25, chosen by NDCG@10 of "
+        f"{chosen['users']:,} validation users"
+        for name, chosen in result.get("choices", {}).items()
+    ]
 
 
 def _result(split: str, result: Mapping[str, Any]) -> str:
@@ -154,7 +172,8 @@ def _result(split: str, result: Mapping[str, Any]) -> str:
 95 % bootstrap intervals over users; “ties” are the values if every tie went against or for the
 target.</p>
 {_table(values)}
-<h3>calrec minus each baseline, on the same users</h3>
+<p>{"<br>".join(map(html.escape, _choices(result)))}</p>
+<h3>{_name(_model(result))} minus each baseline, on the same users</h3>
 {_table(deltas)}"""
 
 
@@ -271,8 +290,13 @@ def _example(prediction: Mapping[str, Any]) -> str:
     return f"""<details><summary>{html.escape(prediction["user_id"])}: target at rank {place}:
 {_item(prediction, target)}</summary>
 <h4>History, oldest first</h4><ol>{"".join(history)}</ol>
-<h4>Generated, with log-probabilities</h4><ol>{"".join(generated)}</ol>
+{_list("Generated, with log-probabilities", generated)}
 <h4>Retrieved, with scores</h4><ol>{"".join(ranked)}</ol></details>"""
+
+
+def _list(heading: str, entries: Sequence[str]) -> str:
+    """An ordered list, or nothing: a model that scores items writes no texts."""
+    return f"<h4>{heading}</h4><ol>{''.join(entries)}</ol>" if entries else ""
 
 
 def _item(prediction: Mapping[str, Any], item_id: str) -> str:

@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from calrec_jax.models import rotary
+from calrec_jax.models import kv_cache, rotary
 from calrec_jax.models.config import ATTENTION_KINDS, DecoderConfig
 from calrec_jax.models.layers import Projection, RMSNorm, soft_cap
 
@@ -120,8 +120,8 @@ def attend_continuations(q, new, prefix, written, masks, softcap: float | None =
     Args:
       q: [B, N, H, K].
       new: (k, v) of the new token, [B, N, G, K] each.
-      prefix: (k, v) of the prompts, [B, P, G, K] each.
-      written: (k, v) of the earlier new tokens, [B, N, T, G, K] each.
+      prefix: (k, v) of the prompts, [B, G, P, K] each.
+      written: (k, v) of the earlier new tokens, [B, G, N, T, K] each.
       masks: over the prefix [B, P] and over the earlier new tokens [B, T], see `step_masks`.
 
     Returns:
@@ -129,20 +129,22 @@ def attend_continuations(q, new, prefix, written, masks, softcap: float | None =
     """
     b, n, h, width = q.shape
     groups = new[0].shape[2]
-    q = q.reshape(b, n, groups, h // groups, width)
-    over_prefix = soft_cap(_scores("bngrk,bpgk->bngrp", q, prefix[0]), softcap)
+    # Heads before continuations, as the caches have it: no cache is transposed to be multiplied.
+    q = jnp.swapaxes(q.reshape(b, n, groups, h // groups, width), 1, 2)
+    new_k, new_v = (jnp.swapaxes(a, 1, 2) for a in new)
+    over_prefix = soft_cap(_scores("bgnrk,bgpk->bgnrp", q, prefix[0]), softcap)
     over_prefix = jnp.where(masks[0][:, None, None, None, :], over_prefix, _MASKED)
-    over_written = soft_cap(_scores("bngrk,bntgk->bngrt", q, written[0]), softcap)
+    over_written = soft_cap(_scores("bgnrk,bgntk->bgnrt", q, written[0]), softcap)
     over_written = jnp.where(masks[1][:, None, None, None, :], over_written, _MASKED)
-    over_self = soft_cap(_scores("bngrk,bngk->bngr", q, new[0]), softcap)[..., None]
+    over_self = soft_cap(_scores("bgnrk,bgnk->bgnr", q, new_k), softcap)[..., None]
 
     scores = jnp.concatenate([over_prefix, over_written, over_self], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     p, t = over_prefix.shape[-1], over_written.shape[-1]
-    out = jnp.einsum("bngrp,bpgk->bngrk", weights[..., :p], prefix[1])
-    out += jnp.einsum("bngrt,bntgk->bngrk", weights[..., p : p + t], written[1])
-    out += weights[..., -1:] * new[1][:, :, :, None]
-    return out.reshape(b, n, h, width)
+    out = jnp.einsum("bgnrp,bgpk->bgnrk", weights[..., :p], prefix[1])
+    out += jnp.einsum("bgnrt,bgntk->bgnrk", weights[..., p : p + t], written[1])
+    out += weights[..., -1:] * new_v[:, :, :, None]
+    return jnp.swapaxes(out, 1, 2).reshape(b, n, h, width)
 
 
 class Attention(nn.Module):
@@ -176,9 +178,13 @@ class Attention(nn.Module):
         out = attend(q, k, v, mask_BxSxS, self.config.attention_softcap)
         return self.out(out), (k, v)
 
-    def decode(self, x_BxNxD, rotation, masks, prefix, written):
-        """One token of each continuation. Returns ([B, N, D], (k, v)) with k, v [B, N, G, K]."""
+    def decode(self, x_BxNxD, rotation, masks, prefix, written, step):
+        """One token of each continuation, at place `step` of `written`.
+
+        Returns:
+          [B, N, D], and `written` with the token's keys and values.
+        """
         q, k, v = self._project(x_BxNxD, rotation)
         softcap = self.config.attention_softcap
         out = attend_continuations(q, (k, v), prefix, written, masks, softcap)
-        return self.out(out), (k, v)
+        return self.out(out), kv_cache.write(written, (k, v), step, after=out)

@@ -6,6 +6,7 @@ unembedding and apply it only where it is needed.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -31,10 +32,11 @@ class _Rows:
 
 @flax.struct.dataclass
 class _Step:
-    """What all layers share when each continuation gets one token."""
+    """What all layers share when each continuation gets one token, at place `step`."""
 
     rotations: OfKinds
     masks: OfKinds
+    step: jax.Array
 
 
 class Block(nn.Module):
@@ -49,7 +51,7 @@ class Block(nn.Module):
         rotation, mask = shared.rotations.of(kind), shared.masks.of(kind)
         attend, normed = Attention(c, name="attention"), RMSNorm(c, name="attention_norm")(x)
         if isinstance(shared, _Step):
-            out, kv = attend.decode(normed, rotation, mask, *cache)
+            out, kv = attend.decode(normed, rotation, mask, *cache, shared.step)
         else:
             out, kv = attend(normed, rotation, mask)
             kv = kv if shared.keep else None
@@ -105,16 +107,19 @@ class Decoder(nn.Module):
         init = nn.with_logical_partitioning(normal, ("vocab", "embed"))
         return self.param(name, init, (c.vocab_size, c.d_model), jnp.dtype(c.param_dtype))
 
-    def _run_layers(self, x, shared, cache):
-        """All blocks. `cache` and the returned keys and values are stacked along layers."""
+    def _run_layers(self, x, shared, cache=None):
+        """All blocks. `cache` and the returned keys and values are one each layer.
+
+        Those of scanned layers are not kept.
+        """
         kinds = OfKinds.places(self.config)
         if self.config.scan_layers:
-            return self.layers(x, shared, (jnp.asarray(kinds, jnp.int32), cache))
+            return self.layers(x, shared, (jnp.asarray(kinds, jnp.int32), None))
         kept = []
         for i, layer in enumerate(self.layers):
-            x, kv = layer(x, shared, (kinds[i], jax.tree.map(lambda a, i=i: a[i], cache)))
+            x, kv = layer(x, shared, (kinds[i], cache and cache[i]))
             kept.append(kv)
-        return x, jax.tree.map(lambda *layers: jnp.stack(layers), *kept)
+        return x, tuple(kept)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         x = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
@@ -137,7 +142,7 @@ class Decoder(nn.Module):
           [B, S, D] in the compute dtype.
         """
         shared = self._rows(positions_BxS, segment_ids_BxS)
-        x_BxSxD, _ = self._run_layers(self._embed(tokens_BxS), shared, None)
+        x_BxSxD, _ = self._run_layers(self._embed(tokens_BxS), shared)
         return self.final_norm(x_BxSxD)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
@@ -149,7 +154,7 @@ class Decoder(nn.Module):
         return soft_cap(logits, self.config.logit_softcap)
 
     def prefill(self, tokens_BxP, mask_BxP) -> tuple[jax.Array, Prefix]:
-        """Reads whole prompts, padded on the right.
+        """Reads whole prompts, padded on the right; of a decoder made by `for_generation`.
 
         Args:
           tokens_BxP: int32, BOS included.
@@ -157,14 +162,20 @@ class Decoder(nn.Module):
 
         Returns:
           Hidden states of each prompt's last token, [B, D], and the prompts' keys and values.
+
+        Raises:
+          ValueError: layers are scanned.
         """
+        if self.config.scan_layers:
+            raise ValueError("scanned layers keep no caches: see `for_generation`")
         length = tokens_BxP.shape[1]
         positions = jnp.broadcast_to(jnp.arange(length)[None], tokens_BxP.shape)
         shared = self._rows(positions, mask_BxP.astype(jnp.int32), keep=True)
-        x_BxPxD, (k, v) = self._run_layers(self._embed(tokens_BxP), shared, None)
+        x_BxPxD, layers = self._run_layers(self._embed(tokens_BxP), shared)
+        layers = jax.tree.map(lambda a_BxPxGxK: jnp.swapaxes(a_BxPxGxK, 1, 2), layers)
         lengths_B = mask_BxP.sum(axis=1).astype(jnp.int32)
         last = jnp.take_along_axis(x_BxPxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
-        return self.final_norm(last), Prefix(k, v, mask_BxP, lengths_B)
+        return self.final_norm(last), Prefix(layers, mask_BxP, lengths_B)
 
     def decode(
         self, tokens_BxN, prefix: Prefix, written: Continuations
@@ -179,9 +190,35 @@ class Decoder(nn.Module):
         """
         c, step = self.config, written.length
         positions = jnp.broadcast_to((prefix.lengths + step)[:, None], tokens_BxN.shape)
-        room = written.k.shape[3]
+        room = written.layers[0][0].shape[3]
         masks = attention.step_masks(c, prefix.mask, prefix.lengths, room, step)
-        shared = _Step(attention.rotations(c, positions), masks)
-        cache = ((prefix.k, prefix.v), (written.k, written.v))
-        x_BxNxD, (k, v) = self._run_layers(self._embed(tokens_BxN), shared, cache)
-        return self.final_norm(x_BxNxD), written.append(k, v)
+        shared = _Step(attention.rotations(c, positions), masks, step)
+        cache = tuple(zip(prefix.layers, written.layers, strict=True))
+        x_BxNxD, layers = self._run_layers(self._embed(tokens_BxN), shared, cache)
+        return self.final_norm(x_BxNxD), Continuations(layers, step + 1)
+
+
+def for_generation(decoder: Decoder, params) -> tuple[Decoder, Any]:
+    """The same function as a decoder that generates fast, and its parameters.
+
+    Layers stand in a loop, so that a step reads their parameters and caches where they lie and
+    copies no slices of them; parameters are of the type that is computed with, where the decoder
+    would round them at each step. Norms' scales stay: they are computed with in float32.
+    """
+    c = decoder.config
+
+    def rounded(path, leaf):
+        return leaf if path[-1].key == "scale" else leaf.astype(c.dtype)
+
+    def converted(params):
+        params = jax.tree_util.tree_map_with_path(rounded, params)
+        if not c.scan_layers:
+            return params
+        layers = {
+            f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+            for i in range(c.num_layers)
+        }
+        return {name: leaf for name, leaf in params.items() if name != "layers"} | layers
+
+    alone = Decoder(dataclasses.replace(c, scan_layers=False, remat="none"))
+    return alone, jax.jit(converted)(params)

@@ -1,4 +1,8 @@
-"""Keys and values kept between decoding steps: one shared prefix, N continuations."""
+"""Keys and values kept between decoding steps: one shared prefix, N continuations.
+
+Each layer has arrays of its own: one step writes into them in place, where a stacked array would
+be copied to be read layer by layer.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,20 @@ import jax.numpy as jnp
 
 from calrec_jax.models.config import DecoderConfig
 
+KeysAndValues = tuple[jax.Array, jax.Array]
+
 
 @flax.struct.dataclass
 class Prefix:
     """The prompts' keys and values, held once for all continuations of a prompt.
 
     Attributes:
-      k, v: [L, B, P, G, K], layers, prompts, prompt length, key/value heads, head width.
+      layers: (k, v) of each, [B, G, P, K]: prompts, key/value heads, prompt length, head width.
       mask: [B, P] bool, False on padding.
       lengths: [B] int32, the position at which each continuation starts.
     """
 
-    k: jax.Array
-    v: jax.Array
+    layers: tuple[KeysAndValues, ...]
     mask: jax.Array
     lengths: jax.Array
 
@@ -30,27 +35,45 @@ class Continuations:
     """Keys and values of the tokens generated so far.
 
     Attributes:
-      k, v: [L, B, N, T, G, K], N continuations of at most T tokens.
+      layers: (k, v) of each, [B, G, N, T, K]: N continuations of at most T tokens.
       length: [] int32, tokens already written, the same for all (finished ones write padding).
     """
 
-    k: jax.Array
-    v: jax.Array
+    layers: tuple[KeysAndValues, ...]
     length: jax.Array
 
     @classmethod
     def empty(cls, config: DecoderConfig, batch: int, samples: int, length: int) -> Continuations:
         """Room for `length` tokens of `samples` continuations of `batch` prompts."""
-        shape = (config.num_layers, batch, samples, length, config.num_kv_heads, config.head_dim)
-        zeros = jnp.zeros(shape, config.dtype)
-        return cls(zeros, zeros, jnp.zeros((), jnp.int32))
+        shape = (batch, config.num_kv_heads, samples, length, config.head_dim)
 
-    def append(self, k_LxBxNxGxK: jax.Array, v_LxBxNxGxK: jax.Array) -> Continuations:
-        """One more token for every continuation."""
+        def room():
+            return jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
 
-        def write(cache, new):
-            start = (0, 0, 0, self.length, 0, 0)
-            return jax.lax.dynamic_update_slice(cache, new[:, :, :, None], start)
+        return cls(tuple(room() for _ in range(config.num_layers)), jnp.zeros((), jnp.int32))
 
-        k, v = write(self.k, k_LxBxNxGxK), write(self.v, v_LxBxNxGxK)
-        return Continuations(k, v, self.length + 1)
+    def reordered(self, parents_BxN: jax.Array) -> Continuations:
+        """Continuation n becomes a copy of `parents_BxN[:, n]`, as beam search has it."""
+        places = parents_BxN[:, None, :, None, None]
+        layers = jax.tree.map(lambda a: jnp.take_along_axis(a, places, axis=2), self.layers)
+        return Continuations(layers, self.length)
+
+
+def write(written: KeysAndValues, new: KeysAndValues, step: jax.Array, after: jax.Array):
+    """One layer's cache with one more token of each continuation, at place `step`.
+
+    Args:
+      written: (k, v) [B, G, N, T, K] each.
+      new: (k, v) [B, N, G, K] each.
+      after: [B, N, H, K] finite, what was made of `written`. The compiler must not write before it
+        has been read, or would copy all of it at each step to be free to; barriers do not hold it
+        from that on a CPU, but data do: 0 times these.
+    """
+    groups = new[0].shape[2]
+    nothing = 0 * after[:, :, :: after.shape[2] // groups]
+
+    def one(cache, token):
+        token = jnp.swapaxes(token + nothing, 1, 2)[:, :, :, None]
+        return jax.lax.dynamic_update_slice(cache, token, (0, 0, 0, step, 0))
+
+    return one(written[0], new[0]), one(written[1], new[1])

@@ -8,6 +8,8 @@ import numpy as np
 
 from calrec_jax.errors import CalrecError
 
+NOT_A_NUMBER = "the model gives log-probabilities of NaN: its weights have diverged"
+
 
 def merge_outputs(
     texts: Sequence[str], log_probs: Sequence[float]
@@ -22,7 +24,7 @@ def merge_outputs(
       CalrecError: a log-probability is NaN.
     """
     if np.isnan(np.asarray(log_probs, np.float64)).any():
-        raise CalrecError("the model gives log-probabilities of NaN: its weights have diverged")
+        raise CalrecError(NOT_A_NUMBER)
     best: dict[str, float] = {}
     for text, log_prob in zip(texts, log_probs, strict=True):
         best[text] = max(float(log_prob), best.get(text, -np.inf))
@@ -77,6 +79,20 @@ def ranked(scores: np.ndarray, k: int) -> np.ndarray:
     candidates = np.arange(len(scores))
     if 0 < k < len(scores):
         # Only items that can be among the first k are sorted, ties with the k-th included.
-        kth = np.partition(scores, len(scores) - k)[len(scores) - k]
-        candidates = np.flatnonzero(scores >= kth)
+        candidates = np.flatnonzero(scores >= _at_most_kth(scores, k))
+        kth = np.partition(scores[candidates], len(candidates) - k)[len(candidates) - k]
+        candidates = candidates[scores[candidates] >= kth]
     return candidates[np.argsort(-scores[candidates], kind="stable")][:k]
+
+
+def _at_most_kth(scores: np.ndarray, k: int) -> float:
+    """A score that at least k items reach, for most scores not many more: found in one pass.
+
+    It is the k-th of the maxima of groups, each of which some item reaches.
+    """
+    groups = 8 * k
+    size = len(scores) // groups
+    if size < 2:
+        return np.partition(scores, len(scores) - k)[len(scores) - k]
+    maxima = scores[: size * groups].reshape(size, groups).max(axis=0)
+    return np.partition(maxima, groups - k)[groups - k]

@@ -13,7 +13,7 @@ from calrec_jax.models.decoder import Decoder
 from calrec_jax.train.state import TrainState
 
 
-def _item_vectors(decoder: Decoder, params, item_tokens_BxKxI, item_mask_BxKxI) -> jax.Array:
+def item_vectors(decoder: Decoder, params, item_tokens_BxKxI, item_mask_BxKxI) -> jax.Array:
     """v_t of every slot: the target read alone, as its own sequence. [B*K, D] float32."""
     b, k, i = item_tokens_BxKxI.shape
     tokens_NxI = item_tokens_BxKxI.reshape(b * k, i)
@@ -58,7 +58,7 @@ def loss_sums(
         return v_BxKxD.reshape(-1, v_BxKxD.shape[-1])
 
     v_u, v_tu = pool(pooling.HISTORY), pool(pooling.TARGET)
-    v_t = _item_vectors(decoder, params, batch["item_tokens"], batch["item_mask"])
+    v_t = item_vectors(decoder, params, batch["item_tokens"], batch["item_mask"])
     allowed = losses.allowed_pairs(item_ids_BxK.ravel(), batch["domain_ids"].ravel(), config)
     return LossSums(
         nll=nll,

@@ -12,7 +12,8 @@ import tiny
 from calrec_jax.batch import BatchSpec
 from calrec_jax.data import packing
 from calrec_jax.decode.sample import Sampler, Samples, SamplingConfig
-from calrec_jax.decode.texts import TextGenerator
+from calrec_jax.decode.texts import Generated, TextGenerator
+from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
@@ -59,7 +60,7 @@ class Recorder:
         n = len(prompts)
         row = np.array([[*encode("Pan"), 0], [0, 0, 0, 0]], np.int32)
         log_probs = -np.arange(1.0, 2 * n + 1).reshape(n, 2)
-        return Samples(np.stack([row] * n), np.array([[3, 0]] * n), log_probs)
+        return Samples(np.stack([row] * n), np.array([[3, 0]] * n), log_probs, None)
 
 
 def test_the_prompt_is_the_training_text_up_to_the_target():
@@ -136,3 +137,17 @@ def test_a_user_gets_the_same_texts_in_any_batch():
             assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
     # Another name, the same history: other texts.
     assert [g.text for g in generator()([["i1"]], ["dora"])[0]] != [g.text for g in alone[0]]
+
+
+def test_with_a_trie_texts_have_their_items_and_beams_that_are_not_there_are_left_out():
+    trie = TokenTrie.build(tokens(), tiny.EOS)
+    lid = int(trie.leaves[1])
+
+    class Beams:
+        def __call__(self, prompts, seeds):
+            row = np.array([[*encode("Lid"), 0], [0, 0, 0, 0]], np.int32)
+            log_probs = np.array([[-1.5, -np.inf]])
+            return Samples(row[None], np.array([[3, 0]]), log_probs, np.array([[lid, 0]]))
+
+    (found,) = TextGenerator(Beams(), tokens(), decode, 0, trie)([["i1"]], ["ann"])
+    assert found == [Generated("Lid", -1.5, items=(1,))]

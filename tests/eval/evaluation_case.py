@@ -22,6 +22,7 @@ def user(name: str, *places: int, domain: str = "toys") -> UserSequence:
 
 USERS = [user("a", 0, 1, 2), user("b", 3, 4, 5), user("c", 6, 7, 0), user("d", 1, 2, 3)]
 TRAIN = [user("a", 0, 1), user("b", 3, 4), user("c", 6, 7), user("d", 1, 2)]
+VALIDATION = TRAIN
 
 
 def said(*pairs: tuple[str, float]) -> list[SimpleNamespace]:
@@ -65,6 +66,7 @@ def run(directory: pathlib.Path, generate=None, **changes):
     """`evaluate` on the domain above; `changes` are arguments of it or of the configuration."""
     arguments = {
         "train": TRAIN,
+        "validation": VALIDATION,
         "users": USERS,
         "catalogue": CATALOGUE,
         "template": TEMPLATE,

@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import bm25s
 import numpy as np
@@ -16,6 +17,8 @@ from evaluation_case import (
     SETTINGS,
     TEMPLATE,
     TRAIN,
+    USERS,
+    VALIDATION,
     FakeModel,
     config,
     run,
@@ -25,8 +28,9 @@ from evaluation_case import (
 
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval.baselines import BASELINES
-from calrec_jax.eval.evaluator import EvaluationConfig, choose_users
+from calrec_jax.eval.baselines import BASELINES, Known, popularity
+from calrec_jax.eval.evaluator import EvaluationConfig, choose_users, evaluate_scores
+from calrec_jax.eval.predictions import TrieRetriever
 from calrec_jax.text.items import Catalogue
 from calrec_jax.text.templates import Template
 
@@ -85,6 +89,30 @@ def test_equal_evaluations_write_equal_bytes_whatever_the_batches(tmp_path):
     for name in ("predictions.jsonl", "metrics.json", "examples.json", "settings.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert lines(tmp_path / "one") == lines(tmp_path / "wide")
+
+
+def test_with_a_trie_items_that_were_reached_rank_by_log_probability(tmp_path):
+    """Each user's texts are of i4, of i2 and i7 (the same text) and of i4 again."""
+
+    def generate(users):
+        pairs = (("easel", -3.0, (4,)), ("candle", -2.0, (2, 7)), ("easel", -9.0, (4,)))
+        return [[SimpleNamespace(text=t, log_prob=p, items=i) for t, p, i in pairs] for _ in users]
+
+    run(tmp_path, generate, retrieval="trie")
+    ranks = {line["target"]: line["rank"] for line in lines(tmp_path)}
+    behind = {"low": 4, "high": 8}  # three were reached, five were not
+    assert ranks == {"i2": {"low": 1, "high": 2}, "i5": behind, "i0": behind, "i3": behind}
+    ranked = lines(tmp_path)[0]["ranked"]
+    assert [item["item_id"] for item in ranked[:4]] == ["i2", "i7", "i4", "i0"]
+    scores = [item["score"] for item in ranked]
+    assert scores[:3] == pytest.approx(np.exp(np.array([-2, -2, -3]) / 5000), rel=1e-12)
+    assert scores[3:] == [0] * 5
+
+
+def test_log_probabilities_of_nan_stop_it_with_a_trie_too():
+    broken = [[SimpleNamespace(text="x", log_prob=float("nan"), items=(1,))]]
+    with pytest.raises(CalrecError, match="NaN"):
+        list(TrieRetriever(3, 1 / 5000).scores(broken))
 
 
 @pytest.mark.parametrize("torn", ["", '{"user_id": "c", "dom', '{"user_id": "c"}'])
@@ -207,6 +235,10 @@ def test_users_that_cannot_be_measured_fail_before_the_model_is_asked(tmp_path, 
     [
         {"split": "train"},
         {"num_samples": 0},
+        {"decoding": "greedy"},
+        {"retrieval": "bm26"},
+        {"sampling_top_k": 0},
+        {"sampling_top_p": 0.0},
         {"max_users": 0},
         {"bootstrap_samples": 0},
         {"users_per_batch": -1},
@@ -271,6 +303,7 @@ def test_an_item_of_equal_text_is_no_hit(tmp_path):
         lambda users: [said(("red hat", -1.0)) for _ in users],
         users=[user("a", 0, 3, 2)],
         train=[],
+        validation=[user("a", 0, 1)],
         catalogue=catalogue,
     )
     (prediction,) = lines(tmp_path)
@@ -288,7 +321,7 @@ def test_the_catalogue_is_indexed_once_for_all_users_and_baselines(tmp_path, mon
 
     monkeypatch.setattr(bm25s.BM25, "index", counting)
     run(tmp_path, users_per_batch=1)
-    assert len(built) == 1
+    assert len(built) == 3  # of the template's texts, of the titles, of titles, brands, categories
 
 
 def test_the_likeliest_output_comes_first_and_long_outputs_are_not_preferred(tmp_path):
@@ -302,6 +335,7 @@ def test_the_likeliest_output_comes_first_and_long_outputs_are_not_preferred(tmp
             lambda users, outputs=outputs: [said(*outputs) for _ in users],
             users=[user("a", 0, 1, 2)],
             train=[],
+            validation=[user("a", 0, 1)],
             catalogue=catalogue,
         )
         (prediction,) = lines(tmp_path / name)
@@ -325,3 +359,41 @@ def test_the_template_of_the_domain_writes_the_texts(tmp_path):
     (example, *_) = json.loads((tmp_path / "examples.json").read_text())
     assert example["history"] == ["i0", "i1"]
     assert example["texts"]["i2"] == "Title: candle"
+
+
+def test_the_baselines_are_those_that_are_named_in_their_order(tmp_path):
+    result = run(tmp_path, baselines=["hybrid", "popularity"])
+    assert list(result["baselines"]) == list(result["paired"]) == ["hybrid", "popularity"]
+    assert list(result["choices"]["hybrid"]) == ["part", "weight", "ndcg", "users"]
+    assert result["choices"]["hybrid"]["users"] == len(VALIDATION)
+    # They are measured anew, and the model is not asked again.
+    assert run(tmp_path, FakeModel(dies_after=0), baselines=[])["baselines"] == {}
+    with pytest.raises(CalrecError, match="EvaluationConfig.baselines names 'bm52', .*bm25_title"):
+        config(baselines=["bm52"])
+
+
+def test_the_hybrid_is_chosen_on_validation_and_on_no_test_user(tmp_path):
+    first = run(tmp_path / "a")
+    others = [user("a", 0, 1, 7), user("b", 3, 4, 6)]
+    second = run(tmp_path / "b", users=others)
+    assert first["choices"] == second["choices"]
+    third = run(tmp_path / "c", validation=[user("a", 0, 7)])
+    assert third["choices"]["hybrid"]["ndcg"] < first["choices"]["hybrid"]["ndcg"]
+
+
+def test_texts_of_the_baselines_do_not_depend_on_the_template(tmp_path):
+    first = run(tmp_path / "a")
+    second = run(tmp_path / "b", template=dataclasses.replace(TEMPLATE, fields=("title", "brand")))
+    assert first["baselines"] == second["baselines"]
+
+
+def test_a_model_that_scores_items_is_measured_in_the_same_way(tmp_path):
+    known, told = Known(TRAIN, CATALOGUE, VALIDATION), []
+    arguments = (known, USERS, popularity(known), config(), tmp_path, {"seed": 1})
+    result = evaluate_scores("most popular", *arguments, lambda *done: told.append(done))
+    assert result["model"] == "most popular" and told == [(0, 4), (2, 4), (4, 4)]
+    assert result["metrics"] == result["baselines"]["popularity"]
+    first = lines(tmp_path)[0]
+    assert first["generated"] == [] and first["ranked"][0] == {"item_id": "i1", "score": 2.0}
+    with pytest.raises(CalrecError, match="made with seed = 1"):
+        evaluate_scores("most popular", *arguments[:-1], {"seed": 2}, print)

@@ -155,6 +155,82 @@ def test_a_catalogue_without_words_is_refused(texts):
         BM25Index(texts)
 
 
+def test_words_of_half_the_items_are_added_in_any_order_of_the_others():
+    # Some words are in all items, some in more than half, some in few; "a" more than once.
+    texts = [
+        f"title a{' a' * (i % 3)} {'half' if i % 3 else 'third'} w{i % 7} brand b{i % 11}"
+        for i in range(60)
+    ]
+    queries = [
+        "title a half w3 brand b5 a",
+        "b5 brand w3 half a title a",
+        "w3 b5",
+        "brand title",
+        "title title w3 w3 a",
+        "third w6 none",
+    ]
+    expected = [lucene(texts, query, 1.5, 0.75) for query in queries]
+    index = BM25Index(texts)
+    together = index.scores(queries)
+    np.testing.assert_allclose(together, expected, rtol=1e-13, atol=0)
+    for query, row in zip(queries, together, strict=True):
+        np.testing.assert_array_equal(index.scores([query])[0], row)
+
+
+def test_a_saved_index_gives_the_same_scores(tmp_path, monkeypatch):
+    texts = [*TEXTS, "été \udcff naïve"]
+    index = BM25Index(texts, 0.9, 0.4)
+    index.save(tmp_path / "index.npz")
+    monkeypatch.setattr(bm25s.BM25, "index", None)  # nothing is built
+    loaded = BM25Index.load(tmp_path / "index.npz", texts, 0.9, 0.4)
+    queries = [*QUERIES, "été"]
+    np.testing.assert_array_equal(loaded.scores(queries), index.scores(queries))
+    assert [path.name for path in tmp_path.iterdir()] == ["index.npz"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (TEXTS[:-1], 1.5, 0.75),
+        ([*TEXTS[:-2], TEXTS[-1], TEXTS[-2]], 1.5, 0.75),
+        ([*TEXTS[:-1], TEXTS[-1] + " "], 1.5, 0.75),
+        (TEXTS, 1.4, 0.75),
+        (TEXTS, 1.5, 0.7),
+    ],
+)
+def test_a_saved_index_of_something_else_is_refused(tmp_path, other):
+    BM25Index(TEXTS).save(tmp_path / "index.npz")
+    with pytest.raises(CalrecError, match="of other texts, k1 or b"):
+        BM25Index.load(tmp_path / "index.npz", *other)
+
+
+def test_a_damaged_or_missing_index_is_refused(tmp_path):
+    path = tmp_path / "index.npz"
+    with pytest.raises(CalrecError, match="no index of BM25"):
+        BM25Index.load(path, TEXTS)
+    BM25Index(TEXTS).save(path)
+    whole = path.read_bytes()
+    for content in (b"", b"text", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(CalrecError, match="no index of BM25"):
+            BM25Index.load(path, TEXTS)
+
+
+def test_a_save_that_fails_leaves_the_old_index(tmp_path, monkeypatch):
+    index, path = BM25Index(TEXTS), tmp_path / "index.npz"
+    index.save(path)
+    before = path.read_bytes()
+
+    def torn(file, **arrays):
+        file.write(b"half")
+        raise OSError("no space")
+
+    monkeypatch.setattr(np, "savez", torn)
+    with pytest.raises(OSError):
+        index.save(path)
+    assert path.read_bytes() == before
+
+
 def test_the_last_title_as_query_on_real_data(shared_data):
     """The figures were measured apart from this project's code: .0942 and .0480 [.0445, .0512]."""
     folder = shared_data / "amazon2018" / "Industrial_and_Scientific"

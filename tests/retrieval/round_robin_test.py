@@ -134,6 +134,23 @@ def test_ranking_is_by_score_then_by_place(scores, k):
     assert ranked(np.array(scores), k).tolist() == expected
 
 
+@pytest.mark.parametrize("values", [3, 40, 10_000])
+@pytest.mark.parametrize("k", [1, 7, 60])
+def test_the_best_of_many_are_by_score_then_by_place(values, k):
+    # Enough items that those that cannot be among the best are left out by groups.
+    rng = np.random.default_rng(k)
+    scores = rng.integers(values, size=2003).astype(float)
+    scores[rng.choice(2003, 50)] = -math.inf
+    expected = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
+    assert ranked(scores, k).tolist() == expected
+
+
+def test_the_best_of_mostly_excluded_items():
+    scores = np.full(2003, -math.inf)
+    scores[[5, 1999, 2002]] = 1.0, 2.0, 1.0
+    assert ranked(scores, 5).tolist() == [1999, 5, 2002, 0, 1]
+
+
 def test_an_item_is_its_id_and_not_its_text():
     # Known defect elsewhere: an item of equal text counts as a hit.
     index = BM25Index(["Title: red pan", "Title: tape", "Title: red pan"])

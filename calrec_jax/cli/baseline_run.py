@@ -1,0 +1,130 @@
+"""A baseline that is trained, as gin describes it: its data, training, evaluation and files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from calrec_jax.cli import gin_config
+from calrec_jax.data import vocabularies
+from calrec_jax.data.domains import Domain
+from calrec_jax.eval import baselines, evaluator, sasrec
+from calrec_jax.eval.evaluator import EvaluationConfig
+from calrec_jax.eval.sasrec import SASRecConfig
+from calrec_jax.text.templates import Template
+from calrec_jax.train import manifest
+
+_CONFIG = "config.gin"  # in MODEL_DIR
+_NAME = "sasrec"
+_PATHS = ("DATA_DIR", "MODEL_DIR")  # macros
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineRun:
+    """A baseline that is trained on one dataset, and its evaluation.
+
+    Attributes:
+      model_dir: where everything is written.
+      data_dir: the store, or arrays that `calrec batches` made of it.
+      model: SASRec and its training.
+      evaluation: `domain` is the dataset's name. What it says of texts is not used.
+    """
+
+    model_dir: str
+    data_dir: str
+    model: SASRecConfig
+    evaluation: EvaluationConfig
+
+
+def from_gin(files: Sequence[str], bindings: Sequence[str], search_paths: str = "") -> BaselineRun:
+    """The run that gin files and bindings describe.
+
+    Raises:
+      CalrecError: as `gin_config.parse` and `configured`.
+    """
+    gin_config.parse(files, bindings, search_paths)
+    gin_config.make_absolute(_PATHS)
+    return gin_config.configured(BaselineRun)
+
+
+def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
+    """Trains the model, then measures it; returns what metrics.json holds.
+
+    MODEL_DIR gets what `calrec report` reads: manifest.json, config.gin, sasrec/metrics.jsonl (a
+    line an epoch) and eval/<split>. The weights are not kept: the same seed gives them again.
+
+    Args:
+      progress: told (users done, users in all).
+
+    Raises:
+      CalrecError: MODEL_DIR is another run's or holds other predictions, or as `sasrec.train`.
+    """
+    config, model_dir = run.evaluation, pathlib.Path(run.model_dir)
+    # Items are their ids: no text is encoded, so any vocabulary does.
+    domain = Domain(config.domain, config.domain, run.data_dir, Template(), vocabularies.byte())
+    known = baselines.Known(
+        domain.sequences("train"),
+        domain.catalogue(),
+        domain.sequences("validation"),
+        config.k1,
+        config.b,
+    )
+    users = domain.sequences(config.split)
+    _claim(run, domain, steps=0)
+    trained = _train(run, known, model_dir / _NAME)
+    _claim(run, domain, trained.steps)
+    config = dataclasses.replace(config, checkpoint=f"{_NAME}, epoch {trained.epoch}")
+    return evaluator.evaluate_scores(
+        _NAME,
+        known,
+        users,
+        trained.score,
+        config,
+        model_dir / "eval" / config.split,
+        {"model": dataclasses.asdict(run.model), "epoch": trained.epoch, "ndcg": trained.ndcg},
+        progress,
+    )
+
+
+def _claim(run: BaselineRun, domain: Domain, steps: int) -> None:
+    """Writes the manifest, or refuses a MODEL_DIR in which another run has saved something."""
+    manifest.claim(
+        run.model_dir,
+        {
+            "versions": manifest.versions(),
+            "vocabulary": "item ids",
+            "model": dataclasses.asdict(run.model),
+            "data": {"checksums": domain.checksums()},
+            "stages": {_NAME: {"mixture": domain.name, "train_steps": steps}},
+        },
+    )
+    path = pathlib.Path(run.model_dir) / _CONFIG
+    temporary = path.with_name(f"{_CONFIG}.tmp")
+    temporary.write_text(gin_config.operative_config(), "utf-8")
+    os.replace(temporary, path)
+
+
+def _train(run: BaselineRun, known: baselines.Known, directory: pathlib.Path) -> sasrec.Trained:
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "metrics.jsonl").open("w", encoding="utf-8") as file:
+
+        def told(epoch: int, step: int, loss: float, ndcg: float) -> None:
+            lines = (
+                {"step": step, "split": "train", "loss": loss},
+                {"step": step, "split": "validation", "ndcg@10": ndcg},
+            )
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.flush()
+            print(
+                f"calrec baseline: epoch {epoch}: loss {loss:.4f}, NDCG@10 on validation "
+                f"{ndcg:.4f}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+        return sasrec.train(known.train, known.validation, known.catalogue, run.model, told)

@@ -1,0 +1,138 @@
+"""The towers as a retriever: v_t of a whole catalogue and v_u of histories, and their cache."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from calrec_jax.errors import CalrecError
+from calrec_jax.models.decoder import Decoder
+from calrec_jax.parallel import partitioning
+from calrec_jax.parallel.mesh import MeshConfig
+from calrec_jax.text.prompts import TokenizedCatalogue
+from calrec_jax.train import step
+
+_BUCKET = 32  # tokens: few programs to compile, little padding
+
+
+class Towers:
+    """The vectors that training compares, of texts that are read alone.
+
+    Args:
+      decoder, params: the model, as training has it.
+      bos_id: of the vocabulary; BOS goes before each text as in training.
+      mesh, mesh_config: where `params` lie; texts are split along the data axis.
+      batch_size: texts that are read together.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        params,
+        *,
+        bos_id: int,
+        mesh: Mesh,
+        mesh_config: MeshConfig,
+        batch_size: int = 64,
+    ):
+        self._params, self._bos_id = params, bos_id
+        self._mesh, self._mesh_config = mesh, mesh_config
+        data = mesh.shape["data"]
+        self._rows = -(-batch_size // data) * data
+        self._width = decoder.config.d_model
+        self._read = jax.jit(functools.partial(step.item_vectors, decoder))
+
+    def items(self, tokens: TokenizedCatalogue) -> np.ndarray:
+        """v_t of each item, in the catalogue's order. float32 [items, D]."""
+        return self._vectors([tokens.item_at(place) for place in range(len(tokens.catalogue))])
+
+    def users(self, tokens: TokenizedCatalogue, histories: Sequence[Sequence[str]]) -> np.ndarray:
+        """v_u of each history of item ids, oldest first. float32 [histories, D].
+
+        No token of a prompt attends to the target behind it, so that the prompt is read alone.
+
+        Raises:
+          CalrecError: a history is empty or holds ids that are not in the catalogue.
+        """
+        return self._vectors([tokens.prompt(history) for history in histories])
+
+    def _vectors(self, texts: Sequence[np.ndarray]) -> np.ndarray:
+        """Each text's mean over its tokens. Equal texts are read once, so that they tie exactly."""
+        distinct: dict[bytes, int] = {}
+        places = [distinct.setdefault(text.tobytes(), len(distinct)) for text in texts]
+        once = [np.frombuffer(data, np.int32) for data in distinct]
+        vectors = np.zeros((len(once), self._width), np.float32)
+        order = np.argsort([len(text) for text in once], kind="stable")
+        for start in range(0, len(once), self._rows):
+            some = order[start : start + self._rows]
+            tokens, mask = self._pad([once[i] for i in some])
+            with partitioning.use_mesh(self._mesh, self._mesh_config):
+                inputs = partitioning.to_global((tokens[:, None], mask[:, None]), self._mesh)
+                vectors[some] = jax.device_get(self._read(self._params, *inputs))[: len(some)]
+        return vectors[places]
+
+    def _pad(self, texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of BOS + text, and float32 masks of the text, as in `batch.BatchSpec`."""
+        width = -(-(1 + max(map(len, texts))) // _BUCKET) * _BUCKET
+        tokens = np.zeros((self._rows, width), np.int32)
+        mask = np.zeros((self._rows, width), np.float32)
+        tokens[:, 0] = self._bos_id
+        for row, text in enumerate(texts):
+            tokens[row, 1 : 1 + len(text)] = text
+            mask[row, 1 : 1 + len(text)] = 1
+        return tokens, mask
+
+
+def cache_path(stage_dir: pathlib.Path, domain: str, fingerprint: str) -> pathlib.Path:
+    """Where the item vectors of a domain and a checkpoint are kept.
+
+    Args:
+      fingerprint: of the checkpoint, see `Checkpoints.fingerprint`.
+    """
+    return stage_dir / "vectors" / f"{domain}-{fingerprint}.npz"
+
+
+def cached(
+    path: pathlib.Path, settings: Mapping[str, Any], compute: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """The vectors of a file, computed and written where there is none.
+
+    Args:
+      path: see `cache_path`. It is written whole or, when killed, not at all.
+      settings: all that the vectors depend on besides the checkpoint: texts, vocabulary, lengths.
+        As JSON.
+      compute: gives float32 [items, D].
+
+    Raises:
+      CalrecError: the file is damaged, or of other settings.
+    """
+    wanted = json.loads(json.dumps(settings))
+    if not path.exists():
+        vectors = compute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, vectors=vectors, settings=np.array(json.dumps(wanted)))
+        os.replace(temporary, path)
+        return vectors
+    try:
+        with np.load(path) as saved:
+            there, vectors = json.loads(str(saved["settings"])), saved["vectors"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CalrecError(f"{path} holds no vectors ({error}): remove it") from error
+    for name in sorted(there.keys() | wanted.keys()):
+        if there.get(name) != wanted.get(name):
+            raise CalrecError(
+                f"{path} was made with {name} = {there.get(name)!r}, here it is "
+                f"{wanted.get(name)!r}: remove it, or give the old settings"
+            )
+    return vectors

@@ -1,0 +1,130 @@
+"""Exact dense retrieval against sorting all cosines in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calrec_jax import metrics
+from calrec_jax.decode.dense import DenseIndex, normalised
+from calrec_jax.errors import CalrecError
+from calrec_jax.retrieval.round_robin import ranked
+
+# Unit vectors along axes and halves of four of them: cosines are exact in any order of summing.
+EXACT = np.array(
+    [
+        [1, 0, 0, 0],
+        [0, 2, 0, 0],
+        [1, 1, 1, 1],
+        [1, 1, -1, -1],
+        [0, 0, 0, 0],
+        [-3, 0, 0, 0],
+        [2, 2, 2, 2],
+    ],
+    np.float32,
+)
+rows = st.lists(st.integers(0, len(EXACT) - 1), min_size=1, max_size=20)
+
+
+@given(rows, st.integers(1, 25), st.sampled_from([1, 3, 4, 7, 100]), st.data())
+def test_ties_are_in_the_catalogues_order_whatever_the_block(items, k, block, data):
+    vectors, queries = EXACT[items], EXACT[[0, 2, 4]]
+    cosines = normalised(queries) @ normalised(vectors).T
+    index = DenseIndex(vectors, block=block)
+    scores, places = index.top_k(queries, k)
+    for row, got, at in zip(cosines, scores, places, strict=True):
+        assert at.tolist() == ranked(row, k).tolist()
+        assert got.tolist() == row[at].tolist()
+
+    targets = data.draw(st.lists(st.integers(0, len(items) - 1), min_size=3, max_size=3))
+    low, high = index.rank_bounds(queries, targets)
+    expected = [metrics.rank_bounds(row, t) for row, t in zip(cosines, targets, strict=True)]
+    assert [*zip(low.tolist(), high.tolist(), strict=True)] == expected
+
+
+@pytest.fixture(scope="module")
+def random():
+    """Items, the last 200 those of the first 200 again, and queries."""
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=(800, 48)).astype(np.float32)
+    return np.concatenate([items, items[:200]]), rng.normal(size=(5, 48)).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_best_are_those_of_all_cosines(random, dtype):
+    items, queries = random
+    scores, places = DenseIndex(items, dtype=dtype, block=96).top_k(queries, 100)
+    assert (scores.dtype, places.dtype) == (np.float32, np.int32)
+    cosines = normalised(queries) @ normalised(items).T
+    rounding = {"float32": 1e-6, "bfloat16": 2e-3}[dtype]
+    np.testing.assert_allclose(scores, np.take_along_axis(cosines, places, 1), atol=rounding)
+    np.testing.assert_allclose(scores, -np.sort(-cosines)[:, :100], atol=rounding)
+    assert all(len(set(row)) == 100 for row in places.tolist())
+
+
+def test_bfloat16_is_summed_in_float32(random):
+    # Sums in bfloat16 of these would be off by hundredths.
+    items, queries = random
+    stored = np.asarray(normalised(items).astype("bfloat16"), np.float64)
+    scores, places = DenseIndex(items, dtype="bfloat16").top_k(queries, 10)
+    cosines = normalised(queries) @ stored.T
+    np.testing.assert_allclose(scores, np.take_along_axis(cosines, places, 1), atol=1e-6)
+
+
+def test_any_block_gives_the_same(random):
+    items, queries = random
+    expected = DenseIndex(items, block=1000).top_k(queries, 300)
+    for block in (7, 96, 999):
+        scores, places = DenseIndex(items, block=block).top_k(queries, 300)
+        np.testing.assert_array_equal(places, expected[1])
+        np.testing.assert_allclose(scores, expected[0], rtol=0, atol=1e-6)
+
+
+def test_equal_vectors_tie_in_different_blocks(random):
+    items, queries = random
+    index = DenseIndex(items, block=96)
+    targets = np.array([0, 57, 150, 199, 900])
+    low, high = index.rank_bounds(queries, targets)
+    twins = np.where(targets < 200, targets + 800, targets - 800)
+    assert [*zip(*index.rank_bounds(queries, twins), strict=True)] == [*zip(low, high, strict=True)]
+    assert (high == low + 1).all()
+
+
+def test_the_length_of_a_vector_does_not_matter(random):
+    items, queries = random
+    expected = DenseIndex(items).top_k(queries, 20)[1]
+    got = DenseIndex(items * np.linspace(0.5, 9, 1000)[:, None]).top_k(7 * queries, 20)[1]
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_more_than_there_are_gives_all():
+    scores, places = DenseIndex(EXACT, block=3).top_k(EXACT[:1], 100)
+    assert scores.shape == places.shape == (1, len(EXACT)) == (1, len(DenseIndex(EXACT)))
+    assert places[0].tolist() == [0, 2, 3, 6, 1, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "dtype", "message"),
+    [
+        (EXACT[:0], "float32", "no vectors"),
+        (EXACT, "float16", "not as 'float16'"),
+        (np.full((2, 2), np.nan), "float32", "diverged"),
+        (np.full((2, 2), np.inf), "float32", "diverged"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(vectors, dtype, message):
+    with pytest.raises(CalrecError, match=message):
+        DenseIndex(vectors, dtype=dtype)
+
+
+def test_a_query_that_is_not_finite_is_refused():
+    with pytest.raises(CalrecError, match="diverged"):
+        DenseIndex(EXACT).top_k(np.full((1, 4), np.nan), 2)
+
+
+@pytest.mark.parametrize("targets", [[0], [0, 7], [-1, 0]])
+def test_targets_that_are_no_items_are_refused(targets):
+    with pytest.raises(ValueError, match="targets"):
+        DenseIndex(EXACT).rank_bounds(EXACT[:2], targets)

@@ -9,18 +9,20 @@ import pathlib
 import re
 import types
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.sparse
 
 from calrec_jax.errors import CalrecError
+from calrec_jax.retrieval.round_robin import ranked
 
 _WORD = re.compile(r"\w+")
 # Words of more than one item in so many are "common", like those of the template, in all items.
 # Their scores are held for every item, so that they are added without looking places up.
 _COMMON = 2
 _FORMAT = "1"
+_NO_PLACES, _NO_VALUES = np.zeros(0, np.intp), np.zeros(0)
 
 
 def words(text: str) -> list[str]:
@@ -76,6 +78,9 @@ class BM25Index:
         common = np.flatnonzero(np.diff(scores.indptr) * _COMMON > scores.shape[1])
         rows = scores[common].toarray()
         self._common = dict(zip(common.tolist(), rows, strict=True))
+        # Of each word. `add.at` would make int64 of the places in each call.
+        self._places = np.split(scores.indices.astype(np.intp), scores.indptr[1:-1])
+        self._values = np.split(scores.data, scores.indptr[1:-1])
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
         """float64 [queries, items]; zeros where no word of the query is known.
@@ -83,29 +88,52 @@ class BM25Index:
         A query's scores are the same to the bit in any batch: first its common words are added,
         then the others, each in the query's order.
         """
-        known, common = self._vocabulary, self._common
-        places = [[known[word] for word in words(query) if word in known] for query in queries]
-        rare = [[place for place in some if place not in common] for some in places]
-        found = self._scores[[place for some in rare for place in some]]
-        ends = found.indptr[np.cumsum([0, *map(len, rare)])].tolist()
-        indices = found.indices.astype(np.intp)  # which `add.at` would do in each call
-
         scores = np.empty((len(queries), self._scores.shape[1]))
-        # Texts in the form of one template mostly have the same common words.
-        sums: dict[tuple[int, ...], np.ndarray] = {}
-        for row, some, start, end in zip(scores, places, ends[:-1], ends[1:], strict=True):
-            key = tuple(place for place in some if place in common)
-            if key not in sums:
-                sums[key] = self._sum(key)
-            row[:] = sums[key]
-            np.add.at(row, indices[start:end], found.data[start:end])
+        for row, (total, places, values) in zip(scores, self._parts(queries), strict=True):
+            row[:] = total
+            np.add.at(row, places, values)
         return scores
 
-    def _sum(self, places: Sequence[int]) -> np.ndarray:
-        """float64 [items] of common words."""
+    def top_k(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k best items of each query as `ranked` has them, without holding all scores.
+
+        Returns:
+          float64 scores and int64 places, [queries, min(k, items)] each, best first.
+        """
+        row = np.empty(self._scores.shape[1])
+        k = min(k, len(row))
+        scores, found = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
+        for n, (total, places, values) in enumerate(self._parts(queries)):
+            row[:] = total
+            np.add.at(row, places, values)
+            found[n] = ranked(row, k)
+            scores[n] = row[found[n]]
+        return scores, found
+
+    def _parts(self, queries: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each query: the sum of its common words, float64 [items], and what the others add.
+
+        That are places of items, in which one may stand several times, and a value for each.
+        """
+        known, common = self._vocabulary, self._common
+        # Texts in the form of one template mostly have the same common words.
+        sums: dict[tuple[int, ...], np.ndarray] = {}
+        for query in queries:
+            some = [word for word in map(known.get, words(query)) if word is not None]
+            key = tuple(word for word in some if word in common)
+            if key not in sums:
+                sums[key] = self._sum(key)
+            # Copies of one query's postings are small: the allocator has room for them at hand.
+            rare = [word for word in some if word not in common]
+            places = np.concatenate([_NO_PLACES, *map(self._places.__getitem__, rare)])
+            values = np.concatenate([_NO_VALUES, *map(self._values.__getitem__, rare)])
+            yield sums[key], places, values
+
+    def _sum(self, common: Sequence[int]) -> np.ndarray:
+        """float64 [items], the sum of common words."""
         total = np.zeros(self._scores.shape[1])
-        for place in places:
-            total += self._common[place]
+        for word in common:
+            total += self._common[word]
         return total
 
     def save(self, path: str | os.PathLike) -> None:

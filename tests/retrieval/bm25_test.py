@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
 from calrec_jax.retrieval.bm25 import BM25Index, words
+from calrec_jax.retrieval.round_robin import ranked
 
 TEXTS = [
     "Title: cast iron pan Brand: Lodge",
@@ -175,6 +176,17 @@ def test_words_of_half_the_items_are_added_in_any_order_of_the_others():
     np.testing.assert_allclose(together, expected, rtol=1e-13, atol=0)
     for query, row in zip(queries, together, strict=True):
         np.testing.assert_array_equal(index.scores([query])[0], row)
+
+
+@pytest.mark.parametrize("k", [1, 3, 100])
+def test_the_best_are_those_of_all_scores(k):
+    index = BM25Index([*TEXTS, *TEXTS])
+    rows = index.scores(QUERIES)
+    scores, places = index.top_k(QUERIES, k)
+    assert scores.shape == places.shape == (len(QUERIES), min(k, 10))
+    for row, best, at in zip(rows, scores, places, strict=True):
+        assert at.tolist() == ranked(row, k).tolist()
+        assert best.tolist() == row[at].tolist()
 
 
 def test_a_saved_index_gives_the_same_scores(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 # Before jax is imported anywhere: eight simulated devices on the CPU.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -15,6 +16,12 @@ import pytest  # noqa: E402
 # A busy machine is no failure: hypothesis would time each example.
 hypothesis.settings.register_profile("calrec", deadline=None)
 hypothesis.settings.load_profile("calrec")
+
+# What nohup or a script's "&" has let be ignored would be so in the processes that tests start.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

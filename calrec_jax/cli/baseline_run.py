@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from calrec_jax.eval.sasrec import SASRecConfig
 from calrec_jax.text.templates import Template
 from calrec_jax.train import manifest
 
-_CONFIG = "config.gin"  # in MODEL_DIR
 _NAME = "sasrec"
 _PATHS = ("DATA_DIR", "MODEL_DIR")  # macros
 Progress = Callable[[int, int], None]
@@ -103,10 +101,7 @@ def _claim(run: BaselineRun, domain: Domain, steps: int) -> None:
             "stages": {_NAME: {"mixture": domain.name, "train_steps": steps}},
         },
     )
-    path = pathlib.Path(run.model_dir) / _CONFIG
-    temporary = path.with_name(f"{_CONFIG}.tmp")
-    temporary.write_text(gin_config.operative_config(), "utf-8")
-    os.replace(temporary, path)
+    gin_config.write_operative_config(run.model_dir)
 
 
 def _train(run: BaselineRun, known: baselines.Known, directory: pathlib.Path) -> sasrec.Trained:

@@ -22,6 +22,7 @@ from gin import config as gin_config
 from calrec_jax.cli import gin_errors, type_checks
 from calrec_jax.errors import CalrecError, local_path
 
+CONFIG = "config.gin"  # in MODEL_DIR
 _PREFIX = "--gin."
 _MACRO = "gin.macro"
 _REQUIRED = ("gin.REQUIRED", "gin.constant")
@@ -145,6 +146,14 @@ def make_absolute(macros: Sequence[str]) -> None:
 def operative_config() -> str:
     """All that was used since `parse`, defaults included, as one gin file to be parsed again."""
     return gin.operative_config_str(max_line_length=100)
+
+
+def write_operative_config(model_dir: str | os.PathLike) -> None:
+    """Writes MODEL_DIR/config.gin, all at once."""
+    path = pathlib.Path(model_dir) / CONFIG
+    temporary = path.with_name(f"{CONFIG}.tmp")
+    temporary.write_text(operative_config(), "utf-8")
+    os.replace(temporary, path)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,6 @@ from calrec_jax.train import manifest, weights
 from calrec_jax.train import state as train_state
 from calrec_jax.train.stages import Stage, Trainer
 
-CONFIG = "config.gin"  # in MODEL_DIR
 _PATHS = ("DATA_DIR", "MODEL_DIR", "VOCABULARY_PATH", "PRETRAINED")  # macros
 # Process 0 is who the others are connected to: were it to leave first on a mistake that all of them
 # are about to find, their own line would stand among those of a lost connection.
@@ -122,9 +121,9 @@ def from_model_dir(
     Raises:
       CalrecError: as `from_gin`, or no run made `model_dir`.
     """
-    path = pathlib.Path(model_dir) / CONFIG
+    path = pathlib.Path(model_dir) / gin_config.CONFIG
     if not path.is_file():
-        raise CalrecError(f"{model_dir} is no MODEL_DIR of `calrec train`: it has no {CONFIG}")
+        raise CalrecError(f"{model_dir} is no MODEL_DIR of `calrec train`: it has no {path.name}")
     run = from_gin([str(path)], bindings, search_paths)
     # The folder may have been moved since it was made.
     return dataclasses.replace(run, model_dir=os.path.abspath(model_dir))
@@ -151,9 +150,7 @@ def train(run: Run) -> None:
     )
     trainer.claim(run.stages)
     if jax.process_index() == 0:
-        temporary = trainer.model_dir / f"{CONFIG}.tmp"
-        temporary.write_text(gin_config.operative_config(), "utf-8")
-        os.replace(temporary, trainer.model_dir / CONFIG)
+        gin_config.write_operative_config(trainer.model_dir)
         write_json(trainer.model_dir / report_data.NAME, _described(run, data, examples=3))
     trainer.run(run.stages)
 

@@ -71,13 +71,19 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
 def show_error(name: str, error: BaseException) -> int:
     """Prints what ended the subcommand `name`; returns its exit code."""
     if isinstance(error, KeyboardInterrupt):
-        print(f"calrec {name}: interrupted", file=sys.stderr)
+        _write_line(f"calrec {name}: interrupted")
         return 130
     if isinstance(error, CalrecError):
-        print(f"calrec {name}: error: {error}", file=sys.stderr)
+        _write_line(f"calrec {name}: error: {error}")
     else:
         traceback.print_exception(error)
     return 1
+
+
+def _write_line(text: str) -> None:
+    # In one piece: processes that share the terminal would else end each other's lines.
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def positive_int(text: str) -> int:

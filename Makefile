@@ -36,7 +36,7 @@ quickstart: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 quickstart: $(STORE)/vocabulary.model
 	$(BIN)/calrec train --gin_file=gin/runs/quickstart.gin
 	$(BIN)/calrec eval --model_dir=$(QUICKSTART)/model
-	$(BIN)/calrec report --model_dir=$(QUICKSTART)/model
+	$(BIN)/calrec report $(QUICKSTART)/model
 
 $(STORE)/vocabulary.model: | $(INSTALLED)
 	$(BIN)/calrec synthetic --data_dir=$(STORE)

@@ -1,12 +1,15 @@
 """What looking up generated texts costs, and exact dense retrieval: beside bm25s and the memory.
 
     python benchmarks/retrieval.py bm25 --items=100000
+    python benchmarks/retrieval.py index --items=1000000
     python benchmarks/retrieval.py dense
 
 bm25: one user's 32 texts against a made-up catalogue. Both sides get the texts and give float64
 scores of all items, which quasi-round-robin needs, or the 100 best of each text. bm25s takes every
 way that it has, Numba's where it is installed; the fastest counts. All sides give the same ranking,
 or this stops.
+
+index: making an index beside loading it, each once, and the file's size.
 
 dense: the 100 best of 1,000,000 vectors, beside NumPy's sum of as many bytes.
 """
@@ -16,6 +19,8 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import functools
+import pathlib
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -41,6 +46,8 @@ def main() -> None:
     lookup.add_argument("--items", type=int, default=4_000)
     lookup.add_argument("--queries", type=int, default=32)
     lookup.add_argument("--threads", type=int, default=2, help="of bm25s")
+    index = commands.add_parser("index")
+    index.add_argument("--items", type=int, default=100_000)
     dense = commands.add_parser("dense")
     dense.add_argument("--items", type=int, default=1_000_000)
     dense.add_argument("--width", type=int, default=256)
@@ -49,7 +56,7 @@ def main() -> None:
     for command in (lookup, dense):
         command.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
-    {"bm25": compare_bm25, "dense": compare_dense}[args.command](args)
+    {"bm25": compare_bm25, "index": compare_index, "dense": compare_dense}[args.command](args)
 
 
 def compare_bm25(args) -> None:
@@ -79,6 +86,24 @@ def compare_bm25(args) -> None:
             print(f"{kind}, {name}: {1e3 * value:.2f} ms")
         fastest = min((name for name in sides if name != "calrec_jax"), key=seconds.get)
         print(f"{kind}, {fastest} / calrec_jax: {seconds[fastest] / seconds['calrec_jax']:.2f}")
+
+
+def compare_index(args) -> None:
+    texts = made_up(args.items)
+    queries = generated(texts, 32)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, scores = [], []
+        for _ in range(2):
+            start = time.perf_counter()
+            index = BM25Index.cached(folder, "items", texts)
+            seconds.append(time.perf_counter() - start)
+            scores.append(index.scores(queries))
+        (file,) = pathlib.Path(folder).iterdir()
+        size = file.stat().st_size / 2**20
+    np.testing.assert_array_equal(*scores)
+    print(f"{args.items:,} items, {size:.0f} MiB: built and saved in {seconds[0]:.2f} s")
+    print(f"loaded in {seconds[1]:.2f} s, the texts' fingerprint included")
+    print(f"built / loaded: {seconds[0] / seconds[1]:.1f}")
 
 
 def compare_dense(args) -> None:

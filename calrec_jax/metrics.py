@@ -7,7 +7,7 @@ when the tie is broken at random, every rank from low to high being equally like
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -16,6 +16,12 @@ from calrec_jax.errors import CalrecError
 RECALL_AT = (1, 5, 10)
 NDCG_AT = (5, 10)
 METRICS = (*(f"recall@{k}" for k in RECALL_AT), *(f"ndcg@{k}" for k in NDCG_AT), "mrr")
+
+Bounds = tuple[np.ndarray, np.ndarray]
+"""(low, high) rank of each user's target, int [n] each; equal where the rank is known."""
+
+Values = dict[str, np.ndarray]
+"""{metric: float64 [n]}, of each user."""
 
 
 def rank_bounds(scores: np.ndarray, target: int) -> tuple[int, int]:
@@ -34,7 +40,7 @@ def rank_bounds(scores: np.ndarray, target: int) -> tuple[int, int]:
     return 1 + int((scores > mine).sum()), int((scores >= mine).sum())
 
 
-def per_user(low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
+def per_user(low: np.ndarray, high: np.ndarray) -> Values:
     """Each user's expected metrics. There is one relevant item, so the ideal DCG is 1.
 
     recall@k = P(rank <= k); ndcg@k = E[1/log2(rank + 1); rank <= k]; mrr = E[1/rank], not cut off.
@@ -67,77 +73,97 @@ def per_user(low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def summarise(
-    low: np.ndarray, high: np.ndarray, *, bootstrap_samples: int = 1000, seed: int = 0
-) -> dict[str, dict[str, float]]:
+    bounds: Mapping[str, Bounds], *, bootstrap_samples: int = 1000, seed: int = 0
+) -> dict[str, dict[str, dict[str, float]]]:
     """Means over users, with 95 % bootstrap intervals and the bounds that ties allow.
 
-    Returns:
-      {metric: {"value", "low", "high", "tie_low", "tie_high"}}: the expectation, its interval over
-      users, and the value if every tie went against or for the target.
-
-    Raises:
-      CalrecError: there are no users, or no bootstrap samples.
-    """
-    values, worst, best = per_user(low, high), per_user(high, high), per_user(low, low)
-    intervals = _intervals(values, bootstrap_samples, seed)
-    return {
-        name: {
-            "value": float(values[name].mean()),
-            "low": intervals[name][0],
-            "high": intervals[name][1],
-            "tie_low": float(worst[name].mean()),
-            "tie_high": float(best[name].mean()),
-        }
-        for name in METRICS
-    }
-
-
-def paired(
-    ours: tuple[np.ndarray, np.ndarray],
-    theirs: tuple[np.ndarray, np.ndarray],
-    *,
-    bootstrap_samples: int = 1000,
-    seed: int = 0,
-) -> dict[str, dict[str, float]]:
-    """Differences ours - theirs over the same users, with 95 % bootstrap intervals.
+    All models are measured on the same resamples of the users.
 
     Args:
-      ours, theirs: (low, high) rank bounds, int [n] each, users in the same order.
+      bounds: {model: (low, high) rank bounds, int [n] each}, the same users of every model.
 
     Returns:
-      {metric: {"delta", "low", "high"}}.
+      {model: {metric: {"value", "low", "high", "tie_low", "tie_high"}}}: the expectation, its
+      interval over users, and the value if every tie went against or for the target.
 
     Raises:
       CalrecError: there are no users, or no bootstrap samples.
       ValueError: the users are not the same number.
     """
-    a, b = per_user(*ours), per_user(*theirs)
-    if len(a["mrr"]) != len(b["mrr"]):
-        raise ValueError(f"{len(a['mrr'])} users of ours and {len(b['mrr'])} of theirs")
-    delta = {name: a[name] - b[name] for name in METRICS}
-    intervals = _intervals(delta, bootstrap_samples, seed)
+    values = {model: per_user(low, high) for model, (low, high) in bounds.items()}
+    worst = {model: per_user(high, high) for model, (_, high) in bounds.items()}
+    best = {model: per_user(low, low) for model, (low, _) in bounds.items()}
+    intervals = _intervals(values, bootstrap_samples, seed)
     return {
-        name: {
-            "delta": float(delta[name].mean()),
-            "low": intervals[name][0],
-            "high": intervals[name][1],
+        model: {
+            metric: {
+                "value": float(values[model][metric].mean()),
+                **intervals[model][metric],
+                "tie_low": float(worst[model][metric].mean()),
+                "tie_high": float(best[model][metric].mean()),
+            }
+            for metric in METRICS
         }
-        for name in METRICS
+        for model in bounds
     }
 
 
+def paired(
+    ours: Bounds, theirs: Mapping[str, Bounds], *, bootstrap_samples: int = 1000, seed: int = 0
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Differences ours - theirs over the same users, with 95 % bootstrap intervals.
+
+    Args:
+      ours: (low, high) rank bounds, int [n] each.
+      theirs: {model: (low, high)}, users in the same order.
+
+    Returns:
+      {model: {metric: {"delta", "low", "high"}}}.
+
+    Raises:
+      CalrecError: there are no users, or no bootstrap samples.
+      ValueError: the users are not the same number.
+    """
+    mine = per_user(*ours)
+    delta = {model: _difference(mine, model, per_user(*other)) for model, other in theirs.items()}
+    intervals = _intervals(delta, bootstrap_samples, seed)
+    return {
+        model: {
+            metric: {"delta": float(delta[model][metric].mean()), **intervals[model][metric]}
+            for metric in METRICS
+        }
+        for model in theirs
+    }
+
+
+def _difference(ours: Values, model: str, theirs: Values) -> Values:
+    if len(ours["mrr"]) != len(theirs["mrr"]):
+        raise ValueError(f"{len(ours['mrr'])} users of ours and {len(theirs['mrr'])} of {model}")
+    return {metric: ours[metric] - theirs[metric] for metric in METRICS}
+
+
 def _intervals(
-    values: dict[str, np.ndarray], samples: int, seed: int
-) -> dict[str, tuple[float, float]]:
-    """{metric: (low, high)}, percentiles 2.5 and 97.5 of the means of resampled users."""
-    matrix = np.stack([values[name] for name in METRICS], axis=1)
-    if not len(matrix):
+    values: Mapping[str, Values], samples: int, seed: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{model: {metric: {"low", "high"}}}, percentiles 2.5 and 97.5 of means of resampled users."""
+    if not values:
+        return {}
+    sizes = {model: len(of["mrr"]) for model, of in values.items()}
+    users = min(sizes.values())
+    if users != max(sizes.values()):
+        raise ValueError(f"the models do not have the same number of users: {sizes}")
+    if not users:
         raise CalrecError("no users to measure: the split is empty")
     if samples < 1:
         raise CalrecError(f"bootstrap_samples is {samples}: intervals need at least one")
-    means = np.concatenate([counts @ matrix for counts in _resamples(len(matrix), samples, seed)])
-    bounds = np.percentile(means / len(matrix), [2.5, 97.5], axis=0)
-    return {name: (float(bounds[0, i]), float(bounds[1, i])) for i, name in enumerate(METRICS)}
+    matrix = np.stack([of[metric] for of in values.values() for metric in METRICS], axis=1)
+    means = np.concatenate([counts @ matrix for counts in _resamples(users, samples, seed)])
+    bounds = np.percentile(means / users, [2.5, 97.5], axis=0)
+    low, high = bounds.reshape(2, len(values), len(METRICS)).tolist()
+    return {
+        model: {metric: {"low": low[i][j], "high": high[i][j]} for j, metric in enumerate(METRICS)}
+        for i, model in enumerate(values)
+    }
 
 
 def _resamples(users: int, samples: int, seed: int) -> Iterator[np.ndarray]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from calrec_jax.errors import CalrecError
-from calrec_jax.text.items import Fields
+from calrec_jax.text.items import Catalogue, Fields
+
+if TYPE_CHECKING:
+    from calrec_jax.eval.retrievers import Retriever
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Recommendation:
 
     Attributes:
       item_id: an item is its id.
-      score: quasi-round-robin's, in [0, 1].
+      score: of quasi-round-robin, in [0, 1]; a cosine with retrieval "dense".
       fields: the item's text.
     """
 
@@ -28,10 +32,9 @@ class Recommendation:
 class Recommender:
     """Ranks a domain's catalogue for histories of item ids. Make it with `load`."""
 
-    def __init__(self, generator, retriever, batch_size: int = 32):
-        self._generator, self._retriever = generator, retriever
-        self._batch_size = batch_size
-        self.catalogue = generator.tokens.catalogue
+    def __init__(self, retriever: Retriever, catalogue: Catalogue, batch_size: int = 32):
+        self._retriever, self._batch_size = retriever, batch_size
+        self.catalogue = catalogue
 
     @classmethod
     def load(
@@ -51,27 +54,23 @@ class Recommender:
             moved, or `mesh.MeshConfig.model=1`, on another machine.
 
         Raises:
-          CalrecError: no such run, domain, or checkpoint.
+          CalrecError: no such run, domain, or checkpoint; or the weight of retrieval "hybrid" is
+            neither bound nor chosen by an evaluation.
         """
+        from calrec_jax.cli import inference
         from calrec_jax.cli import run as runs
-        from calrec_jax.eval.predictions import Retriever, TrieRetriever
 
         run = runs.from_model_dir(model_dir, bindings)
-        config = run.evaluation
-        generator = runs.text_generator(run, domain or config.domain, checkpoint)
-        catalogue = generator.tokens.catalogue
-        if config.retrieval == "trie":
-            retriever = TrieRetriever(len(catalogue), config.epsilon)
-        else:
-            render = runs.domain_of(run, domain or config.domain).template.render_item
-            texts = [render(fields) for fields in catalogue.fields]
-            retriever = Retriever(texts, config.k1, config.b, config.epsilon)
-        return cls(generator, retriever, config.users_per_batch)
+        name = domain or run.evaluation.domains[0]
+        model = inference.TrainedModel(run, checkpoint)
+        retriever = model.retriever(name, lambda *_: inference.chosen_weight(run, name))
+        catalogue = inference.domain_of(run, name).catalogue()
+        return cls(retriever, catalogue, run.evaluation.users_per_batch)
 
     def recommend(
         self, histories: Sequence[Sequence[str]], k: int = 10
     ) -> list[list[Recommendation]]:
-        """The k best items for each history, best first; seen items may be among them.
+        """The k best items for each history, best first; fewer where fewer may be recommended.
 
         Args:
           histories: item ids, oldest first, at least one each; answered `users_per_batch` of the
@@ -97,16 +96,14 @@ class Recommender:
 
     def _recommend(self, histories, k: int) -> Iterator[list[Recommendation]]:
         """`recommend` for histories that are read together."""
-        from calrec_jax.retrieval import round_robin
-
         # The samples of a history are seeded by its items: the same history, the same answer.
-        outputs = self._generator(histories, ["\x1f".join(history) for history in histories])
-        for scores in self._retriever.scores(outputs):
+        names = ["\x1f".join(history) for history in histories]
+        for found in self._retriever(histories, names, None, k):
             yield [
                 Recommendation(
-                    self.catalogue.item_ids[i], float(scores[i]), self.catalogue.fields[i]
+                    self.catalogue.item_ids[place], float(score), self.catalogue.fields[place]
                 )
-                for i in round_robin.ranked(scores, k)
+                for place, score in zip(found.places, found.scores, strict=True)
             ]
 
     def check(self, history: Sequence[str]) -> None:

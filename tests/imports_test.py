@@ -17,7 +17,7 @@ LAYERS = [
     {"data", "models", "losses", "parallel", "checkpoints"},
     {"tasks", "train"},
     {"decode"},
-    {"eval"},
+    {"eval", "report"},
     {"cli", "recommender"},
     {"t5x_bridge"},  # above all: without t5x nothing may need it
 ]

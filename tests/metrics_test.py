@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import ranking
@@ -33,6 +35,16 @@ def of_all_tie_breaks(scores, target: int) -> dict[str, float]:
         for name, value in of_rank(1 + ranking.index(target)).items():
             totals[name] += value
     return {name: total / len(orders) for name, total in totals.items()}
+
+
+def summary(low, high, **bootstrap) -> dict[str, dict[str, float]]:
+    """Of one model alone."""
+    return metrics.summarise({"model": (low, high)}, **bootstrap)["model"]
+
+
+def difference(ours, theirs, **bootstrap) -> dict[str, dict[str, float]]:
+    """From one other model."""
+    return metrics.paired(ours, {"other": theirs}, **bootstrap)["other"]
 
 
 def users(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,9 +135,9 @@ def test_impossible_rank_bounds_are_refused(low, high):
 
 def test_a_summary_has_the_mean_and_both_bounds_of_ties():
     low, high = np.array([1, 3, 11]), np.array([1, 8, 300])
-    summary = metrics.summarise(low, high, bootstrap_samples=50)
-    assert set(summary) == set(metrics.METRICS)
-    for name, entry in summary.items():
+    found = summary(low, high, bootstrap_samples=50)
+    assert set(found) == set(metrics.METRICS)
+    for name, entry in found.items():
         assert entry["value"] == pytest.approx(metrics.per_user(low, high)[name].mean())
         assert entry["tie_low"] == pytest.approx(np.mean([of_rank(int(r))[name] for r in high]))
         assert entry["tie_high"] == pytest.approx(np.mean([of_rank(int(r))[name] for r in low]))
@@ -135,15 +147,17 @@ def test_a_summary_has_the_mean_and_both_bounds_of_ties():
 
 def test_outputs_are_plain_numbers_in_json():
     bounds = users(np.random.default_rng(0), 20)
-    for result in (metrics.summarise(*bounds), metrics.paired(bounds, bounds)):
+    both = {"one": bounds, "two": bounds}
+    for result in (metrics.summarise(both), metrics.paired(bounds, both)):
         assert json.loads(json.dumps(result, allow_nan=False)) == result
-        assert all(type(v) is float for entry in result.values() for v in entry.values())
+        for entry in (entry for of in result.values() for entry in of.values()):
+            assert all(type(v) is float for v in entry.values())
 
 
 def test_the_seed_decides_the_interval():
     bounds = users(np.random.default_rng(0), 200)
-    assert metrics.summarise(*bounds, seed=1) == metrics.summarise(*bounds, seed=1)
-    one, two = metrics.summarise(*bounds, seed=1)["mrr"], metrics.summarise(*bounds, seed=2)["mrr"]
+    assert summary(*bounds, seed=1) == summary(*bounds, seed=1)
+    one, two = summary(*bounds, seed=1)["mrr"], summary(*bounds, seed=2)["mrr"]
     assert one["value"] == two["value"] and one["low"] != two["low"]
 
 
@@ -164,46 +178,122 @@ def test_the_interval_is_the_percentiles_of_resampled_means():
     values = metrics.per_user(low, high)["ndcg@10"]
     rng = np.random.default_rng(99)
     means = values[rng.integers(40, size=(40_000, 40))].mean(axis=1)
-    entry = metrics.summarise(low, high, bootstrap_samples=40_000)["ndcg@10"]
+    entry = summary(low, high, bootstrap_samples=40_000)["ndcg@10"]
     expected = np.percentile(means, [2.5, 97.5])
     np.testing.assert_allclose([entry["low"], entry["high"]], expected, atol=0.003)
 
 
+def test_models_share_the_resamples_and_keep_their_own_results(monkeypatch):
+    rng, samples, n = np.random.default_rng(0), 1500, 3000  # more than one block
+    models = {name: users(rng, n) for name in ("first", "second", "third")}
+    expected = {
+        name: summary(*bounds, bootstrap_samples=samples) for name, bounds in models.items()
+    }
+    deltas = {
+        name: difference(models["second"], bounds, bootstrap_samples=samples)
+        for name, bounds in models.items()
+    }
+    drawn, resamples = [], metrics._resamples
+    monkeypatch.setattr(metrics, "_resamples", lambda *a: drawn.append(a) or resamples(*a))
+    found = metrics.summarise(models, bootstrap_samples=samples)
+    assert list(found) == list(models) and drawn == [(n, samples, 0)]
+    found_deltas = metrics.paired(models["second"], models, bootstrap_samples=samples)
+    assert list(found_deltas) == list(models) and len(drawn) == 2
+    for name in models:
+        for metric in metrics.METRICS:
+            assert found[name][metric] == pytest.approx(expected[name][metric], rel=1e-12)
+            assert found_deltas[name][metric] == pytest.approx(
+                deltas[name][metric], rel=1e-12, abs=1e-15
+            )
+
+
+def test_resamples_are_those_of_the_seed():
+    rng, samples, n = np.random.default_rng(7), 200, 30
+    models = {"first": users(rng, n), "second": users(rng, n)}
+    drawn = np.random.default_rng(5).integers(n, size=(samples, n))
+    values = {name: metrics.per_user(*bounds) for name, bounds in models.items()}
+    found = metrics.summarise(models, bootstrap_samples=samples, seed=5)
+    deltas = metrics.paired(models["first"], models, bootstrap_samples=samples, seed=5)
+    for name, of in values.items():
+        for metric in metrics.METRICS:
+            for entry, value in (
+                (found[name][metric], of[metric]),
+                (deltas[name][metric], values["first"][metric] - of[metric]),
+            ):
+                low, high = np.percentile(value[drawn].mean(axis=1), [2.5, 97.5])
+                assert (entry["low"], entry["high"]) == pytest.approx((low, high), abs=1e-12)
+
+
+COVERED = ("recall@10", "ndcg@10", "mrr")
+
+
+def true_means(bounds) -> dict[str, float]:
+    """The means of users' metrics, each by the definition and over all ranks of the tie."""
+    totals = dict.fromkeys(metrics.METRICS, 0.0)
+    for low, high in zip(*(bound.tolist() for bound in bounds), strict=True):
+        for rank in range(low, high + 1):
+            for name, value in of_rank(rank).items():
+                totals[name] += value / (high - low + 1)
+    return {name: total / len(bounds[0]) for name, total in totals.items()}
+
+
+def covering(trials: int, seed: int) -> collections.Counter:
+    """How many of the samples of a population have an interval that holds what is true of it.
+
+    Keys are (metric, "value") and (metric, "delta"). Each sample is of 200 of 2,000 users whose
+    metrics are known, many of them with ties; the two models are alike on the same users.
+    """
+    rng, size = np.random.default_rng(seed), 2000
+    ours = users(rng, size)
+    low = np.maximum(1, ours[0] + rng.integers(-3, 6, size))
+    theirs = low, low + rng.integers(0, 4, size)
+    of_ours, of_theirs = true_means(ours), true_means(theirs)
+    found = collections.Counter()
+    for trial in range(trials):
+        drawn = rng.integers(size, size=200)
+        mine, other = ([bound[drawn] for bound in model] for model in (ours, theirs))
+        values = summary(*mine, bootstrap_samples=1000, seed=trial)
+        deltas = difference(mine, other, bootstrap_samples=1000, seed=trial)
+        for m in COVERED:
+            found[m, "value"] += values[m]["low"] <= of_ours[m] <= values[m]["high"]
+            found[m, "delta"] += deltas[m]["low"] <= of_ours[m] - of_theirs[m] <= deltas[m]["high"]
+    return found
+
+
 def test_intervals_cover_the_truth_as_often_as_they_say():
-    rng = np.random.default_rng(0)
-    truth = sum(0.1 * 0.9 ** (rank - 1) / rank for rank in range(1, 2000))
-    covered = 0
-    for trial in range(300):
-        ranks = rng.geometric(0.1, 150)
-        entry = metrics.summarise(ranks, ranks, bootstrap_samples=300, seed=trial)["mrr"]
-        covered += entry["low"] <= truth <= entry["high"]
-    assert 0.90 <= covered / 300 <= 0.98
+    trials = 500
+    fewest, most = scipy.stats.binom.interval(0.99, trials, 0.95)
+    found = covering(trials, seed=0)
+    assert len(found) == 2 * len(COVERED)
+    for what, covered in found.items():
+        assert fewest <= covered <= most, what
 
 
-def test_many_users_take_little_memory():
-    low, high = users(np.random.default_rng(0), 10_000)
+@pytest.mark.parametrize(("models", "most"), [(1, 150e6), (10, 200e6)])
+def test_many_users_take_little_memory(models, most):
+    bounds = users(np.random.default_rng(0), 10_000)
     tracemalloc.start()
-    metrics.summarise(low, high, bootstrap_samples=1000)
+    metrics.summarise(dict.fromkeys(range(models), bounds), bootstrap_samples=1000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 150e6
+    assert peak < most
 
 
 def test_paired_differences():
     rng = np.random.default_rng(0)
     ours, theirs = users(rng, 300), users(rng, 300)
-    result = metrics.paired(ours, theirs, bootstrap_samples=500)
-    a, b = metrics.summarise(*ours), metrics.summarise(*theirs)
+    result = difference(ours, theirs, bootstrap_samples=500)
+    a, b = summary(*ours), summary(*theirs)
     for name, entry in result.items():
         assert entry["delta"] == pytest.approx(a[name]["value"] - b[name]["value"], abs=1e-12)
         assert entry["low"] <= entry["delta"] <= entry["high"]
-    swapped = metrics.paired(theirs, ours, bootstrap_samples=500)
+    swapped = difference(theirs, ours, bootstrap_samples=500)
     assert swapped["mrr"]["low"] == pytest.approx(-result["mrr"]["high"], abs=1e-12)
 
 
 def test_a_method_does_not_differ_from_itself():
     bounds = users(np.random.default_rng(0), 50)
-    for entry in metrics.paired(bounds, bounds).values():
+    for entry in difference(bounds, bounds).values():
         assert entry == {"delta": 0.0, "low": 0.0, "high": 0.0}
 
 
@@ -211,20 +301,34 @@ def test_pairing_users_takes_out_what_they_share():
     rng = np.random.default_rng(0)
     low, _ = users(rng, 400)
     ours, theirs = (low, low), (low + (rng.random(400) < 0.2), low + 1)
-    entry = metrics.paired(ours, theirs)["mrr"]
-    alone = metrics.summarise(*ours)["mrr"]
+    entry = difference(ours, theirs)["mrr"]
+    alone = summary(*ours)["mrr"]
     assert entry["high"] - entry["low"] < (alone["high"] - alone["low"]) / 1.2
 
 
 def test_other_users_cannot_be_paired():
-    with pytest.raises(ValueError, match="1 users of ours and 2 of theirs"):
-        metrics.paired(([1], [1]), ([1, 2], [1, 2]))
+    with pytest.raises(ValueError, match="1 users of ours and 2 of other"):
+        difference(([1], [1]), ([1, 2], [1, 2]))
+    with pytest.raises(ValueError, match="2 users of ours and 1 of other"):
+        difference(([1, 2], [1, 2]), ([1], [1]))
+
+
+def test_other_users_cannot_be_resampled_together():
+    with pytest.raises(ValueError, match="same number of users: {'a': 1, 'b': 2}"):
+        metrics.summarise({"a": ([1], [1]), "b": ([1, 2], [1, 2])})
+
+
+def test_no_models_have_no_results():
+    assert metrics.summarise({}) == {}
+    assert metrics.paired(([1, 2], [1, 3]), {}) == {}
 
 
 def test_no_users_or_no_samples_are_refused():
     with pytest.raises(CalrecError, match="no users to measure"):
-        metrics.summarise([], [])
+        summary([], [])
     with pytest.raises(CalrecError, match="no users to measure"):
-        metrics.paired(([], []), ([], []))
+        difference(([], []), ([], []))
     with pytest.raises(CalrecError, match="bootstrap_samples is 0"):
-        metrics.summarise([1], [1], bootstrap_samples=0)
+        summary([1], [1], bootstrap_samples=0)
+    with pytest.raises(CalrecError, match="bootstrap_samples is 0"):
+        difference(([1], [1]), ([1], [1]), bootstrap_samples=0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 import calrec_jax
 from calrec_jax import CalrecError, Recommender
-from calrec_jax.eval.predictions import Retriever
+from calrec_jax.eval.retrievers import BM25Lookup, Texts
+from calrec_jax.retrieval.bm25 import BM25Index
+from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue
 
 WORDS = ("anchor", "bottle", "candle", "drum")
@@ -19,7 +19,6 @@ class FakeGenerator:
     """Says the last item's title and, less likely, that of the item after it."""
 
     def __init__(self):
-        self.tokens = SimpleNamespace(catalogue=CATALOGUE)
         self.names = []
 
     def __call__(self, histories, names):
@@ -28,13 +27,19 @@ class FakeGenerator:
         for history in histories:
             last = CATALOGUE.index[history[-1]]
             said = ((WORDS[last], -1.0), (WORDS[(last + 1) % 4], -2.0), (WORDS[last], -1.5))
-            outputs.append([SimpleNamespace(text=text, log_prob=p) for text, p in said])
+            outputs.append([Generated(text, p) for text, p in said])
         return outputs
+
+
+def made(seen: str = "allow", batch_size: int = 32) -> tuple[Recommender, FakeGenerator]:
+    generator = FakeGenerator()
+    retriever = Texts(generator, BM25Lookup(BM25Index(WORDS), 1 / 5000), CATALOGUE, seen)
+    return Recommender(retriever, CATALOGUE, batch_size), generator
 
 
 @pytest.fixture
 def recommender():
-    return Recommender(FakeGenerator(), Retriever(WORDS, k1=1.5, b=0.75, epsilon=1 / 5000))
+    return made()[0]
 
 
 def test_the_likeliest_outputs_items_come_first_seen_or_not(recommender):
@@ -49,17 +54,24 @@ def test_more_items_than_the_catalogue_has_are_all_of_them_once(recommender):
     assert [item.item_id for item in items] == ["i3", "i0", "i1", "i2"]
 
 
-def test_each_history_has_its_own_answer_and_a_seed_that_depends_on_it_alone(recommender):
+def test_items_of_the_history_may_be_left_out():
+    (items,) = made("exclude")[0].recommend([["i0", "i1"]], k=100)
+    assert [item.item_id for item in items] == ["i2", "i3"]
+    (items,) = made("exclude_last")[0].recommend([["i0", "i1"]], k=100)
+    assert [item.item_id for item in items] == ["i2", "i0", "i3"]
+
+
+def test_each_history_has_its_own_answer_and_a_seed_that_depends_on_it_alone():
+    recommender, generator = made()
     together = recommender.recommend([["i0"], ["i1", "i2"]], k=3)
     alone = [recommender.recommend([history], k=3)[0] for history in (["i0"], ["i1", "i2"])]
     assert together == alone
-    names = recommender._generator.names
+    names = generator.names
     assert names[0] == [names[1][0], names[2][0]] and len(set(names[0])) == 2
 
 
 def test_many_histories_are_answered_in_blocks():
-    generator = FakeGenerator()
-    recommender = Recommender(generator, Retriever(WORDS, 1.5, 0.75, 1 / 5000), batch_size=2)
+    recommender, generator = made(batch_size=2)
     histories = [[f"i{n % 4}"] for n in range(5)]
     answers = recommender.recommend(histories, k=1)
     assert [items[0].item_id for items in answers] == [history[0] for history in histories]

@@ -19,12 +19,12 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--gin_file is required: --gin_file=gin/baselines/sasrec.gin")
 
     from calrec_jax.cli import baseline_run, progress
-    from calrec_jax.eval import report
+    from calrec_jax.report import plain
 
     run = baseline_run.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
     with full_disk_named(run.model_dir), progress.of_users() as show:
         result = baseline_run.train_and_evaluate(run, show)
-    print(report.text_table(result))
+    print(plain.result_table(result))
     return 0
 
 

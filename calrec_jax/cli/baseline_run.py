@@ -11,14 +11,17 @@ from collections.abc import Callable, Sequence
 from calrec_jax.cli import gin_config
 from calrec_jax.data import vocabularies
 from calrec_jax.data.domains import Domain
+from calrec_jax.errors import CalrecError
 from calrec_jax.eval import baselines, evaluator, sasrec
-from calrec_jax.eval.evaluator import EvaluationConfig
+from calrec_jax.eval.evaluator import EvaluationConfig, Subject
+from calrec_jax.eval.retrievers import Scored
 from calrec_jax.eval.sasrec import SASRecConfig
 from calrec_jax.text.templates import Template
 from calrec_jax.train import manifest
 
 _NAME = "sasrec"
 _PATHS = ("DATA_DIR", "MODEL_DIR")  # macros
+_ASKED = ("split", "top_k", "seen", "shuffle_history", "seed")  # what its predictions depend on
 Progress = Callable[[int, int], None]
 
 
@@ -64,29 +67,38 @@ def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
     """
     config, model_dir = run.evaluation, pathlib.Path(run.model_dir)
     # Items are their ids: no text is encoded, so any vocabulary does.
-    domain = Domain(config.domain, config.domain, run.data_dir, Template(), vocabularies.byte())
+    if len(config.domains) > 1:
+        raise CalrecError(
+            f"EvaluationConfig.domain is {config.domain}: SASRec is trained on one dataset, not "
+            f"on several"
+        )
+    (dataset,) = config.domains
+    domain = Domain(dataset, dataset, run.data_dir, Template(), vocabularies.byte())
     known = baselines.Known(
         domain.sequences("train"),
         domain.catalogue(),
         domain.sequences("validation"),
         config.k1,
         config.b,
+        config.seen,
     )
-    users = domain.sequences(config.split)
     _claim(run, domain, steps=0)
     trained = _train(run, known, model_dir / _NAME)
     _claim(run, domain, trained.steps)
     config = dataclasses.replace(config, checkpoint=f"{_NAME}, epoch {trained.epoch}")
-    return evaluator.evaluate_scores(
-        _NAME,
+    subject = Subject(
         known,
-        users,
-        trained.score,
-        config,
-        model_dir / "eval" / config.split,
-        {"model": dataclasses.asdict(run.model), "epoch": trained.epoch, "ndcg": trained.ndcg},
-        progress,
+        domain.sequences(config.split),
+        [domain.template.render_item(fields) for fields in known.catalogue.fields],
+        lambda: Scored(trained.score, known.catalogue, config.seen),
     )
+    settings = {name: getattr(config, name) for name in _ASKED} | {
+        "model": dataclasses.asdict(run.model),
+        "epoch": trained.epoch,
+        "ndcg": trained.ndcg,
+    }
+    directory = model_dir / "eval" / config.folder
+    return evaluator.evaluate(_NAME, [subject], config, directory, settings, progress)
 
 
 def _claim(run: BaselineRun, domain: Domain, steps: int) -> None:

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
 
     from calrec_jax.cli import progress
     from calrec_jax.cli import run as runs
-    from calrec_jax.eval import report
+    from calrec_jax.report import plain
 
     with runs.joined_processes("eval"):
         if args.model_dir:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
             run = runs.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
         with full_disk_named(run.model_dir), progress.of_users() as show:
             result = runs.evaluate(run, show)
-    print(report.text_table(result))
+    print(plain.result_table(result))
     return 0
 
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "train": "run the stages of a gin configuration, or go on with them",
     "eval": "generate, retrieve and measure, beside the baselines",
     "baseline": "train SASRec on a domain, and measure it in the same way",
-    "report": "write MODEL_DIR/report.html and print the result table",
+    "report": "show a run on a page with its results, or compare runs",
     "recommend": "rank a domain's catalogue for histories of your own",
     "sweep": "train and evaluate every trial of a YAML file, and compare them",
 }

@@ -1,28 +1,73 @@
-"""`calrec report`: writes MODEL_DIR/report.html and prints the result table."""
+"""`calrec report`: shows a run's evaluations and writes its page, or compares runs."""
 
 from __future__ import annotations
 
 import argparse
+import pathlib
 import sys
 from collections.abc import Sequence
 
 from calrec_jax.cli.main import run_command
-from calrec_jax.errors import full_disk_named
+from calrec_jax.errors import CalrecError, full_disk_named, local_path
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the table of every split, and where the page is."""
-    parser = argparse.ArgumentParser("calrec report", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--model_dir", required=True, help="MODEL_DIR of a run")
-    args = parser.parse_args(argv)
+    """Of one run: prints the table of every evaluation, and where the page is. Of several: prints
+    how they differ."""
+    args = _parse_arguments(argv)
+    if len(args.runs) > 1:
+        return _compare(args)
 
-    from calrec_jax.eval import report
+    from calrec_jax.report import files, plain, run_page
 
-    for metrics in report.read_metrics(args.model_dir).values():
-        print(report.text_table(metrics))
-    with full_disk_named(args.model_dir):
-        print(report.write_report(args.model_dir))
+    (model_dir,) = args.runs
+    for metrics in files.evaluations(model_dir).values():
+        print(plain.result_table(metrics))
+    with full_disk_named(model_dir):
+        print(run_page.write(model_dir))
     return 0
+
+
+def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("calrec report", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="one MODEL_DIR, whose report.html is written; or several to compare with the first, "
+        "each a MODEL_DIR or the folder of one evaluation, MODEL_DIR/eval/NAME",
+    )
+    parser.add_argument(
+        "--evaluation",
+        metavar="NAME",
+        help="which evaluation of each MODEL_DIR is compared (default: test)",
+    )
+    parser.add_argument("--out", metavar="FILE.html", help="writes the comparison as a page, too")
+    args = parser.parse_args(argv)
+    if len(args.runs) == 1 and (args.evaluation or args.out):
+        parser.error("--evaluation and --out go with two or more runs")
+    return args
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from calrec_jax.report import compare, comparison
+
+    out = local_path(args.out, "--out") if args.out else None
+    compared = compare.compare(args.runs, args.evaluation or "test")
+    print(comparison.text(compared))
+    if out:
+        _write(compared, out)
+        print(out)
+    return 0
+
+
+def _write(compared, out: pathlib.Path) -> None:
+    from calrec_jax.report import comparison
+
+    try:
+        comparison.write_page(compared, out)
+    except OSError as error:
+        raise CalrecError(f"cannot write {out}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

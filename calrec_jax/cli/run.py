@@ -13,24 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from calrec_jax.checkpoints.manager import Checkpoints
-from calrec_jax.cli import gin_config
+from calrec_jax.cli import gin_config, inference
+from calrec_jax.cli.inference import domain_of
 from calrec_jax.cli.main import show_error
 from calrec_jax.data import arrays, domains, inspection, vocabularies
-from calrec_jax.data.domains import DataConfig, Domain
+from calrec_jax.data.domains import DataConfig
 from calrec_jax.data.loader import Batches
-from calrec_jax.decode.sample import Sampler, SamplingConfig
-from calrec_jax.decode.texts import TextGenerator
-from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval import evaluator, report_data
 from calrec_jax.eval.evaluator import EvaluationConfig
 from calrec_jax.eval.predictions import write_json
 from calrec_jax.models.config import DecoderConfig
-from calrec_jax.models.decoder import Decoder
-from calrec_jax.parallel.mesh import MeshConfig, make_mesh
+from calrec_jax.parallel.mesh import MeshConfig
+from calrec_jax.report import training_data
 from calrec_jax.train import manifest, weights
-from calrec_jax.train import state as train_state
 from calrec_jax.train.stages import Stage, Trainer
 
 _PATHS = ("DATA_DIR", "MODEL_DIR", "VOCABULARY_PATH", "PRETRAINED")  # macros
@@ -151,7 +146,7 @@ def train(run: Run) -> None:
     trainer.claim(run.stages)
     if jax.process_index() == 0:
         gin_config.write_operative_config(trainer.model_dir)
-        write_json(trainer.model_dir / report_data.NAME, _described(run, data, examples=3))
+        write_json(trainer.model_dir / training_data.NAME, _described(run, data, examples=3))
     trainer.run(run.stages)
 
 
@@ -172,19 +167,8 @@ def _check_all(run: Run) -> None:
             if weights.lora_of(stage_dir) is not None:
                 weights.base_checkpoint(stage_dir)
         before.append(stage.name)
-    domain_of(run, run.evaluation.domain).num_sequences(run.evaluation.split)
-
-
-def domain_of(run: Run, name: str) -> Domain:
-    """The domain, resolved. Raises CalrecError where its tokens are not the run's model's."""
-    domain = domains.get_domain(name).resolved()
-    theirs, ours = (vocabularies.fingerprint(v) for v in (domain.vocabulary, run.data.vocabulary))
-    if theirs != ours:
-        raise CalrecError(
-            f"domain {name!r} is registered with vocabulary {theirs}, and the run's model has "
-            f"{ours}: register it without one, or bind VOCABULARY to the same"
-        )
-    return domain
+    for name in run.evaluation.domains:
+        domain_of(run, name).num_sequences(run.evaluation.split)
 
 
 def inspect(run: Run, examples: int) -> dict[str, dict]:
@@ -256,98 +240,18 @@ class _Data:
         return self._planned[key]
 
 
-def text_generator(
-    run: Run, domain: str, checkpoint: str | None = None, batch_size: int | None = None
-) -> TextGenerator:
-    """The trained model of a run as a writer of items of `domain`.
-
-    Args:
-      checkpoint: instead of `run.evaluation.checkpoint`.
-      batch_size: see `Sampler`.
-    """
-    c, lengths = run.evaluation, run.stages[-1].task_feature_lengths
-    mesh = make_mesh(run.mesh)
-    source = checkpoint or c.checkpoint
-    stage_dir, _ = weights.find_checkpoint(run.model_dir, source)
-    # Adapters are not merged: rounded to the weights' type, the smallest of updates would be lost.
-    model = dataclasses.replace(run.decoder_config, lora=weights.lora_of(stage_dir))
-    decoder = Decoder(model)
-    params = weights.load_params(
-        run.model_dir,
-        source,
-        train_state.param_shapes(decoder, mesh, run.mesh),
-        {
-            "vocabulary": vocabularies.fingerprint(run.data.vocabulary),
-            "model": model.meaning(),
-            "data": {"template": dataclasses.asdict(run.data.template)},
-        },
-    )
-    vocabulary = run.data.vocabulary
-    tokens = domain_of(run, domain).tokens(lengths)
-    trie = TokenTrie.build(tokens, vocabulary.eos_id) if c.retrieval == "trie" else None
-    sampler = Sampler(
-        decoder,
-        params,
-        SamplingConfig(
-            c.num_samples,
-            c.temperature,
-            c.max_new_tokens,
-            c.decoding,
-            c.sampling_top_k,
-            c.sampling_top_p,
-        ),
-        eos_id=vocabulary.eos_id,
-        bos_id=vocabularies.bos_id(vocabulary),
-        max_prompt_tokens=lengths["inputs"],
-        mesh=mesh,
-        mesh_config=run.mesh,
-        batch_size=batch_size,
-        trie=trie,
-    )
-    return TextGenerator(sampler, tokens, vocabulary.decode, c.seed, trie)
-
-
 def evaluate(run: Run, progress: Callable[[int, int], None]) -> dict:
-    """Measures the run's model as `run.evaluation` says; returns what metrics.json holds.
-
-    Args:
-      progress: told (users done, users in all).
+    """Measures the run's model, see `inference.evaluate`.
 
     Raises:
-      CalrecError: there are several processes, or as `evaluator.evaluate`.
+      CalrecError: there are several processes, or as `inference.evaluate`.
     """
     if jax.process_count() > 1:
         raise CalrecError(
             f"evaluation runs in one process, and these are {jax.process_count()}: run it on a "
             f"machine or slice with one host"
         )
-    config = run.evaluation
-    domain = domain_of(run, config.domain)
-    # "best" may come to mean another step: these are the predictions of this one.
-    stage_dir, step = weights.find_checkpoint(run.model_dir, config.checkpoint)
-    users = domain.sequences(config.split)
-    # The last batch is smaller, and filled up.
-    batch_size = min(config.users_per_batch, config.max_users or len(users), len(users))
-    generator = text_generator(run, config.domain, f"{stage_dir}:{step}", batch_size)
-    with contextlib.closing(Checkpoints(stage_dir / "checkpoints", read_only=True)) as checkpoints:
-        saved = checkpoints.fingerprint(step)
-    return evaluator.evaluate(
-        train=domain.sequences("train"),
-        validation=domain.sequences("validation"),
-        users=users,
-        catalogue=generator.tokens.catalogue,
-        template=domain.template,
-        generate=lambda users: generator([u.history for u in users], [u.user_id for u in users]),
-        config=config,
-        directory=pathlib.Path(run.model_dir) / "eval" / config.split,
-        settings={
-            "vocabulary": vocabularies.fingerprint(run.data.vocabulary),
-            "step": step,
-            "saved": saved,
-            "task_feature_lengths": dict(run.stages[-1].task_feature_lengths),
-        },
-        progress=progress,
-    )
+    return inference.evaluate(run, progress)
 
 
 @contextlib.contextmanager

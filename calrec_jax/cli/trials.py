@@ -184,7 +184,11 @@ def commands(sweep: Sweep, trial: Trial, model_dir: pathlib.Path) -> dict[str, l
     overrides = [f"--gin.{name}={value}" for name, value in trial.overrides.items()]
     return {
         "train": [*sweep.base_args, *overrides, f"--gin.MODEL_DIR={str(model_dir)!r}"],
-        "eval": [f"--model_dir={model_dir}", f"--gin.EvaluationConfig.split={sweep.split!r}"],
+        "eval": [
+            f"--model_dir={model_dir}",
+            f"--gin.EvaluationConfig.split={sweep.split!r}",
+            "--gin.EvaluationConfig.name=None",  # the results are looked for under the split's
+        ],
     }
 
 

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from calrec_jax.decode.sample import Sampler, Samples
 from calrec_jax.decode.trie import TokenTrie
+from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import stable_id
 from calrec_jax.text.prompts import TokenizedCatalogue
-
-
-@dataclasses.dataclass(frozen=True)
-class Generated:
-    """One continuation.
-
-    Attributes:
-      text: what its tokens say.
-      log_prob: the sum of its tokens' log-probabilities.
-      items: places in the catalogue of the items whose text it is, where a trie tells; several
-        where an item is listed twice, or where they are equal up to the length that items are cut
-        to.
-    """
-
-    text: str
-    log_prob: float
-    items: tuple[int, ...] = ()
 
 
 class TextGenerator:

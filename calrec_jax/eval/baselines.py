@@ -16,11 +16,11 @@ import scipy.sparse
 
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
+from calrec_jax.eval import outcomes
+from calrec_jax.eval.outcomes import Score
+from calrec_jax.retrieval import fusion
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.items import Catalogue, UserSequence
-
-# Scores of some users over the whole catalogue: float64 [users, items].
-Score = Callable[[Sequence[UserSequence]], np.ndarray]
 
 TITLE = ("title",)
 TEXT = ("title", "brand", "category")
@@ -28,7 +28,6 @@ WEIGHTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Of BM25 in the hybrid, of which validation chooses one."""
 
 _CHOOSING_USERS = 10_000  # of validation, at most
-_MOST_SCORES = 2**24  # held at a time: 128 MiB of float64
 # Sums in another order differ by rounding. Scores that differ by less than this are a tie.
 _DECIMALS = 9
 
@@ -42,6 +41,7 @@ class Known:
       catalogue: whose items are ranked.
       validation: users of the validation split, to choose by.
       k1, b: of BM25.
+      seen: whether items of a history may be recommended, see `fusion.seen_places`.
     """
 
     train: Sequence[UserSequence]
@@ -49,6 +49,7 @@ class Known:
     validation: Sequence[UserSequence] = ()
     k1: float = 1.5
     b: float = 0.75
+    seen: str = "allow"
 
     @functools.cached_property
     def places(self) -> list[list[int]]:
@@ -92,15 +93,15 @@ def popularity(known: Known) -> Score:
     The validation and the test item of a user are in no training sequence.
     """
     row = known.events.astype(np.float64)
-    return lambda users: np.broadcast_to(row, (len(users), len(row)))
+    return lambda histories: np.broadcast_to(row, (len(histories), len(row)))
 
 
 def last_item_repeated(known: Known) -> Score:
     """score(i) = [i = h_m]; all other items tie."""
 
-    def score(users):
-        scores = np.zeros((len(users), len(known.catalogue)))
-        scores[np.arange(len(users)), _last_places(users, known.catalogue)] = 1.0
+    def score(histories):
+        scores = np.zeros((len(histories), len(known.catalogue)))
+        scores[np.arange(len(histories)), _last_places(histories, known.catalogue)] = 1.0
         return scores
 
     return score
@@ -118,11 +119,11 @@ def bm25(known: Known, fields: tuple[str, ...], exclude_last: bool) -> Score:
     """
     texts, index = known.texts(fields)
 
-    def score(users):
-        last = _last_places(users, known.catalogue)
+    def score(histories):
+        last = _last_places(histories, known.catalogue)
         scores = index.scores([texts[place] for place in last])
         if exclude_last:
-            scores[np.arange(len(users)), last] = -np.inf
+            scores[np.arange(len(last)), last] = -np.inf
         return scores
 
     return score
@@ -138,7 +139,7 @@ def co_occurrence(known: Known) -> Score:
     pairs = [pair for places in known.places for pair in zip(places, places[1:], strict=False)]
     before, after = np.array(pairs, np.int64).reshape(-1, 2).T
     counts = scipy.sparse.csr_matrix((np.ones(len(pairs)), (before, after)), shape=(size, size))
-    return _by_popularity(known, lambda users: counts[_last_places(users, known.catalogue)])
+    return _by_popularity(known, lambda histories: counts[_last_places(histories, known.catalogue)])
 
 
 def item_knn(known: Known) -> Score:
@@ -153,13 +154,13 @@ def item_knn(known: Known) -> Score:
     """
     similar = _cosines(known)
 
-    def score(users):
-        histories = [known.catalogue.places(user.history) for user in users]
-        weights = [1 / np.arange(len(history), 0, -1) for history in histories]
-        splits = np.cumsum([0, *map(len, histories)])
-        shape = (len(users), len(known.catalogue))
+    def score(histories):
+        places = [known.catalogue.places(history) for history in histories]
+        weights = [1 / np.arange(len(row), 0, -1) for row in places]
+        splits = np.cumsum([0, *map(len, places)])
+        shape = (len(places), len(known.catalogue))
         recent = scipy.sparse.csr_matrix(
-            (_joined(weights, np.float64), _joined(histories, np.int64), splits), shape=shape
+            (_joined(weights, np.float64), _joined(places, np.int64), splits), shape=shape
         )
         return recent @ similar
 
@@ -182,7 +183,7 @@ def _cosines(known: Known) -> scipy.sparse.csr_matrix:
     return similar
 
 
-def _by_popularity(known: Known, part: Callable[[Sequence[UserSequence]], Any]) -> Score:
+def _by_popularity(known: Known, part: Callable[[Sequence[Sequence[str]]], Any]) -> Score:
     """Rows of `part` divided by their maximum, and ties broken by popularity.
 
         score(i) = part(i) / max part, to 9 decimals, + 1e-10 r(i)
@@ -190,13 +191,13 @@ def _by_popularity(known: Known, part: Callable[[Sequence[UserSequence]], Any]) 
     where r(i) in [0, 1) is the place of n(i) among its distinct values, divided by their number.
 
     Args:
-      part: users -> sparse float64 [users, items], not negative.
+      part: histories -> sparse float64 [histories, items], not negative.
     """
     values, order = np.unique(known.events, return_inverse=True)
     rank = order.ravel() / len(values) * 10.0 ** -(_DECIMALS + 1)
 
-    def score(users):
-        scores = part(users).tocsr()
+    def score(histories):
+        scores = part(histories).tocsr()
         largest = scores.max(axis=1).toarray().ravel()
         largest[largest == 0] = 1.0
         scores.data = np.round(scores.data / np.repeat(largest, np.diff(scores.indptr)), _DECIMALS)
@@ -243,33 +244,31 @@ class Hybrid:
                 f"the hybrid baseline is chosen on the validation split, and that of "
                 f"{known.catalogue.domain} is empty: leave it out of EvaluationConfig.baselines"
             )
-        self._catalogue = known.catalogue
+        self._known = known
         self._bm25 = bm25(known, TEXT, exclude_last=True)
         self._parts = {"item_knn": item_knn(known), "co_occurrence": co_occurrence(known)}
         self.choice = self._choose(_sample(known.validation))
 
-    def __call__(self, users: Sequence[UserSequence]) -> np.ndarray:
-        return self.scores(users, self.choice.part, self.choice.weight)
+    def __call__(self, histories: Sequence[Sequence[str]]) -> np.ndarray:
+        return self.scores(histories, self.choice.part, self.choice.weight)
 
-    def scores(self, users: Sequence[UserSequence], part: str, weight: float) -> np.ndarray:
-        """float64 [users, items] for any part and weight."""
-        return self._parts[part](users) + weight * self._scaled_bm25(users)
-
-    def _scaled_bm25(self, users: Sequence[UserSequence]) -> np.ndarray:
-        scores = self._bm25(users)
-        largest = scores.max(axis=1, keepdims=True)
-        largest[~(largest > 0)] = 1.0
-        return scores / largest
+    def scores(self, histories: Sequence[Sequence[str]], part: str, weight: float) -> np.ndarray:
+        """float64 [histories, items] for any part and weight."""
+        text = fusion.scaled(self._bm25(histories), "max")
+        return self._parts[part](histories) + weight * text
 
     def _choose(self, users: Sequence[UserSequence]) -> Choice:
         choices = [(part, weight) for part in self._parts for weight in WEIGHTS]
         bounds: list[list[tuple[int, int]]] = [[] for _ in choices]
-        for some in _blocks(users, self._catalogue, _MOST_SCORES):
-            targets = self._catalogue.places([user.target for user in some])
-            text = self._scaled_bm25(some)
-            parts = {name: part(some) for name, part in self._parts.items()}
+        for some in outcomes.blocks(users, self._known.catalogue):
+            histories = [user.history for user in some]
+            places = [*map(self._known.catalogue.places, histories)]
+            targets = self._known.catalogue.places([user.target for user in some])
+            text = fusion.scaled(self._bm25(histories), "max")
+            parts = {name: part(histories) for name, part in self._parts.items()}
             for found, (part, weight) in zip(bounds, choices, strict=True):
-                found += map(metrics.rank_bounds, parts[part] + weight * text, targets)
+                rows = fusion.without_seen(parts[part] + weight * text, places, self._known.seen)
+                found += map(metrics.rank_bounds, rows, targets)
         gains = [metrics.per_user(*np.array(found).T)["ndcg@10"].mean() for found in bounds]
         best = int(np.argmax(gains))
         return Choice(*choices[best], float(gains[best]), len(users))
@@ -297,34 +296,9 @@ BASELINES: dict[str, Callable[[Known], Score]] = {
 """Makers by name: Known -> Score. "others" are the items other than the last one."""
 
 
-def _last_places(users: Sequence[UserSequence], catalogue: Catalogue) -> list[int]:
-    return catalogue.places([user.history[-1] for user in users])
+def _last_places(histories: Sequence[Sequence[str]], catalogue: Catalogue) -> list[int]:
+    return catalogue.places([history[-1] for history in histories])
 
 
 def _joined(rows: Sequence[Sequence], dtype: type) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype), *(np.asarray(row, dtype) for row in rows)])
-
-
-def _blocks(users: Sequence[UserSequence], catalogue: Catalogue, most_scores: int):
-    """`users` in blocks whose scores are at most so many, but of one user at least."""
-    size = max(1, most_scores // len(catalogue))
-    return (users[start : start + size] for start in range(0, len(users), size))
-
-
-def rank_bounds(
-    score: Score,
-    users: Sequence[UserSequence],
-    catalogue: Catalogue,
-    most_scores: int = _MOST_SCORES,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high) rank bounds of each user's target, int64 [n].
-
-    Args:
-      most_scores: asked for at a time; users are taken in blocks of so many, at least one.
-    """
-    bounds = []
-    for some in _blocks(users, catalogue, most_scores):
-        targets = catalogue.places([user.target for user in some])
-        bounds += map(metrics.rank_bounds, score(some), targets)
-    low, high = np.array(bounds, np.int64).reshape(-1, 2).T
-    return low, high

@@ -1,46 +1,53 @@
-"""Evaluation of a model on one split of a domain, beside the baselines on the same users."""
+"""Evaluation of a model on one split of domains, beside the baselines on the same users."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import pathlib
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval import baselines
+from calrec_jax.eval import baselines, hybrid
+from calrec_jax.eval.examples import EXAMPLES, example
+from calrec_jax.eval.measure import measure
+from calrec_jax.eval.outcomes import BEST, Outcome, outcome
 from calrec_jax.eval.predictions import (
-    Generate,
+    Key,
+    Predicted,
     PredictionsFile,
-    Retriever,
-    TrieRetriever,
     as_json,
-    predict,
-    predict_scores,
+    complete,
     write_json,
 )
+from calrec_jax.eval.retrievers import Retriever
+from calrec_jax.eval.slices import slice_of
+from calrec_jax.eval.users import sample, shuffled
+from calrec_jax.retrieval.fusion import SEEN
 from calrec_jax.text.items import Catalogue, UserSequence
-from calrec_jax.text.templates import Template
 
-EXAMPLES = 20  # users that the report shows
+_FOLDER = re.compile(r"[\w-][\w.-]*")
 _COUNTS = (
     "num_samples",
     "max_new_tokens",
     "users_per_batch",
     "max_users",
+    "choosing_users",
     "top_k",
     "sampling_top_k",
     "bootstrap_samples",
 )
+_NOT_ASKED = {"name", "domain", "users_per_batch", "bootstrap_samples", "max_users", "baselines"}
+_HYBRID = {"dense_weight", "choosing_users"}
 _CHOICES = {
     "split": ("test", "validation"),
     "decoding": ("sample", "beam"),
-    "retrieval": ("bm25", "trie"),
+    "retrieval": ("bm25", "trie", "dense", "hybrid"),
+    "seen": SEEN,
 }
 
 
@@ -49,14 +56,23 @@ class EvaluationConfig:
     """What is measured, and how the model is asked.
 
     Attributes:
-      domain: the registered domain.
+      domain: the registered domain; or several, which are measured together.
       split: "test" or "validation".
+      name: of the folder under MODEL_DIR/eval; None = the split's. Another name keeps what was
+        measured with other settings.
       checkpoint: as `Stage.init_from`, "stage2:best".
       num_samples, temperature, max_new_tokens, decoding, sampling_top_k, sampling_top_p: see
         `SamplingConfig`, where the last three are method, top_k and top_p; whoever makes `generate`
         reads them.
-      retrieval: how texts become items: "bm25", which looks free texts up, or "trie": texts are of
-        items alone, and those that were reached rank by log-probability before all others.
+      retrieval: how items are found: "bm25", which looks free texts up; "trie": texts are of items
+        alone, and those that were reached rank by log-probability before all others; "dense": by
+        the cosine of the towers' vectors, without texts; "hybrid": "bm25" and "dense" together.
+      dense_weight: of "dense" in "hybrid", see `retrievers.Hybrid`; None = chosen on validation.
+      choosing_users: of the validation split, at most, by whom it is chosen: the model writes for
+        each of them, too.
+      seen: whether items of a history may be recommended again, by the model and by baselines, see
+        `fusion.seen_places`: "allow", "exclude" or "exclude_last".
+      shuffle_history: a control: histories are told in random order.
       epsilon: of quasi-round-robin.
       k1, b: of BM25.
       users_per_batch: whose prompts are read together. Their texts are looked up together too:
@@ -72,8 +88,9 @@ class EvaluationConfig:
       CalrecError: a value is out of its range.
     """
 
-    domain: str
+    domain: str | Sequence[str]
     split: str = "test"
+    name: str | None = None
     checkpoint: str = "stage2:best"
     num_samples: int = 32  # unverified
     temperature: float = 0.5  # unverified
@@ -82,6 +99,10 @@ class EvaluationConfig:
     sampling_top_k: int | None = None
     sampling_top_p: float = 1.0
     retrieval: str = "bm25"
+    dense_weight: float | None = None
+    choosing_users: int = 1000
+    seen: str = "allow"
+    shuffle_history: bool = False
     epsilon: float = 1 / 5000  # unverified
     k1: float = 1.5  # unverified
     b: float = 0.75  # unverified
@@ -111,25 +132,68 @@ class EvaluationConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CalrecError(f"EvaluationConfig.{name} is {value}: it must be at least 1")
-        for name in ("epsilon", "k1", "b"):
+        for name in ("epsilon", "k1", "b", "dense_weight"):
             value = getattr(self, name)
-            if not 0 <= value < float("inf"):
+            if value is not None and not 0 <= value < float("inf"):
                 raise CalrecError(f"EvaluationConfig.{name} is {value}: it must not be negative")
+        if self.name is not None and not _FOLDER.fullmatch(self.name):
+            raise CalrecError(
+                f"EvaluationConfig.name {self.name!r} is no name of a folder: use letters, digits, "
+                f"dots, dashes and underscores"
+            )
+        if len(set(self.domains)) < max(len(self.domains), 1):
+            raise CalrecError(
+                f"EvaluationConfig.domain is {self.domain}: give one, or several once"
+            )
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The names of the domains."""
+        return (self.domain,) if isinstance(self.domain, str) else tuple(self.domain)
+
+    @property
+    def folder(self) -> str:
+        """Of the results, under MODEL_DIR/eval."""
+        return self.name or self.split
+
+    def asked(self) -> dict[str, Any]:
+        """What of it a prediction of a model that writes texts depends on."""
+        others = (
+            "name",
+            "domain",
+            "users_per_batch",
+            "bootstrap_samples",
+            "max_users",
+            "baselines",
+        )
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in others}
 
 
-def choose_users(users: Sequence[UserSequence], config: EvaluationConfig) -> list[UserSequence]:
-    """The users to measure, in their order: all, or a sample that a larger one includes."""
-    shuffled = random.Random(config.seed).sample(range(len(users)), len(users))
-    return [users[i] for i in sorted(shuffled[: config.max_users])]
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A domain, and the model that is measured on it.
+
+    Attributes:
+      known: what baselines may learn from.
+      users: of the split.
+      texts: of all items, in the catalogue's order, as the report shows them.
+      retriever: makes the model ready; called when a user has to be asked.
+    """
+
+    known: baselines.Known
+    users: Sequence[UserSequence]
+    texts: Sequence[str]
+    retriever: Callable[[], Retriever]
+
+    @property
+    def domain(self) -> str:
+        """Its name."""
+        return self.known.catalogue.domain
 
 
 def evaluate(
-    train: Sequence[UserSequence],
-    validation: Sequence[UserSequence],
-    users: Sequence[UserSequence],
-    catalogue: Catalogue,
-    template: Template,
-    generate: Generate,
+    name: str,
+    subjects: Sequence[Subject],
     config: EvaluationConfig,
     directory: pathlib.Path,
     settings: Mapping[str, Any],
@@ -137,18 +201,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predicts for users of a split, measures, and writes the files of the evaluation.
 
-    predictions.jsonl (with settings.json, what they depend on), metrics.json, and examples.json for
-    the report. Users that predictions.jsonl already holds are not asked again; those of another
-    sample of users stay there, but are not measured.
+    predictions.jsonl (with settings.json, what they depend on), metrics.json, and what the report
+    shows: examples.json and slices.json. Users that predictions.jsonl already holds are not asked
+    again; those of another sample of users stay there, but are not measured.
 
     Args:
-      train: the domain's training sequences, for the baselines.
-      validation: users of the validation split, on whom the hybrid baseline is chosen.
-      users: of the split; `config.max_users` of them are measured.
-      generate: the model: users -> continuations.
-      directory: MODEL_DIR/eval/<split>.
-      settings: what predictions depend on besides `config` and the data: the checkpoint's step and
-        the vocabulary.
+      name: of the model, in tables.
+      subjects: of different domains; `config.max_users` of all their users are measured.
+      config: what it says of how the model is asked was obeyed by whoever made the retrievers.
+      directory: MODEL_DIR/eval/<config.folder>.
+      settings: all that predictions depend on besides the data.
       progress: told (users done, users in all).
 
     Returns:
@@ -158,169 +220,178 @@ def evaluate(
       CalrecError: the directory holds predictions made with other settings, there are no users, or
         their items are not in the catalogue.
     """
-    texts = [template.render_item(fields) for fields in catalogue.fields]
-    if config.retrieval == "trie":
-        retriever = TrieRetriever(len(texts), config.epsilon)
-    else:
-        retriever = Retriever(texts, config.k1, config.b, config.epsilon)
-    return _evaluate(
-        "calrec",
-        baselines.Known(train, catalogue, validation, config.k1, config.b),
-        users,
-        texts,
-        lambda batch: predict(batch, catalogue, generate, retriever, config.top_k),
-        config,
-        directory,
-        _asked(config) | {"template": dataclasses.asdict(template), **settings},
-        progress,
-    )
-
-
-def evaluate_scores(
-    name: str,
-    known: baselines.Known,
-    users: Sequence[UserSequence],
-    score: baselines.Score,
-    config: EvaluationConfig,
-    directory: pathlib.Path,
-    settings: Mapping[str, Any],
-    progress: Callable[[int, int], None],
-) -> dict[str, Any]:
-    """As `evaluate`, for a model that scores the items itself and writes no texts.
-
-    Args:
-      name: of the model, in tables.
-      known: the data of the baselines.
-      score: the model.
-      config: what it says of texts and of how they are looked up is not used.
-      settings: all that the scores depend on besides the data.
-    """
-    catalogue = known.catalogue
-    return _evaluate(
-        name,
-        known,
-        users,
-        [Template().render_item(fields) for fields in catalogue.fields],
-        lambda batch: predict_scores(batch, catalogue, score, config.top_k),
-        config,
-        directory,
-        {"split": config.split, "top_k": config.top_k, **settings},
-        progress,
-    )
-
-
-def _evaluate(
-    name: str,
-    known: baselines.Known,
-    users: Sequence[UserSequence],
-    texts: Sequence[str],
-    predict_batch: Callable[[Sequence[UserSequence]], Iterable[dict[str, Any]]],
-    config: EvaluationConfig,
-    directory: pathlib.Path,
-    settings: Mapping[str, Any],
-    progress: Callable[[int, int], None],
-) -> dict[str, Any]:
-    """What all kinds of models have in common."""
-    catalogue = known.catalogue
-    chosen = choose_users(users, config)
-    _check_users(chosen, catalogue)
-    data = _data_hash(known.train, catalogue, texts)
+    measured = _measured_users(subjects, config)
+    data = {subject.domain: _data_hash(subject) for subject in subjects}
     file = PredictionsFile(directory, {"data": data, **settings})
     # Before the model is asked for hours: what fails here fails at once.
-    theirs, choices = measure_baselines(known, chosen, config.baselines)
-    done = file.read()
-    missing = [user for user in chosen if user.user_id not in done]
-    for start in range(0, len(missing), config.users_per_batch):
-        progress(len(chosen) - len(missing) + start, len(chosen))
-        batch = missing[start : start + config.users_per_batch]
-        predictions = list(predict_batch(batch))
-        file.append(predictions)
-        done |= {prediction["user_id"]: prediction for prediction in predictions}
-    progress(len(chosen), len(chosen))
+    theirs, choices = _measure_baselines(measured, config)
+    done = _ask(file, measured, config, progress)
+    for subject, _ in measured:
+        if choice := hybrid.read_choice(choosing_folder(directory, subject.domain)):
+            choices[subject.domain][name] = dataclasses.asdict(choice)
 
-    ranks = [done[user.user_id]["rank"] for user in chosen]
+    ours = [_outcome(done, subject.known.catalogue, some) for subject, some in measured]
+    users = [user for _, some in measured for user in some]
+    trained = {s.domain: {i for user in s.known.train for i in user.item_ids} for s, _ in measured}
     result = {
         "model": name,
-        "n": len(chosen),
-        "users": len(users),
-        "items": len(catalogue),
-        "domain": config.domain,
+        "n": len(users),
+        "users": sum(len(subject.users) for subject in subjects),
+        "items": sum(len(subject.known.catalogue) for subject in subjects),
+        "domain": ", ".join(config.domains),
         "split": config.split,
         "config": as_json(dataclasses.asdict(config)),
-        **_measure(ranks, theirs, config),
+        **measure(
+            name,
+            _joined(ours, subjects),
+            {k: _joined(found, subjects) for k, found in theirs.items()},
+            users,
+            trained,
+            np.concatenate([subject.known.events for subject in subjects]),
+            {"bootstrap_samples": config.bootstrap_samples, "seed": config.seed},
+        ),
         "choices": choices,
     }
-    shown = [_example(user, done[user.user_id], catalogue, texts) for user in chosen[:EXAMPLES]]
-    write_json(directory / "examples.json", shown)
+    of_users = {
+        subject.domain: {user.user_id: slice_of(user, trained) for user in some}
+        for subject, some in measured
+    }
+    write_json(directory / "slices.json", of_users)
+    write_json(directory / "examples.json", _examples(file, done, measured, of_users))
     write_json(directory / "metrics.json", result)
     return result
 
 
-def measure_baselines(
-    known: baselines.Known, users: Sequence[UserSequence], names: Sequence[str]
-) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, dict[str, Any]]]:
-    """{baseline: rank bounds of the users' targets}, {hybrid: what validation chose for it}."""
-    bounds, choices = {}, {}
-    for name in names:
-        score = baselines.BASELINES[name](known)
-        bounds[name] = baselines.rank_bounds(score, users, known.catalogue)
-        if isinstance(score, baselines.Hybrid):
-            choices[name] = dataclasses.asdict(score.choice)
-    return bounds, choices
+def choosing_folder(directory: pathlib.Path, domain: str) -> pathlib.Path:
+    """Where an evaluation keeps how it chose the weight of retrieval "hybrid"."""
+    return directory / "choosing" / domain
 
 
-def _check_users(users: Sequence[UserSequence], catalogue: Catalogue) -> None:
-    if not users:
-        raise CalrecError(f"{catalogue.domain} has no users to measure: the split is empty")
-    if len({user.user_id for user in users}) < len(users):
-        raise CalrecError(f"{catalogue.domain} has several sequences of one user in a split")
-    catalogue.places([item_id for user in users for item_id in user.item_ids])
+def _measured_users(
+    subjects: Sequence[Subject], config: EvaluationConfig
+) -> list[tuple[Subject, list[UserSequence]]]:
+    """The users of each subject who are measured."""
+    everybody = [user for subject in subjects for user in subject.users]
+    chosen = sample(everybody, config.max_users, config.seed)
+    measured = [
+        (subject, [user for user in chosen if user.domain == subject.domain])
+        for subject in subjects
+    ]
+    for subject, some in measured:
+        catalogue = subject.known.catalogue
+        if not subject.users:
+            raise CalrecError(f"{catalogue.domain} has no users to measure: the split is empty")
+        if len({user.user_id for user in some}) < len(some):
+            raise CalrecError(f"{catalogue.domain} has several sequences of one user in a split")
+        catalogue.places([item_id for user in some for item_id in user.item_ids])
+    return measured
 
 
-def _asked(config: EvaluationConfig) -> dict[str, Any]:
-    """What of the configuration a user's prediction depends on."""
-    others = ("users_per_batch", "bootstrap_samples", "max_users", "baselines")
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in others}
+def _measure_baselines(
+    measured: Sequence[tuple[Subject, Sequence[UserSequence]]], config: EvaluationConfig
+) -> tuple[dict[str, list[Outcome]], dict[str, dict[str, Any]]]:
+    """{baseline: its outcome of each subject}, {domain: {hybrid: what validation chose for it}}."""
+    found: dict[str, list[Outcome]] = {name: [] for name in config.baselines}
+    choices: dict[str, dict[str, Any]] = {}
+    for subject, users in measured:
+        known, asked = subject.known, _asked(users, config)
+        choices[subject.domain] = {}
+        for name in config.baselines:
+            score = baselines.BASELINES[name](known)
+            found[name].append(outcome(score, asked, known.catalogue, known.seen))
+            if isinstance(score, baselines.Hybrid):
+                choices[subject.domain][name] = dataclasses.asdict(score.choice)
+    return found, choices
 
 
-def _data_hash(train: Sequence[UserSequence], catalogue: Catalogue, texts: Sequence[str]) -> str:
+def _ask(
+    file: PredictionsFile,
+    measured: Sequence[tuple[Subject, Sequence[UserSequence]]],
+    config: EvaluationConfig,
+    progress: Callable[[int, int], None],
+) -> dict[Key, Predicted]:
+    """Completes the file; returns what it holds then."""
+    done = file.read()
+    missing = [
+        (subject, [user for user in users if (user.domain, user.user_id) not in done])
+        for subject, users in measured
+    ]
+    total = sum(len(users) for _, users in measured)
+    count = total - sum(len(users) for _, users in missing)
+    progress(count, total)
+    for subject, users in missing:
+        if users:
+            complete(
+                file,
+                _asked(users, config),
+                subject.known.catalogue,
+                subject.retriever(),
+                config.top_k,
+                config.users_per_batch,
+                lambda n, before=count: progress(before + n, total),
+            )
+            count += len(users)
+    return file.read()
+
+
+def _asked(users: Sequence[UserSequence], config: EvaluationConfig) -> Sequence[UserSequence]:
+    """The users as models are told of them."""
+    return [shuffled(user, config.seed) for user in users] if config.shuffle_history else users
+
+
+def _data_hash(subject: Subject) -> str:
     """Other items, texts, users or histories give another hash.
 
-    The training sequences stand for the split's histories, which are longer by one or two items:
-    of the split itself only a sample may be measured, and another one the next time.
+    The other splits stand for the measured one: of that only a sample may be measured, and another
+    one the next time.
     """
-    digest = hashlib.blake2b(digest_size=8)
-    rows = [*zip(catalogue.item_ids, texts, strict=True)]
-    rows += [(user.user_id, *user.item_ids) for user in train]
+    known, digest = subject.known, hashlib.blake2b(digest_size=8)
+    rows = [*zip(known.catalogue.item_ids, subject.texts, strict=True)]
+    rows += [(user.user_id, *user.item_ids) for user in [*known.train, *known.validation]]
     for row in rows:
         digest.update(("\x1f".join(row) + "\x1e").encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
-def _measure(
-    ranks: Sequence[Mapping[str, int]],
-    theirs: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    config: EvaluationConfig,
-) -> dict[str, Any]:
-    """The model's metrics, those of the baselines, and the differences."""
-    bootstrap = {"bootstrap_samples": config.bootstrap_samples, "seed": config.seed}
-    ours = np.array([r["low"] for r in ranks]), np.array([r["high"] for r in ranks])
-    return {
-        "metrics": metrics.summarise(*ours, **bootstrap),
-        "baselines": {k: metrics.summarise(*bounds, **bootstrap) for k, bounds in theirs.items()},
-        "paired": {k: metrics.paired(ours, bounds, **bootstrap) for k, bounds in theirs.items()},
-    }
+def _outcome(
+    done: Mapping[Key, Predicted], catalogue: Catalogue, users: Sequence[UserSequence]
+) -> Outcome:
+    """The model's, of users of one domain."""
+    found = [done[user.domain, user.user_id] for user in users]
+    best = np.full((len(found), BEST), -1)
+    for row, predicted in zip(best, found, strict=True):
+        row[: len(predicted.best)] = catalogue.places(predicted.best)
+    return Outcome(
+        np.array([predicted.low for predicted in found], np.int64),
+        np.array([predicted.high for predicted in found], np.int64),
+        best,
+    )
 
 
-def _example(
-    user: UserSequence, prediction: Mapping[str, Any], catalogue: Catalogue, texts: Sequence[str]
-) -> dict[str, Any]:
-    """A prediction with the user's history and the texts of all items in it, for the report."""
-    ranked = prediction["ranked"][:10]
-    ids = [*user.item_ids, *(item["item_id"] for item in ranked)]
-    return {
-        **prediction,
-        "ranked": ranked,
-        "history": list(user.history),
-        "texts": {item_id: texts[catalogue.index[item_id]] for item_id in ids},
-    }
+def _joined(outcomes: Sequence[Outcome], subjects: Sequence[Subject]) -> Outcome:
+    """Of all domains, whose catalogues stand one behind the other."""
+    sizes = [len(subject.known.catalogue) for subject in subjects]
+    starts = np.cumsum([0, *sizes[:-1]])
+    best = [np.where(x.best < 0, -1, x.best + a) for x, a in zip(outcomes, starts, strict=True)]
+    return Outcome(
+        np.concatenate([x.low for x in outcomes]),
+        np.concatenate([x.high for x in outcomes]),
+        np.concatenate(best),
+    )
+
+
+def _examples(
+    file: PredictionsFile,
+    done: Mapping[Key, Predicted],
+    measured: Sequence[tuple[Subject, Sequence[UserSequence]]],
+    of_users: Mapping[str, Mapping[str, Mapping[str, str]]],
+) -> list[dict[str, Any]]:
+    """What the report shows of some users of each domain."""
+    shown = []
+    for subject, users in measured:
+        some = users[: EXAMPLES // len(measured)]
+        predictions = file.whole([done[user.domain, user.user_id] for user in some])
+        for user, prediction in zip(some, predictions, strict=True):
+            slices = of_users[user.domain][user.user_id]
+            shown.append(example(user, prediction, subject.known.catalogue, subject.texts, slices))
+    return shown

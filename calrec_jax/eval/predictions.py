@@ -2,135 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
-from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval.baselines import Score
-from calrec_jax.retrieval import round_robin
-from calrec_jax.retrieval.bm25 import BM25Index
+from calrec_jax.eval.outcomes import BEST
+from calrec_jax.eval.retrievers import Ranking, Retriever
 from calrec_jax.text.items import Catalogue, UserSequence
 
-if TYPE_CHECKING:  # it would bring JAX along, which measuring does not need
-    from calrec_jax.decode.texts import Generated
-
-# The model: users -> continuations of each, with their text and log_prob.
-Generate = Callable[[Sequence[UserSequence]], "list[list[Generated]]"]
+Key = tuple[str, str]
+"""Domain and user id."""
 
 
-class Retriever:
-    """From generated texts to scores of the whole catalogue (method: Inference 2-3).
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """What is measured of one user's prediction.
 
-    Args:
-      texts: of all items, in the catalogue's order; indexed once.
-      k1, b: of BM25.
-      epsilon: of quasi-round-robin.
+    Attributes:
+      low, high: rank of the target, as bounds.
+      best: ids of the first items of the ranking, `BEST` at most.
+      start: where its line begins in the file, in bytes.
     """
 
-    def __init__(self, texts: Sequence[str], k1: float, b: float, epsilon: float):
-        self.index = BM25Index(texts, k1, b)
-        self._epsilon = epsilon
-
-    def scores(self, outputs: Sequence[Sequence[Generated]]) -> Iterator[np.ndarray]:
-        """float64 [items] for each user's outputs.
-
-        All texts are looked up together, which takes float64 [texts, items] of memory.
-        """
-        merged = [merge(some) for some in outputs]
-        queries = self.index.scores([text for texts, _ in merged for text in texts])
-        start = 0
-        for texts, log_probs in merged:
-            rows = queries[start : start + len(texts)]
-            start += len(texts)
-            yield round_robin.quasi_round_robin(rows, log_probs, self._epsilon)
-
-
-class TrieRetriever:
-    """From texts of items to scores of the whole catalogue: nothing needs to be looked up.
-
-    Args:
-      items: of the catalogue.
-      epsilon: as in quasi-round-robin, where each output would find its own items and no others.
-    """
-
-    def __init__(self, items: int, epsilon: float):
-        self._items, self._epsilon = items, epsilon
-
-    def scores(self, outputs: Sequence[Sequence[Generated]]) -> Iterator[np.ndarray]:
-        """float64 [items] for each user's outputs: exp(epsilon * log-probability), 0 for items that
-        no output names. Items with the same text tie.
-
-        Raises:
-          CalrecError: a log-probability is NaN.
-        """
-        for some in outputs:
-            if np.isnan([generated.log_prob for generated in some]).any():
-                raise CalrecError(round_robin.NOT_A_NUMBER)
-            scores = np.zeros(self._items)
-            for generated in some:
-                places = list(generated.items)
-                score = np.exp(self._epsilon * generated.log_prob)
-                scores[places] = np.maximum(scores[places], score)
-            yield scores
-
-
-def merge(outputs: Sequence[Generated]) -> tuple[list[str], np.ndarray]:
-    """The distinct texts of one user and their log-probabilities, the likeliest first."""
-    return round_robin.merge_outputs([g.text for g in outputs], [g.log_prob for g in outputs])
-
-
-def predict(
-    users: Sequence[UserSequence],
-    catalogue: Catalogue,
-    generate: Generate,
-    retriever: Retriever | TrieRetriever,
-    top_k: int,
-) -> Iterator[dict[str, Any]]:
-    """Predictions for one batch of users, each in the form of predictions.jsonl.
-
-    A user whose outputs match no item has zeros for all of them: a tie over the whole catalogue.
-    """
-    outputs = generate(users)
-    for user, some, scores in zip(users, outputs, retriever.scores(outputs), strict=True):
-        generated = [
-            {"text": text, "logprob": float(log_prob)}
-            for text, log_prob in zip(*merge(some), strict=True)
-        ]
-        yield _prediction(user, catalogue, generated, scores, top_k)
-
-
-def predict_scores(
-    users: Sequence[UserSequence], catalogue: Catalogue, score: Score, top_k: int
-) -> Iterator[dict[str, Any]]:
-    """As `predict`, for a model that scores the items itself: nothing is generated."""
-    for user, scores in zip(users, score(users), strict=True):
-        yield _prediction(user, catalogue, [], scores, top_k)
-
-
-def _prediction(
-    user: UserSequence,
-    catalogue: Catalogue,
-    generated: list[dict[str, Any]],
-    scores: np.ndarray,
-    top_k: int,
-) -> dict[str, Any]:
-    (target,) = catalogue.places([user.target])
-    low, high = metrics.rank_bounds(scores, target)
-    best = round_robin.ranked(scores, top_k)
-    return {
-        "user_id": user.user_id,
-        "domain": user.domain,
-        "target": user.target,
-        "generated": generated,
-        "ranked": [{"item_id": catalogue.item_ids[i], "score": float(scores[i])} for i in best],
-        "rank": {"low": low, "high": high},
-    }
+    low: int
+    high: int
+    best: tuple[str, ...]
+    start: int
 
 
 class PredictionsFile:
@@ -159,29 +60,92 @@ class PredictionsFile:
         data = self.path.read_bytes()
         os.truncate(self.path, data.rfind(b"\n") + 1)
 
-    def read(self) -> dict[str, dict[str, Any]]:
-        """{user id: prediction} of what is there.
+    def read(self) -> dict[Key, Predicted]:
+        """What is there, of all users.
 
         Raises:
           CalrecError: a line is no prediction.
         """
         if not self.path.exists():
             return {}
-        predictions = {}
-        for number, line in enumerate(self.path.read_text("utf-8").splitlines(), start=1):
-            try:
-                prediction = json.loads(line)
-                predictions[prediction["user_id"]] = prediction
-            except (ValueError, KeyError, TypeError) as error:
-                raise CalrecError(
-                    f"{self.path} is damaged in line {number}: {_anew(self.path)}"
-                ) from error
-        return predictions
+        found, start = {}, 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    prediction = json.loads(line)
+                    best = tuple(item["item_id"] for item in prediction["ranked"][:BEST])
+                    rank = prediction["rank"]
+                    key = prediction["domain"], prediction["user_id"]
+                    found[key] = Predicted(int(rank["low"]), int(rank["high"]), best, start)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise CalrecError(
+                        f"{self.path} is damaged in line {number}: {_anew(self.path)}"
+                    ) from error
+                start += len(line)
+        return found
+
+    def whole(self, predictions: Sequence[Predicted]) -> list[dict[str, Any]]:
+        """The objects of some lines."""
+        with self.path.open("rb") as file:
+            lines = []
+            for predicted in predictions:
+                file.seek(predicted.start)
+                lines.append(json.loads(file.readline()))
+        return lines
 
     def append(self, predictions: Sequence[Mapping[str, Any]]) -> None:
         """Writes one batch through to the operating system."""
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(p, allow_nan=False) + "\n" for p in predictions)
+
+
+def complete(
+    file: PredictionsFile,
+    users: Sequence[UserSequence],
+    catalogue: Catalogue,
+    retriever: Retriever,
+    top_k: int,
+    batch_size: int,
+    told: Callable[[int], None],
+) -> None:
+    """Asks for users that the file does not hold, and appends what is found, batch by batch.
+
+    Args:
+      users: of one domain.
+      top_k: items of `ranked`.
+      batch_size: users who are asked together.
+      told: the number of users who are done, after each batch.
+
+    Raises:
+      CalrecError: as `Retriever`.
+    """
+    for start in range(0, len(users), batch_size):
+        batch = users[start : start + batch_size]
+        found = retriever(
+            [user.history for user in batch],
+            [user.user_id for user in batch],
+            [user.target for user in batch],
+            top_k,
+        )
+        rows = zip(batch, found, strict=True)
+        file.append([_prediction(user, ranking, catalogue) for user, ranking in rows])
+        told(start + len(batch))
+
+
+def _prediction(user: UserSequence, ranking: Ranking, catalogue: Catalogue) -> dict[str, Any]:
+    """A line of predictions.jsonl."""
+    low, high = ranking.bounds
+    return {
+        "user_id": user.user_id,
+        "domain": user.domain,
+        "target": user.target,
+        "generated": [{"text": text, "logprob": p} for text, p in ranking.generated],
+        "ranked": [
+            {"item_id": catalogue.item_ids[place], "score": float(score)}
+            for place, score in zip(ranking.places, ranking.scores, strict=True)
+        ],
+        "rank": {"low": low, "high": high},
+    }
 
 
 def as_json(value: Any) -> Any:

@@ -22,7 +22,7 @@ import optax
 
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval.baselines import Score, rank_bounds
+from calrec_jax.eval.outcomes import Score, outcome
 from calrec_jax.text.items import Catalogue, UserSequence
 
 _SHORTEST = 4  # rows are padded to this length, or to a power of two that is longer
@@ -214,7 +214,7 @@ def train(
                 f"SASRec's loss is {mean} in epoch {epoch}: lower SASRecConfig.learning_rate"
             )
         score = make_score(model, params, catalogue)
-        bounds = rank_bounds(score, validation, catalogue)
+        bounds = outcome(score, validation, catalogue).bounds
         ndcg = float(metrics.per_user(*bounds)["ndcg@10"].mean())
         told(epoch, steps, mean, ndcg)
         if best is None or ndcg > best.ndcg:
@@ -248,15 +248,14 @@ def _last_scores(model, params, rows, lengths):
 
 
 def make_score(model: SASRec, params: Params, catalogue: Catalogue) -> Score:
-    """The model with these weights as a scorer, float64 [users, items]."""
+    """The model with these weights as a scorer, float64 [histories, items]."""
+    longest = model.config.max_length
 
-    def score(users: Sequence[UserSequence]) -> np.ndarray:
-        histories = [catalogue.places(user.history)[-model.config.max_length :] for user in users]
-        scores = np.empty((len(users), len(catalogue)))
-        for chosen in _alike(histories, range(len(users)), model.config.max_length, _SCORED):
-            rows, lengths = _padded(
-                [histories[i] for i in chosen], model.config.max_length, _SCORED
-            )
+    def score(histories: Sequence[Sequence[str]]) -> np.ndarray:
+        recent = [catalogue.places(history)[-longest:] for history in histories]
+        scores = np.empty((len(recent), len(catalogue)))
+        for chosen in _alike(recent, range(len(recent)), longest, _SCORED):
+            rows, lengths = _padded([recent[i] for i in chosen], longest, _SCORED)
             # Rows of padding have no last item; what is computed for them is thrown away.
             some = _last_scores(model, params, rows, np.maximum(lengths, 1))
             scores[chosen] = np.asarray(some, np.float64)[: len(chosen)]

@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import pathlib
 import re
 import types
+import uuid
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
+from scipy.sparse import _sparsetools
 
-from calrec_jax.errors import CalrecError
-from calrec_jax.retrieval.round_robin import ranked
+from calrec_jax.errors import CalrecError, local_path
+from calrec_jax.retrieval.round_robin import ranked_rows
 
 _WORD = re.compile(r"\w+")
 # Words of more than one item in so many are "common", like those of the template, in all items.
 # Their scores are held for every item, so that they are added without looking places up.
 _COMMON = 2
+_HELD = 2**16  # scores of a block of queries, which stay in a cache while they are added up
 _FORMAT = "1"
-_NO_PLACES, _NO_VALUES = np.zeros(0, np.intp), np.zeros(0)
+# What reading a damaged file raises: a RuntimeError is one of zipfile.
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
+
+
+class _Found(NamedTuple):
+    """Queries as rows of an index.
+
+    Attributes:
+      totals: of each query, the sum of its common words, float64 [items].
+      rows: of the words of all queries, int [words]; an empty one where there is nothing to add.
+      ends: int [queries + 1]; the rows of query n are rows[ends[n] : ends[n + 1]].
+    """
+
+    totals: list[np.ndarray]
+    rows: np.ndarray
+    ends: np.ndarray
 
 
 def words(text: str) -> list[str]:
@@ -62,7 +82,7 @@ class BM25Index:
         if not any(corpus):
             raise CalrecError("the catalogue has no text to index: its items have no fields")
         index = _bm25s().BM25(k1=k1, b=b, method="lucene", dtype="float64")
-        index.index(corpus, show_progress=False)
+        index.index(corpus, create_empty_token=False, show_progress=False)
         columns = index.scores
         # bm25s holds a column a word; transposed, a row a word.
         scores = scipy.sparse.csr_matrix(
@@ -75,12 +95,15 @@ class BM25Index:
         self, vocabulary: dict[str, int], scores: scipy.sparse.csr_matrix, fingerprint: str
     ) -> None:
         self._vocabulary, self._scores, self._fingerprint = vocabulary, scores, fingerprint
-        common = np.flatnonzero(np.diff(scores.indptr) * _COMMON > scores.shape[1])
-        rows = scores[common].toarray()
-        self._common = dict(zip(common.tolist(), rows, strict=True))
-        # Of each word. `add.at` would make int64 of the places in each call.
-        self._places = np.split(scores.indices.astype(np.intp), scores.indptr[1:-1])
-        self._values = np.split(scores.data, scores.indptr[1:-1])
+        sizes = np.diff(scores.indptr)
+        common = np.flatnonzero(sizes * _COMMON > scores.shape[1])
+        self._common = dict(zip(common.tolist(), scores[common].toarray(), strict=True))
+        # Where the postings of each word are. Common words, which are added apart, and words that
+        # are not known share an empty row at the end.
+        self._none = len(sizes)
+        self._rows = np.arange(self._none + 1, dtype=scores.indices.dtype)
+        self._rows[common] = self._none
+        self._starts = np.append(scores.indptr, scores.indptr[-1])
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
         """float64 [queries, items]; zeros where no word of the query is known.
@@ -89,45 +112,41 @@ class BM25Index:
         then the others, each in the query's order.
         """
         scores = np.empty((len(queries), self._scores.shape[1]))
-        for row, (total, places, values) in zip(scores, self._parts(queries), strict=True):
-            row[:] = total
-            np.add.at(row, places, values)
+        found = self._look_up(queries)
+        for some in self._blocks(len(queries)):
+            self._fill(scores[some], found, some)
         return scores
 
     def top_k(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best items of each query as `ranked` has them, without holding all scores.
+        """The k best items of each query as `ranked_rows` has them, without holding all scores.
 
         Returns:
           float64 scores and int64 places, [queries, min(k, items)] each, best first.
         """
-        row = np.empty(self._scores.shape[1])
-        k = min(k, len(row))
-        scores, found = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
-        for n, (total, places, values) in enumerate(self._parts(queries)):
-            row[:] = total
-            np.add.at(row, places, values)
-            found[n] = ranked(row, k)
-            scores[n] = row[found[n]]
-        return scores, found
+        k = min(k, self._scores.shape[1])
+        scores, places = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
+        found = self._look_up(queries)
+        for some in self._blocks(len(queries)):
+            rows = np.empty((some.stop - some.start, self._scores.shape[1]))
+            self._fill(rows, found, some)
+            places[some] = ranked_rows(rows, k)
+            scores[some] = np.take_along_axis(rows, places[some], axis=1)
+        return scores, places
 
-    def _parts(self, queries: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Of each query: the sum of its common words, float64 [items], and what the others add.
-
-        That are places of items, in which one may stand several times, and a value for each.
-        """
-        known, common = self._vocabulary, self._common
+    def _look_up(self, queries: Sequence[str]) -> _Found:
+        ids, ends, totals = [], [0], []
         # Texts in the form of one template mostly have the same common words.
         sums: dict[tuple[int, ...], np.ndarray] = {}
+        unknown = itertools.repeat(self._none)
         for query in queries:
-            some = [word for word in map(known.get, words(query)) if word is not None]
-            key = tuple(word for word in some if word in common)
-            if key not in sums:
-                sums[key] = self._sum(key)
-            # Copies of one query's postings are small: the allocator has room for them at hand.
-            rare = [word for word in some if word not in common]
-            places = np.concatenate([_NO_PLACES, *map(self._places.__getitem__, rare)])
-            values = np.concatenate([_NO_VALUES, *map(self._values.__getitem__, rare)])
-            yield sums[key], places, values
+            some = list(map(self._vocabulary.get, words(query), unknown))
+            common = tuple(filter(self._common.__contains__, some))
+            if common not in sums:
+                sums[common] = self._sum(common)
+            totals.append(sums[common])
+            ids += some
+            ends.append(len(ids))
+        return _Found(totals, self._rows[np.fromiter(ids, np.intp, len(ids))], np.array(ends))
 
     def _sum(self, common: Sequence[int]) -> np.ndarray:
         """float64 [items], the sum of common words."""
@@ -136,23 +155,50 @@ class BM25Index:
             total += self._common[word]
         return total
 
+    def _blocks(self, queries: int) -> list[slice]:
+        """All queries, some at a time."""
+        size = max(1, _HELD // self._scores.shape[1])
+        return [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
+
+    def _fill(self, scores: np.ndarray, found: _Found, some: slice) -> None:
+        """Puts the scores of `some` of the queries into `scores`, float64 [queries, items]."""
+        for row, total in zip(scores, found.totals[some], strict=True):
+            row[:] = total
+        bounds = found.ends[some.start : some.stop + 1]
+        rows = found.rows[bounds[0] : bounds[-1]]
+        sizes = self._starts[rows + 1] - self._starts[rows]
+        ends = np.zeros(len(rows) + 1, rows.dtype)
+        np.cumsum(sizes, out=ends[1:])
+        places, values = np.empty(ends[-1], rows.dtype), np.empty(ends[-1])
+        # The loops in C behind `csr_matrix.__getitem__` and `toarray`. Those copy more and cannot
+        # add to what there is, and `np.add.at` takes half as long again.
+        _sparsetools.csr_row_index(
+            len(rows), rows, self._starts, self._scores.indices, self._scores.data, places, values
+        )
+        ends = ends[bounds - bounds[0]]
+        _sparsetools.csr_todense(*scores.shape, ends, places, values, scores)
+
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the whole file or, when killed, none of it."""
+        """Writes the whole file or, when it fails or is killed, none of it."""
         path = pathlib.Path(path)
-        temporary = path.with_name(path.name + ".tmp")
+        # Processes that save the same index at once do not write into one another's file.
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
         ordered = sorted(self._vocabulary, key=self._vocabulary.__getitem__)
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                fingerprint=np.array(self._fingerprint),
-                vocabulary=np.frombuffer("\n".join(ordered).encode(), np.uint8),
-                places=np.array([self._vocabulary[word] for word in ordered]),
-                data=self._scores.data,
-                indices=self._scores.indices,
-                indptr=self._scores.indptr,
-                items=np.array(self._scores.shape[1]),
-            )
-        os.replace(temporary, path)
+        try:
+            with temporary.open("wb") as file:
+                np.savez(
+                    file,
+                    fingerprint=np.array(self._fingerprint),
+                    vocabulary=np.frombuffer("\n".join(ordered).encode(), np.uint8),
+                    places=np.array([self._vocabulary[word] for word in ordered]),
+                    data=self._scores.data,
+                    indices=self._scores.indices,
+                    indptr=self._scores.indptr,
+                    items=np.array(self._scores.shape[1]),
+                )
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(
@@ -163,7 +209,43 @@ class BM25Index:
         Raises:
           CalrecError: there is none, it is damaged, or it is of others.
         """
+        return cls._load(pathlib.Path(path), _fingerprint(texts, k1, b))
+
+    @classmethod
+    def cached(
+        cls,
+        folder: str | os.PathLike,
+        name: str,
+        texts: Sequence[str],
+        k1: float = 1.5,
+        b: float = 0.75,
+    ) -> BM25Index:
+        """The index that is saved in `folder`; built and saved there where it is not yet.
+
+        Args:
+          folder: made where it is missing.
+          name: of the catalogue, with which the file's name begins: the rest of it is a fingerprint
+            of all that the index depends on, so that one of other texts is another file.
+          texts, k1, b: as of the class.
+
+        Raises:
+          CalrecError: the file is damaged, the index cannot be saved, `folder` is a URL, or no text
+            has a word.
+        """
         fingerprint = _fingerprint(texts, k1, b)
+        path = local_path(folder, "the folder of indexes") / f"{name}-{fingerprint}.npz"
+        if path.exists():
+            return cls._load(path, fingerprint)
+        index = cls(texts, k1, b)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            index.save(path)
+        except OSError as error:
+            raise CalrecError(f"cannot save the index of BM25 as {path}: {error}") from error
+        return index
+
+    @classmethod
+    def _load(cls, path: pathlib.Path, fingerprint: str) -> BM25Index:
         try:
             with np.load(path) as saved:
                 arrays = {name: saved[name] for name in saved.files}
@@ -174,8 +256,13 @@ class BM25Index:
                 (arrays["data"], arrays["indices"], arrays["indptr"]),
                 shape=(len(arrays["indptr"]) - 1, int(arrays["items"])),
             )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise CalrecError(f"{path} is no index of BM25 ({error}): build it anew") from error
+        except FileNotFoundError as error:
+            raise CalrecError(f"there is no index of BM25 at {path}: build it") from error
+        except _DAMAGED as error:
+            raise CalrecError(
+                f"{path} is no index of BM25, or a damaged one ({error}): remove it and build it "
+                f"anew"
+            ) from error
         if there != fingerprint:
             raise CalrecError(
                 f"{path} is an index of other texts, k1 or b: build it anew, or give those it is of"

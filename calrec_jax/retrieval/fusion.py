@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
+from calrec_jax.retrieval.round_robin import min_max
 
 SCALES = ("max", "min_max")
 SEEN = ("allow", "exclude", "exclude_last")
@@ -33,16 +34,15 @@ def scaled(scores: np.ndarray, scale: str) -> np.ndarray:
     if scale not in SCALES:
         raise CalrecError(f"scale {scale!r} is none of {', '.join(SCALES)}")
     scores = np.asarray(scores, np.float64)
-    ranked = np.isfinite(scores)
-    if not (ranked | np.isneginf(scores)).all():
+    excluded = np.isneginf(scores)
+    if not (np.isfinite(scores) | excluded).all():
         raise ValueError("scores hold NaN or +inf, which cannot be scaled")
-    high = scores.max(axis=1, keepdims=True, where=ranked, initial=-np.inf)
+    high = scores.max(axis=1, keepdims=True)
     if scale == "max":
         return scores / np.where(high > 0, high, 1.0)
-    low = scores.min(axis=1, keepdims=True, where=ranked, initial=np.inf)
-    span = high - low
-    within = np.divide(scores - low, span, out=np.zeros_like(scores), where=ranked & (span > 0))
-    return np.where(ranked, within, -np.inf)
+    # As much as the best, excluded items change no minimum and no maximum.
+    best = np.where(np.isneginf(high), 0.0, high)
+    return np.where(excluded, -np.inf, min_max(np.where(excluded, best, scores)))
 
 
 def fuse(a: np.ndarray, b: np.ndarray, weight: float, scale: str = "max") -> np.ndarray:
@@ -61,28 +61,37 @@ def fuse(a: np.ndarray, b: np.ndarray, weight: float, scale: str = "max") -> np.
       CalrecError: a weight that is negative or not finite, or as `scaled`.
       ValueError: the scores are not of the same users and items, or as `scaled`.
     """
-    if not 0 <= weight < np.inf:
-        raise CalrecError(f"a weight of {weight}: give one that is finite and not negative")
+    _check(a, b, weight)
+    return _combined(scaled(a, scale), scaled(b, scale), weight)
+
+
+def _check(a: np.ndarray, b: np.ndarray, *weights: float) -> None:
+    for weight in weights:
+        if not 0 <= weight < np.inf:
+            raise CalrecError(f"a weight of {weight}: give one that is finite and not negative")
     if np.shape(a) != np.shape(b):
         raise ValueError(f"scores {np.shape(a)} and {np.shape(b)} are not of the same items")
-    a, b = scaled(a, scale), scaled(b, scale)
+
+
+def _combined(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:
+    """a + weight * b, both scaled."""
     excluded = np.isneginf(a) | np.isneginf(b)
     # Zero times -inf would be NaN.
     return np.where(excluded, -np.inf, a + weight * np.where(excluded, 0.0, b))
 
 
 def choose_weight(
-    a: np.ndarray,
-    b: np.ndarray,
-    targets: Sequence[int],
+    blocks: Iterable[tuple[np.ndarray, np.ndarray, Sequence[int]]],
     weights: Sequence[float],
     scale: str = "max",
 ) -> tuple[float, float]:
     """The weight of `fuse` with the best NDCG@10, ties expected; of equal ones the first.
 
+    However the users are divided into blocks, the outcome is the same.
+
     Args:
-      a, b: [users, items], scores of users of the validation split, never of test.
-      targets: [users], places of their targets.
+      blocks: of users of the validation split, never of test, each read once and then let go:
+        (a, b, targets), scores [users, items] of both retrievers and the places of the targets.
       weights: to choose from.
 
     Returns:
@@ -90,16 +99,39 @@ def choose_weight(
 
     Raises:
       CalrecError: there are no users or no weights, or as `fuse`.
+      ValueError: not one target a user, or as `fuse`.
     """
-    if not len(targets) or not len(weights):
+    gains: list[np.ndarray] = []  # of the users of a block, [weights, users]
+    for a, b, targets in blocks:
+        _check(a, b, *weights)
+        a, b = scaled(a, scale), scaled(b, scale)
+        gains.append(np.array([_ndcg(_combined(a, b, weight), targets) for weight in weights]))
+    if not len(weights) or not sum(block.shape[1] for block in gains):
         raise CalrecError("a weight is chosen of some weights, by users of the validation split")
-    gains = []
-    for weight in weights:
-        rows = fuse(a, b, weight, scale)
-        bounds = [metrics.rank_bounds(row, t) for row, t in zip(rows, targets, strict=True)]
-        gains.append(metrics.per_user(*np.array(bounds).T)["ndcg@10"].mean())
-    best = int(np.argmax(gains))
-    return float(weights[best]), float(gains[best])
+    means = np.concatenate(gains, axis=1).mean(axis=1)
+    best = int(np.argmax(means))
+    return float(weights[best]), float(means[best])
+
+
+def _ndcg(scores: np.ndarray, targets: Sequence[int]) -> np.ndarray:
+    """NDCG@10 of each user, float64 [users]."""
+    bounds = [metrics.rank_bounds(row, t) for row, t in zip(scores, targets, strict=True)]
+    return metrics.per_user(*np.array(bounds, np.int64).reshape(-1, 2).T)["ndcg@10"]
+
+
+def seen_places(history: Sequence[int], policy: str) -> Sequence[int]:
+    """The places of a history that may not be recommended to its user.
+
+    Args:
+      history: places, oldest first.
+      policy: "allow": none; "exclude": the whole history; "exclude_last": its last item alone.
+
+    Raises:
+      CalrecError: an unknown policy.
+    """
+    if policy not in SEEN:
+        raise CalrecError(f"the policy for seen items {policy!r} is none of {', '.join(SEEN)}")
+    return {"allow": [], "exclude": history, "exclude_last": history[-1:]}[policy]
 
 
 def without_seen(scores: np.ndarray, histories: Sequence[Sequence[int]], policy: str) -> np.ndarray:
@@ -111,8 +143,7 @@ def without_seen(scores: np.ndarray, histories: Sequence[Sequence[int]], policy:
     Args:
       scores: [users, items].
       histories: places of each user's history, oldest first.
-      policy: "allow": nothing is excluded; "exclude": the whole history is; "exclude_last": its
-        last item alone.
+      policy: see `seen_places`.
 
     Returns:
       float64 [users, items], a copy.
@@ -121,10 +152,7 @@ def without_seen(scores: np.ndarray, histories: Sequence[Sequence[int]], policy:
       CalrecError: an unknown policy.
       ValueError: not one history a user.
     """
-    if policy not in SEEN:
-        raise CalrecError(f"the policy for seen items {policy!r} is none of {', '.join(SEEN)}")
     scores = np.array(scores, np.float64)
     for row, history in zip(scores, histories, strict=True):
-        excluded = {"allow": [], "exclude": history, "exclude_last": history[-1:]}[policy]
-        row[np.asarray(excluded, np.intp)] = -np.inf
+        row[np.asarray(seen_places(history, policy), np.intp)] = -np.inf
     return scores

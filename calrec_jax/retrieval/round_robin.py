@@ -76,23 +76,39 @@ def ranked(scores: np.ndarray, k: int) -> np.ndarray:
     Args:
       scores: [items].
     """
-    candidates = np.arange(len(scores))
-    if 0 < k < len(scores):
-        # Only items that can be among the first k are sorted, ties with the k-th included.
-        candidates = np.flatnonzero(scores >= _at_most_kth(scores, k))
-        kth = np.partition(scores[candidates], len(candidates) - k)[len(candidates) - k]
-        candidates = candidates[scores[candidates] >= kth]
-    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]
+    return ranked_rows(scores[None], k)[0]
 
 
-def _at_most_kth(scores: np.ndarray, k: int) -> float:
-    """A score that at least k items reach, for most scores not many more: found in one pass.
+def ranked_rows(scores: np.ndarray, k: int) -> np.ndarray:
+    """`ranked` for each row of scores. int64 [n, min(k, items)].
 
-    It is the k-th of the maxima of groups, each of which some item reaches.
+    Args:
+      scores: [n, items].
     """
-    groups = 8 * k
-    size = len(scores) // groups
+    k = min(k, scores.shape[1])
+    places = np.empty((len(scores), k), np.int64)
+    if not places.size:
+        return places
+    for row, bound, best in zip(scores, _at_most_kth(scores, k), places, strict=True):
+        # Only items that can be among the first k are sorted, ties with the k-th included.
+        candidates = (row >= bound).nonzero()[0]
+        theirs = row[candidates]
+        if len(candidates) > 4 * k:  # many tie, or the best are in few groups
+            among = theirs >= np.partition(theirs, len(theirs) - k)[len(theirs) - k]
+            candidates, theirs = candidates[among], theirs[among]
+        best[:] = candidates[(-theirs).argsort(kind="stable")[:k]]
+    return places
+
+
+def _at_most_kth(scores: np.ndarray, k: int) -> np.ndarray:
+    """For each row a score that at least k items reach, mostly not many more: found in one pass.
+
+    It is the k-th of the maxima of groups, each of which some item reaches. [n]
+    """
+    n, items = scores.shape
+    groups = 2 * k
+    size = items // groups
     if size < 2:
-        return np.partition(scores, len(scores) - k)[len(scores) - k]
-    maxima = scores[: size * groups].reshape(size, groups).max(axis=0)
-    return np.partition(maxima, groups - k)[groups - k]
+        return np.partition(scores, items - k, axis=1)[:, items - k]
+    maxima = scores[:, : size * groups].reshape(n, size, groups).max(axis=1)
+    return np.partition(maxima, groups - k, axis=1)[:, groups - k]

@@ -46,7 +46,7 @@ def test_it_writes_what_an_evaluation_writes(finished):
 def test_the_report_compares_it(finished, capsys):
     model_dir, _ = finished
     capsys.readouterr()
-    assert cli.main(["report", f"--model_dir={model_dir}"]) == 0
+    assert cli.main(["report", str(model_dir)]) == 0
     table = capsys.readouterr().out
     assert "synthetic_sports test: 12 users" in table
     assert "\nsasrec " in table and "\nsasrec - hybrid " in table

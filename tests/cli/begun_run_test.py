@@ -90,7 +90,7 @@ def test_a_domain_prepared_anew_by_other_rules_is_refused(trained, prepare, calr
 
 def test_the_report_shows_what_inspect_tells(trained, calrec, tmp_path):
     stages = json.loads(calrec("inspect", *QUICKSTART, "--json", "--examples=3")[1])
-    assert calrec("report", "--model_dir=model")[0] == 0
+    assert calrec("report", "model")[0] == 0
     page = (tmp_path / "model" / "report.html").read_text()
     section = page[page.index("<h2>Training data</h2>") :]
     for name, stage in stages.items():

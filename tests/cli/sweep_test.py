@@ -199,7 +199,11 @@ def test_arguments_of_a_trial(grid, tmp_path):
             "--gin.TRAIN_STEPS=10",
             f"--gin.MODEL_DIR='{tmp_path}/x'",
         ],
-        "eval": [f"--model_dir={tmp_path}/x", "--gin.EvaluationConfig.split='validation'"],
+        "eval": [
+            f"--model_dir={tmp_path}/x",
+            "--gin.EvaluationConfig.split='validation'",
+            "--gin.EvaluationConfig.name=None",
+        ],
     }
 
 

@@ -77,7 +77,7 @@ def test_train_eval_report_and_recommend_run_and_give_the_same(without, tmp_path
         for name in ("with", "without")
     )
     assert with_ == without_ != ""
-    assert ours("report", "--model_dir=without").stdout.endswith("report.html\n")
+    assert ours("report", "without").stdout.endswith("report.html\n")
 
     from calrec_jax.data import arrays as saved_arrays
 

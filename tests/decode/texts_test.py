@@ -12,11 +12,12 @@ import tiny
 from calrec_jax.batch import BatchSpec
 from calrec_jax.data import packing
 from calrec_jax.decode.sample import Sampler, Samples, SamplingConfig
-from calrec_jax.decode.texts import Generated, TextGenerator
+from calrec_jax.decode.texts import TextGenerator
 from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
+from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, stable_id
 from calrec_jax.text.prompts import TextTokens, TokenizedCatalogue
 from calrec_jax.text.templates import Template

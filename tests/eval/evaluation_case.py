@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-from types import SimpleNamespace
 
-from calrec_jax.eval.evaluator import EvaluationConfig, evaluate
+from calrec_jax.eval.baselines import Known
+from calrec_jax.eval.evaluator import EvaluationConfig, Subject, evaluate
+from calrec_jax.eval.retrievers import BM25Lookup, Texts, TrieLookup
+from calrec_jax.retrieval.bm25 import BM25Index
+from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, UserSequence
 from calrec_jax.text.templates import Template
 
@@ -25,9 +29,9 @@ TRAIN = [user("a", 0, 1), user("b", 3, 4), user("c", 6, 7), user("d", 1, 2)]
 VALIDATION = TRAIN
 
 
-def said(*pairs: tuple[str, float]) -> list[SimpleNamespace]:
+def said(*pairs: tuple[str, float]) -> list[Generated]:
     """A user's continuations, from (text, log-probability)."""
-    return [SimpleNamespace(text=text, log_prob=log_prob) for text, log_prob in pairs]
+    return [Generated(text, log_prob) for text, log_prob in pairs]
 
 
 class FakeModel:
@@ -46,13 +50,14 @@ class FakeModel:
         """User ids, in order."""
         return [name for batch in self.batches for name in batch]
 
-    def __call__(self, users):
+    def __call__(self, histories, names):
         if len(self.batches) == self._dies_after:
             raise KeyboardInterrupt
-        self.batches.append([user.user_id for user in users])
+        self.batches.append(list(names))
+        targets = {user.user_id: user.target for user in USERS}
         return [
-            said((f"Title: {WORDS[CATALOGUE.index[user.target]]}", -1.5), ("Title: drum", -2.25))
-            for user in users
+            said((f"Title: {WORDS[CATALOGUE.index[targets[name]]]}", -1.5), ("Title: drum", -2.25))
+            for name in names
         ]
 
 
@@ -62,8 +67,27 @@ def config(**changes) -> EvaluationConfig:
     return EvaluationConfig(**small | changes)
 
 
-def run(directory: pathlib.Path, generate=None, **changes):
-    """`evaluate` on the domain above; `changes` are arguments of it or of the configuration."""
+def texts_of(catalogue: Catalogue, template: Template = TEMPLATE) -> list[str]:
+    """Of all items."""
+    return [template.render_item(fields) for fields in catalogue.fields]
+
+
+def writer(generate, c: EvaluationConfig, catalogue: Catalogue, texts: list[str]) -> Texts:
+    """A model that writes texts, as a retriever."""
+    lookup = BM25Lookup(BM25Index(texts, c.k1, c.b), c.epsilon)
+    if c.retrieval == "trie":
+        lookup = TrieLookup(len(catalogue), c.epsilon)
+    return Texts(generate, lookup, catalogue, c.seen)
+
+
+def run(directory: pathlib.Path, generate=None, retriever=None, **changes):
+    """`evaluate` on the domain above.
+
+    Args:
+      generate: the model, as a writer of texts; or
+      retriever: the model, ready.
+      changes: of the data, the template, the settings, `progress` or the configuration.
+    """
     arguments = {
         "train": TRAIN,
         "validation": VALIDATION,
@@ -73,10 +97,14 @@ def run(directory: pathlib.Path, generate=None, **changes):
         "settings": SETTINGS,
         "progress": lambda done, total: None,
     }
-    given = {name: changes.pop(name) for name in arguments if name in changes}
-    return evaluate(
-        **arguments | given,
-        generate=generate or FakeModel(),
-        config=config(**changes),
-        directory=directory,
+    given = arguments | {name: changes.pop(name) for name in arguments if name in changes}
+    c, catalogue = config(**changes), given["catalogue"]
+    texts = texts_of(catalogue, given["template"])
+    subject = Subject(
+        Known(given["train"], catalogue, given["validation"], c.k1, c.b, c.seen),
+        given["users"],
+        texts,
+        lambda: retriever or writer(generate or FakeModel(), c, catalogue, texts),
     )
+    settings = {**c.asked(), "template": dataclasses.asdict(given["template"]), **given["settings"]}
+    return evaluate("calrec", [subject], c, directory, settings, given["progress"])

@@ -7,7 +7,6 @@ import itertools
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import bm25s
 import numpy as np
@@ -23,15 +22,18 @@ from evaluation_case import (
     config,
     run,
     said,
+    texts_of,
     user,
 )
 
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval.baselines import BASELINES, Known, popularity
-from calrec_jax.eval.evaluator import EvaluationConfig, choose_users, evaluate_scores
-from calrec_jax.eval.predictions import TrieRetriever
-from calrec_jax.text.items import Catalogue
+from calrec_jax.eval.evaluator import EvaluationConfig, Subject, evaluate
+from calrec_jax.eval.retrievers import Scored, TrieLookup
+from calrec_jax.eval.users import sample
+from calrec_jax.text.generated import Generated
+from calrec_jax.text.items import Catalogue, UserSequence
 from calrec_jax.text.templates import Template
 
 
@@ -94,9 +96,9 @@ def test_equal_evaluations_write_equal_bytes_whatever_the_batches(tmp_path):
 def test_with_a_trie_items_that_were_reached_rank_by_log_probability(tmp_path):
     """Each user's texts are of i4, of i2 and i7 (the same text) and of i4 again."""
 
-    def generate(users):
+    def generate(histories, names):
         pairs = (("easel", -3.0, (4,)), ("candle", -2.0, (2, 7)), ("easel", -9.0, (4,)))
-        return [[SimpleNamespace(text=t, log_prob=p, items=i) for t, p, i in pairs] for _ in users]
+        return [[Generated(*pair) for pair in pairs] for _ in names]
 
     run(tmp_path, generate, retrieval="trie")
     ranks = {line["target"]: line["rank"] for line in lines(tmp_path)}
@@ -110,9 +112,9 @@ def test_with_a_trie_items_that_were_reached_rank_by_log_probability(tmp_path):
 
 
 def test_log_probabilities_of_nan_stop_it_with_a_trie_too():
-    broken = [[SimpleNamespace(text="x", log_prob=float("nan"), items=(1,))]]
+    broken = [[Generated("x", float("nan"), items=(1,))]]
     with pytest.raises(CalrecError, match="NaN"):
-        list(TrieRetriever(3, 1 / 5000).scores(broken))
+        list(TrieLookup(3, 1 / 5000).scores(broken))
 
 
 @pytest.mark.parametrize("torn", ["", '{"user_id": "c", "dom', '{"user_id": "c"}'])
@@ -138,6 +140,15 @@ def test_a_finished_evaluation_asks_nobody_again(tmp_path):
     assert run(tmp_path, model) == first
     assert model.asked == []
 
+    def never():
+        raise AssertionError("the model is loaded for nothing")
+
+    subject = Subject(Known(TRAIN, CATALOGUE, VALIDATION), USERS, texts_of(CATALOGUE), never)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    del settings["data"]
+    again = evaluate("calrec", [subject], config(), tmp_path, settings, lambda *_: None)
+    assert again == first
+
 
 OTHER_TEXT = Catalogue("toys", CATALOGUE.item_ids, ({"title": "ankle"}, *CATALOGUE.fields[1:]))
 
@@ -151,9 +162,11 @@ OTHER_TEXT = Catalogue("toys", CATALOGUE.item_ids, ({"title": "ankle"}, *CATALOG
         ("temperature", {"temperature": 0.7}),
         ("seed", {"seed": 1}),
         ("split", {"split": "validation"}),
+        ("seen", {"seen": "exclude"}),
+        ("shuffle_history", {"shuffle_history": True}),
         ("template.separator", {"template": dataclasses.replace(TEMPLATE, separator="; ")}),
-        ("data", {"catalogue": OTHER_TEXT}),
-        ("data", {"train": [*TRAIN[:-1], user("d", 1, 1, 2)]}),
+        ("data.toys", {"catalogue": OTHER_TEXT}),
+        ("data.toys", {"train": [*TRAIN[:-1], user("d", 1, 1, 2)]}),
     ],
 )
 def test_predictions_of_other_settings_are_never_mixed(tmp_path, name, change):
@@ -196,15 +209,15 @@ def test_a_damaged_line_is_named(tmp_path, line):
 def test_a_larger_sample_includes_a_smaller_one():
     users = [user(f"u{n:04}", 0, 1, 2) for n in range(2000)]
     sizes = [1, 9, 300, 700, 2000, 2001]  # Python samples few and many in different ways
-    samples = [choose_users(users, config(max_users=n)) for n in sizes]
-    names = [[u.user_id for u in sample] for sample in samples]
+    samples = [sample(users, n, 0) for n in sizes]
+    names = [[u.user_id for u in some] for some in samples]
     for smaller, larger in itertools.pairwise(names):
         assert set(smaller) <= set(larger)
-    assert [len(sample) for sample in samples] == [1, 9, 300, 700, 2000, 2000]
-    assert samples[-1] == choose_users(users, config()) == users
-    assert all(sample == sorted(sample) for sample in names)
-    assert choose_users(users, config(max_users=9)) == samples[1]
-    assert choose_users(users, config(max_users=9, seed=1)) != samples[1]
+    assert [len(some) for some in samples] == [1, 9, 300, 700, 2000, 2000]
+    assert samples[-1] == sample(users, None, 0) == users
+    assert all(some == sorted(some) for some in names)
+    assert sample(users, 9, 0) == samples[1]
+    assert sample(users, 9, 1) != samples[1]
 
 
 def test_a_larger_sample_asks_only_the_users_it_adds(tmp_path):
@@ -237,6 +250,13 @@ def test_users_that_cannot_be_measured_fail_before_the_model_is_asked(tmp_path, 
         {"num_samples": 0},
         {"decoding": "greedy"},
         {"retrieval": "bm26"},
+        {"name": "../other"},
+        {"name": ""},
+        {"domain": []},
+        {"domain": ["toys", "toys"]},
+        {"seen": "hide"},
+        {"dense_weight": -1.0},
+        {"choosing_users": 0},
         {"sampling_top_k": 0},
         {"sampling_top_p": 0.0},
         {"max_users": 0},
@@ -256,12 +276,12 @@ def test_a_bad_configuration_is_refused(change):
 
 def test_log_probabilities_of_nan_stop_the_evaluation(tmp_path):
     with pytest.raises(CalrecError, match="NaN"):
-        run(tmp_path, lambda users: [said(("drum", float("nan"))) for _ in users])
+        run(tmp_path, lambda _, names: [said(("drum", float("nan"))) for _ in names])
 
 
 def test_infinite_log_probabilities_are_no_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        run(tmp_path, lambda users: [said(("drum", -np.inf)) for _ in users])
+        run(tmp_path, lambda _, names: [said(("drum", -np.inf)) for _ in names])
     assert lines(tmp_path) == []
 
 
@@ -274,7 +294,7 @@ def test_a_miss_earns_its_own_reciprocal_rank_and_not_that_of_the_cut(tmp_path):
     catalogue = Catalogue.create("toys", {f"i{n}": {"title": t} for n, t in enumerate(texts)})
     result = run(
         tmp_path,
-        lambda users: [said(("toy", -1.0)) for _ in users],
+        lambda _, names: [said(("toy", -1.0)) for _ in names],
         users=[user("a", 1, 2, 7)],
         catalogue=catalogue,
         top_k=2,
@@ -287,7 +307,7 @@ def test_a_miss_earns_its_own_reciprocal_rank_and_not_that_of_the_cut(tmp_path):
 
 def test_a_user_without_any_output_ties_the_whole_catalogue(tmp_path):
     outputs = {"a": said(("", -1.0), ("", -2.0)), "b": said((" ?! ", -1.0)), "c": [], "d": []}
-    result = run(tmp_path, lambda users: [outputs[u.user_id] for u in users])
+    result = run(tmp_path, lambda _, names: [outputs[name] for name in names])
     assert [line["rank"] for line in lines(tmp_path)] == [{"low": 1, "high": 8}] * 4
     assert result["n"] == 4
     assert result["metrics"]["recall@1"]["value"] == pytest.approx(1 / 8)
@@ -300,7 +320,7 @@ def test_an_item_of_equal_text_is_no_hit(tmp_path):
     catalogue = Catalogue.create("toys", {i: {"title": title} for i, title in titles.items()})
     result = run(
         tmp_path,
-        lambda users: [said(("red hat", -1.0)) for _ in users],
+        lambda _, names: [said(("red hat", -1.0)) for _ in names],
         users=[user("a", 0, 3, 2)],
         train=[],
         validation=[user("a", 0, 1)],
@@ -332,7 +352,7 @@ def test_the_likeliest_output_comes_first_and_long_outputs_are_not_preferred(tmp
     for name, outputs in {"ab": (long, short), "ba": (short, long)}.items():
         run(
             tmp_path / name,
-            lambda users, outputs=outputs: [said(*outputs) for _ in users],
+            lambda _, names, outputs=outputs: [said(*outputs) for _ in names],
             users=[user("a", 0, 1, 2)],
             train=[],
             validation=[user("a", 0, 1)],
@@ -349,7 +369,7 @@ def test_evaluation_runs_where_neither_jax_nor_tensorflow_is_installed():
     code = (
         "import sys\n"
         "sys.modules |= dict.fromkeys(['jax', 'flax', 'tensorflow', 'gin'])  # not to be had\n"
-        "import calrec_jax.eval.evaluator, calrec_jax.eval.report"
+        "import calrec_jax.eval.evaluator, calrec_jax.report.compare, calrec_jax.report.run_page"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -364,8 +384,9 @@ def test_the_template_of_the_domain_writes_the_texts(tmp_path):
 def test_the_baselines_are_those_that_are_named_in_their_order(tmp_path):
     result = run(tmp_path, baselines=["hybrid", "popularity"])
     assert list(result["baselines"]) == list(result["paired"]) == ["hybrid", "popularity"]
-    assert list(result["choices"]["hybrid"]) == ["part", "weight", "ndcg", "users"]
-    assert result["choices"]["hybrid"]["users"] == len(VALIDATION)
+    choice = result["choices"]["toys"]["hybrid"]
+    assert list(choice) == ["part", "weight", "ndcg", "users"]
+    assert choice["users"] == len(VALIDATION)
     # They are measured anew, and the model is not asked again.
     assert run(tmp_path, FakeModel(dies_after=0), baselines=[])["baselines"] == {}
     with pytest.raises(CalrecError, match="EvaluationConfig.baselines names 'bm52', .*bm25_title"):
@@ -378,7 +399,8 @@ def test_the_hybrid_is_chosen_on_validation_and_on_no_test_user(tmp_path):
     second = run(tmp_path / "b", users=others)
     assert first["choices"] == second["choices"]
     third = run(tmp_path / "c", validation=[user("a", 0, 7)])
-    assert third["choices"]["hybrid"]["ndcg"] < first["choices"]["hybrid"]["ndcg"]
+    ndcg = [result["choices"]["toys"]["hybrid"]["ndcg"] for result in (first, third)]
+    assert ndcg[1] < ndcg[0]
 
 
 def test_texts_of_the_baselines_do_not_depend_on_the_template(tmp_path):
@@ -388,12 +410,132 @@ def test_texts_of_the_baselines_do_not_depend_on_the_template(tmp_path):
 
 
 def test_a_model_that_scores_items_is_measured_in_the_same_way(tmp_path):
-    known, told = Known(TRAIN, CATALOGUE, VALIDATION), []
-    arguments = (known, USERS, popularity(known), config(), tmp_path, {"seed": 1})
-    result = evaluate_scores("most popular", *arguments, lambda *done: told.append(done))
-    assert result["model"] == "most popular" and told == [(0, 4), (2, 4), (4, 4)]
+    score, told = popularity(Known(TRAIN, CATALOGUE, VALIDATION)), []
+    retriever = Scored(score, CATALOGUE, "allow")
+    result = run(tmp_path, retriever=retriever, progress=lambda *done: told.append(done))
+    assert told == [(0, 4), (2, 4), (4, 4)]
     assert result["metrics"] == result["baselines"]["popularity"]
+    beyond = result["beyond_accuracy"]
+    assert beyond["calrec"] == beyond["popularity"]
     first = lines(tmp_path)[0]
     assert first["generated"] == [] and first["ranked"][0] == {"item_id": "i1", "score": 2.0}
-    with pytest.raises(CalrecError, match="made with seed = 1"):
-        evaluate_scores("most popular", *arguments[:-1], {"seed": 2}, print)
+
+
+# What is told beside the metrics.
+
+
+def test_users_are_sliced_and_each_slice_is_measured_alone(tmp_path):
+    day = 86_400
+    users = [
+        UserSequence("a", "toys", ("i0", "i1", "i2"), (day, 2 * day, 2 * day + 9)),
+        UserSequence("b", "toys", ("i3", "i4", "i5"), (day, 2 * day, 3 * day)),
+        user("c", 6, 7, 6),
+        user("d", 1, 2, 3, 4, 0),
+    ]
+    result = run(tmp_path, users=users, baselines=["popularity"])
+    sizes = {
+        slicing: {part: found["n"] for part, found in parts.items()}
+        for slicing, parts in result["slices"].items()
+    }
+    assert sizes == {
+        "target": {"warm": 3, "cold": 1},  # nobody bought i5 in training
+        "purchase": {"new": 3, "repeat": 1},
+        "history": {"1-2": 3, "3-4": 1},
+        "day": {"same_day": 1, "later_day": 1, "unknown": 2},
+        "domain": {"toys": 4},
+    }
+    alone = run(tmp_path / "alone", users=users[2:3], baselines=["popularity"])
+    repeat = result["slices"]["purchase"]["repeat"]
+    assert repeat == {"n": 1, "metrics": alone["metrics"], "baselines": alone["baselines"]}
+    of_users = json.loads((tmp_path / "slices.json").read_text())
+    assert of_users["toys"]["b"] == {
+        "target": "cold", "purchase": "new", "history": "1-2", "day": "later_day", "domain": "toys",
+    }  # fmt: skip
+    first, _, third, _ = json.loads((tmp_path / "examples.json").read_text())
+    assert first["dates"] == ["1970-01-02", "1970-01-03", "1970-01-03"]
+    assert third["dates"] is None and third["slices"] == of_users["toys"]["c"]
+    assert sum(result["histories"]["counts"]) == 4
+
+
+def test_what_is_recommended_is_measured_beside_the_ranks(tmp_path):
+    beyond = run(tmp_path)["beyond_accuracy"]
+    assert list(beyond) == ["calrec", *BASELINES]
+    for measured in beyond.values():
+        assert list(measured) == ["coverage@10", "gini@10", "novelty@10"]
+    assert beyond["popularity"]["coverage@10"] == 1.0  # all eight items are among the first ten
+    few = run(tmp_path / "few", top_k=1)["beyond_accuracy"]["calrec"]
+    assert few["coverage@10"] == 4 / 8  # to each of the users their own target
+
+
+def test_items_of_the_history_are_left_out_of_all_rankings(tmp_path):
+    result = run(tmp_path, seen="exclude", users=[user("a", 0, 1, 2), user("b", 3, 5, 3)])
+    first, second = lines(tmp_path)
+    assert {"i0", "i1"}.isdisjoint(item["item_id"] for item in first["ranked"])
+    assert first["rank"] == {"low": 1, "high": 1}
+    assert len(second["ranked"]) == 6 and second["rank"] == {"low": 7, "high": 8}
+    for name in BASELINES:
+        assert result["baselines"][name]["recall@5"]["value"] <= 0.5
+
+
+class Order:
+    """Remembers the histories that it is told."""
+
+    def __init__(self):
+        self.told = {}
+
+    def __call__(self, histories, names):
+        self.told |= dict(zip(names, histories, strict=True))
+        return FakeModel()(histories, names)
+
+
+def test_the_control_tells_histories_in_random_order_and_measures_the_same_users(tmp_path):
+    users = [user("a", *range(8), 2), user("b", *range(8), 5), user("c", 1, 0), user("d", 7, 1, 3)]
+    plain, control = Order(), Order()
+    first = run(tmp_path / "plain", plain, users=users, baselines=["popularity", "co_occurrence"])
+    arguments = {"users": users, "shuffle_history": True}
+    second = run(
+        tmp_path / "control", control, **arguments, baselines=["popularity", "co_occurrence"]
+    )
+    assert plain.told["a"] == users[0].history
+    assert sorted(control.told["a"]) == sorted(plain.told["a"])
+    assert len({plain.told["a"], control.told["a"], control.told["b"]}) == 3
+    assert first["baselines"]["popularity"] == second["baselines"]["popularity"]
+    assert {k: x["n"] for k, x in first["slices"]["purchase"].items()} == {
+        k: x["n"] for k, x in second["slices"]["purchase"].items()
+    }
+    again = Order()
+    run(tmp_path / "again", again, **arguments)
+    assert again.told == control.told
+
+
+def test_several_domains_are_measured_together(tmp_path):
+    games = Catalogue("games", CATALOGUE.item_ids[:4], CATALOGUE.fields[:4])
+    train = [user("a", 3, 2, domain="games")]
+    users = [user("a", 3, 2, 1, domain="games"), user("z", 0, 1, 2, domain="games")]
+    progress = []
+
+    def subject(catalogue, train, users):
+        texts = texts_of(catalogue)
+        return Subject(
+            Known(train, catalogue, train),
+            users,
+            texts,
+            lambda: Scored(popularity(Known(train, catalogue)), catalogue, "allow"),
+        )
+
+    subjects = [subject(CATALOGUE, TRAIN, USERS), subject(games, train, users)]
+    c = config(domain=["toys", "games"], baselines=["popularity", "hybrid"])
+    arguments = (c, tmp_path, {}, lambda *done: progress.append(done))
+    result = evaluate("popular", subjects, *arguments)
+    assert progress == [(0, 6), (2, 6), (4, 6), (6, 6)]
+    assert (result["n"], result["items"], result["domain"]) == (6, 12, "toys, games")
+    assert result["metrics"] == result["baselines"]["popularity"]
+    parts = result["slices"]["domain"]
+    assert {name: part["n"] for name, part in parts.items()} == {"games": 2, "toys": 4}
+    mean = sum(part["n"] * part["metrics"]["mrr"]["value"] for part in parts.values()) / 6
+    assert result["metrics"]["mrr"]["value"] == pytest.approx(mean)
+    assert list(result["choices"]) == ["toys", "games"]
+    # Users of one name in two domains are two users, and items of one id are two items.
+    assert [(x["domain"], x["user_id"]) for x in lines(tmp_path)].count(("games", "a")) == 1
+    assert result["beyond_accuracy"]["popular"]["coverage@10"] == 1.0
+    assert evaluate("popular", subjects, *arguments) == result

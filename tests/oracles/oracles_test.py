@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from oracles import batches, decoder, losses, ranking
+from oracles import batches, decoder, diversity, losses, ranking
 
 BOS, EOS = 1, 2
 CFG = {
@@ -161,6 +161,32 @@ def test_bm25_by_hand():
     np.testing.assert_allclose(scores, [first, common / (1 + short_part), 0.0])
     twice = ranking.bm25_scores(documents, ["b", "b"])
     np.testing.assert_allclose(twice, 2 * ranking.bm25_scores(documents, ["b"]))
+
+
+# diversity
+
+
+def test_coverage_by_hand():
+    assert diversity.coverage([[0, 2], [2], []], 4) == 0.5
+    assert diversity.coverage([[], []], 3) == 0.0
+    assert diversity.coverage([[1, 0]], 2) == 1.0
+
+
+def test_gini_by_hand():
+    # Counts 0, 1, 3: pairs differ by 1, 3 and 2, each twice; 12 / (2 * 3 * 4).
+    assert diversity.gini([[2, 1], [2], [2]], 3) == 0.5
+    assert diversity.gini([[0], [1], [2]], 3) == 0.0
+    assert diversity.gini([[3], [3]], 4) == 0.75  # one item alone: (N - 1) / N
+    assert diversity.gini([[]], 4) == diversity.gini([[0]], 1) == 0.0
+
+
+def test_novelty_by_hand():
+    # p = 1/2, 1/4, 1/8, 1/8.
+    events = [3, 1, 0, 0]
+    assert diversity.novelty([[0]], events) == 1.0
+    assert diversity.novelty([[0, 2], [1], []], events) == 2.0
+    assert diversity.novelty([[0, 3], [3]], events) == pytest.approx(7 / 3)
+    assert diversity.novelty([[]], events) == diversity.novelty([[0]], [5]) == 0.0
 
 
 # batches

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
+from calrec_jax.retrieval import bm25
 from calrec_jax.retrieval.bm25 import BM25Index, words
 from calrec_jax.retrieval.round_robin import ranked
 
@@ -98,7 +100,9 @@ def test_no_known_word_gives_zeros():
 
 
 def test_no_query_gives_no_row():
-    assert BM25Index(TEXTS).scores([]).shape == (0, len(TEXTS))
+    index = BM25Index(TEXTS)
+    assert index.scores([]).shape == (0, len(TEXTS))
+    assert [found.shape for found in index.top_k([], 2)] == [(0, 2), (0, 2)]
 
 
 def test_a_query_scores_the_same_in_any_batch():
@@ -106,6 +110,18 @@ def test_a_query_scores_the_same_in_any_batch():
     together = index.scores(QUERIES)
     for query, row in zip(QUERIES, together, strict=True):
         np.testing.assert_array_equal(index.scores([query])[0], row)
+
+
+@pytest.mark.parametrize("held", [1, 2 * len(TEXTS), 2**20])
+def test_blocks_of_any_size_give_the_same(held, monkeypatch):
+    index = BM25Index(TEXTS)
+    expected = [index.scores([query])[0] for query in QUERIES]
+    best = [index.top_k([query], 3) for query in QUERIES]
+    monkeypatch.setattr(bm25, "_HELD", held)
+    np.testing.assert_array_equal(index.scores(QUERIES), expected)
+    scores, places = index.top_k(QUERIES, 3)
+    np.testing.assert_array_equal(scores, np.concatenate([scores for scores, _ in best]))
+    np.testing.assert_array_equal(places, np.concatenate([places for _, places in best]))
 
 
 def test_equal_texts_tie_exactly():
@@ -216,15 +232,27 @@ def test_a_saved_index_of_something_else_is_refused(tmp_path, other):
         BM25Index.load(tmp_path / "index.npz", *other)
 
 
-def test_a_damaged_or_missing_index_is_refused(tmp_path):
+def test_a_missing_index_is_told(tmp_path):
+    with pytest.raises(CalrecError, match="there is no index of BM25 at .*index.npz"):
+        BM25Index.load(tmp_path / "index.npz", TEXTS)
+
+
+def test_a_damaged_index_is_refused_or_does_no_harm(tmp_path):
     path = tmp_path / "index.npz"
-    with pytest.raises(CalrecError, match="no index of BM25"):
-        BM25Index.load(path, TEXTS)
-    BM25Index(TEXTS).save(path)
-    whole = path.read_bytes()
-    for content in (b"", b"text", whole[: len(whole) // 2]):
+    index = BM25Index(TEXTS)
+    index.save(path)
+    whole, scores = path.read_bytes(), index.scores(QUERIES)
+    refused = 0
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+        try:  # some bytes do not matter, such as those of a time
+            np.testing.assert_array_equal(BM25Index.load(path, TEXTS).scores(QUERIES), scores)
+        except CalrecError:
+            refused += 1
+    assert refused > len(whole) // 6
+    for content in (b"", b"text", whole[: len(whole) // 2], whole[:-1]):
         path.write_bytes(content)
-        with pytest.raises(CalrecError, match="no index of BM25"):
+        with pytest.raises(CalrecError, match="index.npz is no index of BM25.*remove it"):
             BM25Index.load(path, TEXTS)
 
 
@@ -232,15 +260,60 @@ def test_a_save_that_fails_leaves_the_old_index(tmp_path, monkeypatch):
     index, path = BM25Index(TEXTS), tmp_path / "index.npz"
     index.save(path)
     before = path.read_bytes()
-
-    def torn(file, **arrays):
-        file.write(b"half")
-        raise OSError("no space")
-
     monkeypatch.setattr(np, "savez", torn)
     with pytest.raises(OSError):
         index.save(path)
     assert path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["index.npz"]
+
+
+def torn(file, **arrays):
+    file.write(b"half")
+    raise OSError("no space")
+
+
+def test_a_cached_index_is_built_once(tmp_path, monkeypatch):
+    folder, expected = tmp_path / "not" / "yet", BM25Index(TEXTS).scores(QUERIES)
+    built = BM25Index.cached(folder, "items", TEXTS)
+    (path,) = folder.iterdir()
+    assert re.fullmatch(r"items-[0-9a-f]{32}\.npz", path.name)
+    monkeypatch.setattr(bm25s.BM25, "index", None)  # nothing is built
+    loaded = BM25Index.cached(str(folder), "items", TEXTS)
+    for index in (built, loaded):
+        np.testing.assert_array_equal(index.scores(QUERIES), expected)
+
+
+def test_another_index_is_another_file(tmp_path):
+    for texts, k1, b in ((TEXTS, 1.5, 0.75), (TEXTS[:-1], 1.5, 0.75), (TEXTS, 0.9, 0.4)):
+        index = BM25Index.cached(tmp_path, "items", texts, k1, b)
+        np.testing.assert_array_equal(
+            index.scores(QUERIES), BM25Index(texts, k1, b).scores(QUERIES)
+        )
+    assert len({*tmp_path.iterdir()}) == 3
+
+
+def test_a_damaged_cached_index_is_named(tmp_path):
+    BM25Index.cached(tmp_path, "items", TEXTS)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CalrecError, match=f"{path} is no index of BM25.*remove it"):
+        BM25Index.cached(tmp_path, "items", TEXTS)
+    path.unlink()
+    BM25Index.cached(tmp_path, "items", TEXTS)
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_an_index_that_cannot_be_cached_is_told(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(CalrecError, match="cannot save the index of BM25 as .*file/items-"):
+        BM25Index.cached(file, "items", TEXTS)
+    with pytest.raises(CalrecError, match="mount the bucket"):
+        BM25Index.cached("gs://bucket/indexes", "items", TEXTS)
+    monkeypatch.setattr(np, "savez", torn)
+    with pytest.raises(CalrecError, match="cannot save .*no space"):
+        BM25Index.cached(tmp_path, "items", TEXTS)
+    assert [*tmp_path.iterdir()] == [file]
 
 
 def test_the_last_title_as_query_on_real_data(shared_data):
@@ -264,7 +337,7 @@ def test_the_last_title_as_query_on_real_data(shared_data):
         rows = index.scores([titles[last] for last, _ in block])
         targets = [place[target] for _, target in block]
         bounds += [metrics.rank_bounds(row, t) for row, t in zip(rows, targets, strict=True)]
-    summary = metrics.summarise(*np.array(bounds).T)
+    summary = metrics.summarise({"": np.array(bounds).T})[""]
     assert summary["recall@10"]["value"] == pytest.approx(0.0942, abs=5e-5)
     assert summary["ndcg@10"]["value"] == pytest.approx(0.0480, abs=5e-5)
     assert summary["ndcg@10"]["low"] == pytest.approx(0.0445, abs=3e-4)

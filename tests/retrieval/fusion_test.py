@@ -56,10 +56,15 @@ def test_mistakes_are_told():
     for bad in (np.nan, np.inf):
         with pytest.raises(ValueError, match="cannot be scaled"):
             fuse(one, np.array([[1.0, bad]]), 1.0)
+    with pytest.raises(CalrecError, match="a weight of -1"):
+        choose_weight([(one, one, [0])], [1.0, -1.0])
+    for blocks in ([], [(one[:0], one[:0], [])]):
+        with pytest.raises(CalrecError, match="validation"):
+            choose_weight(blocks, [1.0])
     with pytest.raises(CalrecError, match="validation"):
-        choose_weight(one[:0], one[:0], [], [1.0])
-    with pytest.raises(CalrecError, match="validation"):
-        choose_weight(one, one, [0], [])
+        choose_weight([(one, one, [0])], [])
+    with pytest.raises(ValueError):
+        choose_weight([(one, one, [0, 0])], [1.0])
 
 
 tables = st.lists(
@@ -79,21 +84,24 @@ def test_the_weight_is_the_best_of_the_oracles_ndcg(a, b, targets):
             fused = x / (max(x) or 1) + weight * (y / (max(y) or 1))
             gains.append(ranking.expected_metrics(fused, target)["ndcg@10"])
         expected.append(sum(gains) / 3)
-    weight, gain = choose_weight(a, b, targets, WEIGHTS)
+    weight, gain = choose_weight([(a, b, targets)], WEIGHTS)
     assert gain == pytest.approx(max(expected), abs=1e-12)
     assert expected[WEIGHTS.index(weight)] == pytest.approx(gain, abs=1e-12)
+    # Blocks are read once: a generator will do.
+    blocks = ((a[rows], b[rows], targets[rows]) for rows in (slice(2), slice(2, 2), slice(2, 3)))
+    assert choose_weight(blocks, WEIGHTS) == (weight, gain)
 
 
 def test_of_equal_weights_the_first_is_chosen():
     a = np.array([[3.0, 1.0, 0.0]])
-    assert choose_weight(a, a, [0], [2.0, 0.5, 1.0]) == (2.0, 1.0)
+    assert choose_weight([(a, a, [0])], [2.0, 0.5, 1.0]) == (2.0, 1.0)
 
 
 def test_each_user_has_a_scale_of_their_own():
     # Without it, the first user's thousands would drown the second retriever.
     a = np.array([[1000.0, 999.0, 0.0], [0.0, 0.1, 0.2]])
     b = np.array([[0.0, 0.2, 0.0], [0.0, 5.0, 0.0]])
-    weight, gain = choose_weight(a, b, [1, 1], [0.001, 1.0])
+    weight, gain = choose_weight([(a, b, [1, 1])], [0.001, 1.0])
     assert (weight, gain) == (1.0, 1.0)
 
 

@@ -13,7 +13,13 @@ from oracles import ranking
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
 from calrec_jax.retrieval.bm25 import BM25Index
-from calrec_jax.retrieval.round_robin import merge_outputs, min_max, quasi_round_robin, ranked
+from calrec_jax.retrieval.round_robin import (
+    merge_outputs,
+    min_max,
+    quasi_round_robin,
+    ranked,
+    ranked_rows,
+)
 
 log_prob = st.floats(-200, 0)
 score = st.one_of(st.floats(0, 50), st.sampled_from([0.0, 1.0, 7.5]))
@@ -132,6 +138,21 @@ def test_scores_of_other_outputs_are_refused():
 def test_ranking_is_by_score_then_by_place(scores, k):
     expected = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
     assert ranked(np.array(scores), k).tolist() == expected
+
+
+@given(
+    st.integers(1, 30).flatmap(
+        lambda n: st.lists(st.lists(score, min_size=n, max_size=n), min_size=1, max_size=4)
+    ),
+    st.integers(0, 35),
+)
+def test_rows_are_ranked_each_for_itself(rows, k):
+    expected = [ranked(np.array(row), k).tolist() for row in rows]
+    assert ranked_rows(np.array(rows), k).tolist() == expected
+
+
+def test_no_row_is_ranked():
+    assert ranked_rows(np.zeros((0, 5)), 3).shape == (0, 3)
 
 
 @pytest.mark.parametrize("values", [3, 40, 10_000])

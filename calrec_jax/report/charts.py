@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 _WIDTH, _HEIGHT = 480, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 22, 34, 30
+_KEY = 84  # width of a line's name
 _COLOURS = ("#3b7dd8", "#d8703b", "#4aa564", "#8a63c9")
 _MOST_POINTS = 400  # of one line; more could not be told apart
 
@@ -35,41 +36,62 @@ def line_chart(title: str, series: Mapping[str, Points]) -> str:
 
     parts = [_text(_LEFT, 20, title, "start", bold=True)]
     for y in _ticks(y0, y1):
-        _, down = place(x0, y)
-        parts.append(
-            f'<path d="M{_LEFT} {down}H{_WIDTH - _RIGHT}" stroke="currentColor" opacity=".15"/>'
-        )
-        parts.append(_text(_LEFT - 6, down + 4, f"{y:g}", "end"))
+        parts += _gridline(place(x0, y)[1], f"{y:g}")
     for x in _ticks(x0, x1):
         parts.append(_text(place(x, y0)[0], _HEIGHT - 10, f"{x:,.10g}", "middle"))
     for i, (name, line) in enumerate(lines.items()):
         colour = _COLOURS[i % len(_COLOURS)]
         parts.append(_line([place(x, y) for x, y in line], colour))
-        right = _WIDTH - _RIGHT - 80 * (len(lines) - 1 - i)
-        parts.append(_text(right, 20, name, "end", colour))
+        left = _WIDTH - _RIGHT - _KEY * (len(lines) - i)
+        parts.append(f'<path d="M{left} 16h12" stroke="{colour}" stroke-width="3"/>')
+        parts.append(_text(left + 16, 20, name, "start"))
     return _svg(title, parts)
 
 
-def bar_chart(title: str, edges: Sequence[float], counts: Sequence[int]) -> str:
+def bar_chart(
+    title: str, edges: Sequence[float], counts: Sequence[int], whole: bool = False
+) -> str:
     """An SVG of a histogram.
 
     Args:
       edges: ascending, one more than `counts`.
+      whole: values are whole numbers, and a bin's are those below its upper edge.
     """
     width = (_WIDTH - _LEFT - _RIGHT) / len(counts)
-    high = _HEIGHT - _TOP - _BOTTOM
+    high, most = _HEIGHT - _TOP - _BOTTOM, max([*counts, 1])
     parts = [_text(_LEFT, 20, title, "start", bold=True)]
+    for count in _ticks(0, most):
+        if count == int(count):
+            down = round(_HEIGHT - _BOTTOM - high * count / most, 1)
+            parts += _gridline(down, f"{count:,.0f}")
     for i, count in enumerate(counts):
-        tall = round(high * count / max(*counts, 1), 1)
+        tall = round(high * count / most, 1)
         left, top = round(_LEFT + i * width, 1), round(_HEIGHT - _BOTTOM - tall, 1)
-        label = f"{edges[i]:,.0f} to {edges[i + 1]:,.0f}: {count:,}"
+        label = _whole_bin(edges, i) if whole else f"{edges[i]:,.0f} to {edges[i + 1]:,.0f}"
         parts.append(
             f'<rect x="{left}" y="{top}" width="{round(width - 1, 1)}" height="{tall}" '
-            f'fill="{_COLOURS[0]}"><title>{label}</title></rect>'
+            f'fill="{_COLOURS[0]}"><title>{label}: {count:,}</title></rect>'
         )
-    for place in (0, len(counts) // 2, len(counts)):
-        parts.append(_text(_LEFT + place * width, _HEIGHT - 10, f"{edges[place]:,.0f}", "middle"))
+    if whole:
+        for i in sorted({0, len(counts) // 2, len(counts) - 1}):
+            centre = round(_LEFT + (i + 0.5) * width, 1)
+            parts.append(_text(centre, _HEIGHT - 10, _whole_bin(edges, i), "middle"))
+    else:
+        for i in (0, len(counts) // 2, len(counts)):
+            place = round(_LEFT + i * width, 1)
+            parts.append(_text(place, _HEIGHT - 10, f"{edges[i]:,.0f}", "middle"))
     return _svg(title, parts)
+
+
+def _whole_bin(edges: Sequence[float], i: int) -> str:
+    first, last = edges[i], edges[i + 1] - 1
+    return f"{first:,.0f}" if first == last else f"{first:,.0f}–{last:,.0f}"
+
+
+def _gridline(down: float, label: str) -> tuple[str, str]:
+    """A line from side to side, and what it stands for."""
+    line = f'<path d="M{_LEFT} {down}H{_WIDTH - _RIGHT}" stroke="currentColor" opacity=".15"/>'
+    return line, _text(_LEFT - 6, down + 4, label, "end")
 
 
 def _svg(title: str, parts: Sequence[str]) -> str:
@@ -87,10 +109,10 @@ def _line(places: Points, colour: str) -> str:
     return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
 
 
-def _text(x, y, text: str, anchor: str, colour: str = "currentColor", bold: bool = False) -> str:
+def _text(x, y, text: str, anchor: str, bold: bool = False) -> str:
     weight = ' font-weight="600"' if bold else ""
     return (
-        f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{colour}"{weight}>'
+        f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="currentColor"{weight}>'
         f"{html.escape(text)}</text>"
     )
 

@@ -6,7 +6,8 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from calrec_jax.eval import charts
+from calrec_jax.report import charts
+from calrec_jax.report.page import breakable, table
 
 NAME = "data.json"  # in MODEL_DIR: {stage: what `calrec inspect` tells of it}
 
@@ -24,20 +25,16 @@ _COLUMNS = (
 )
 
 
-def section(stages: Mapping[str, Mapping[str, Any]]) -> str:
+def stages(told: Mapping[str, Mapping[str, Any]]) -> str:
     """HTML of what each stage trains on."""
-    return "\n".join(["<h2>Training data</h2>", *(_stage(n, told) for n, told in stages.items())])
+    return "\n".join(_stage(*stage) for stage in told.items())
 
 
 def _stage(name: str, told: Mapping[str, Any]) -> str:
     domains = told["domains"]
-    head = "".join(f"<th>{title}</th>" for title, _ in _COLUMNS)
-    rows = "".join(
-        f"<tr><td>{html.escape(d['name']).replace('_', '_<wbr>')}</td>"
-        + "".join(f"<td>{show(d)}</td>" for _, show in _COLUMNS)
-        + "</tr>"
-        for d in domains
-    )
+    rows = [
+        (breakable(d["name"]), [f"<td>{show(d)}</td>" for _, show in _COLUMNS]) for d in domains
+    ]
     bars = "".join(
         charts.bar_chart(f"tokens of an example: {d['name']}", **d["tokens"]["histogram"])
         for d in domains
@@ -47,7 +44,7 @@ def _stage(name: str, told: Mapping[str, Any]) -> str:
 <p>{told["steps"]:,} steps of {told["rows"]:,} rows of {told["row_length"]:,} tokens, at most
 {told["max_segments"]} examples a row; targets: {html.escape(told["targets"])};
 rates: {html.escape(told["rates"])}.</p>
-<div class="scroll"><table><tr><th></th>{head}</tr>{rows}</table></div>
+{table([title for title, _ in _COLUMNS], rows)}
 <div class="charts">{bars}</div>
 {shown}"""
 

@@ -1,4 +1,4 @@
-"""Line charts: what is drawn stays inside, whatever the values."""
+"""Charts: what is drawn stays inside, whatever the values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calrec_jax.eval import charts
+from calrec_jax.report import charts
 
 values = st.floats(allow_nan=True, allow_infinity=True, width=32)
 points = st.lists(values, max_size=30).map(lambda ys: list(enumerate(ys)))
@@ -78,3 +78,52 @@ def test_ticks_are_round_numbers(low, high, ticks):
 
 def test_names_are_escaped():
     assert "<b>" not in charts.line_chart("<b>", {"<b>": [(0, 1), (1, 2)]})
+    assert "<b>" not in charts.bar_chart("<b>", [0, 1], [1])
+
+
+def bars(svg: str) -> list[dict[str, float]]:
+    """x, y, width and height of each bar."""
+    return [
+        {name: float(value) for name, value in bar.attrib.items() if name != "fill"}
+        for bar in ET.fromstring(svg).iter("rect")
+    ]
+
+
+def labels(svg: str) -> list[str]:
+    """The texts of a chart, but for its title."""
+    return [text.text for text in ET.fromstring(svg).iter("text")][1:]
+
+
+@given(st.lists(st.integers(0, 10**7), min_size=1, max_size=40), st.booleans())
+def test_bars_stand_on_the_axis_inside_the_frame(counts, whole):
+    drawn = bars(charts.bar_chart("users", range(len(counts) + 1), counts, whole))
+    assert len(drawn) == len(counts)
+    for bar, count in zip(drawn, counts, strict=True):
+        assert bar["x"] >= 48 and bar["x"] + bar["width"] <= 480 - 22
+        assert bar["y"] + bar["height"] == pytest.approx(250 - 30, abs=0.1)
+        assert bar["height"] == pytest.approx(186 * count / max([*counts, 1]), abs=0.1)
+
+
+def test_bins_of_whole_numbers_are_named_by_what_is_in_them():
+    svg = charts.bar_chart("users", [1, 2, 4, 6], [5, 1200, 0], whole=True)
+    assert re.findall("<title>(.*?)</title>", svg) == ["1: 5", "2–3: 1,200", "4–5: 0"]
+    assert labels(svg) == ["0", "500", "1,000", "1", "2–3", "4–5"]
+    assert labels(charts.bar_chart("users", [7, 8], [2], whole=True)) == ["0", "1", "2", "7"]
+
+
+def test_other_bins_are_named_by_their_edges():
+    svg = charts.bar_chart("tokens", [0.0, 10.25, 20.5], [2, 1])
+    assert re.findall("<title>(.*?)</title>", svg) == ["0 to 10: 2", "10 to 20: 1"]
+    assert labels(svg) == ["0", "1", "2", "0", "10", "20"]
+
+
+def test_counts_have_no_fractions():
+    assert labels(charts.bar_chart("users", [0, 1], [1]))[:2] == ["0", "1"]
+    assert labels(charts.bar_chart("users", [0, 1], [0]))[:2] == ["0", "1"]
+
+
+def test_lines_have_a_key():
+    svg = charts.line_chart("loss", {"train": [(0, 1), (1, 2)], "validation": [(0, 2)]})
+    assert labels(svg)[-2:] == ["train", "validation"]
+    for colour in charts._COLOURS[:2]:
+        assert svg.count(colour) == 2  # the line and its key

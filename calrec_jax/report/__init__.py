@@ -1,0 +1,1 @@
+"""What evaluations found, for people: a page of a run, and runs beside each other."""

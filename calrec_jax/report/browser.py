@@ -1,0 +1,140 @@
+"""The report's browser of users: who got what, to be searched and filtered."""
+
+from __future__ import annotations
+
+import html
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from calrec_jax.report.files import read_json
+from calrec_jax.report.page import Section, breakable
+
+_GENERATED, _RANKED = 10, 10  # shown of each user
+_A_PAGE = 20  # users, where the page's script runs
+_RANKS = {"1": "1", "10": "2 to 10", "more": "beyond 10"}
+_TARGET = ' <span class="mark">✓ target</span>'
+
+
+def section(evaluation: str, directory: pathlib.Path, result: Mapping[str, Any]) -> Section:
+    """The users of an evaluation's examples.json; says where it is missing.
+
+    Args:
+      evaluation: its name.
+      directory: its folder.
+      result: its metrics.json.
+
+    Raises:
+      CalrecError: the file is damaged.
+    """
+    heading, path = f"Users of {breakable(evaluation)}", directory / "examples.json"
+    if not path.exists():
+        return heading, f"<p>{path.name} is missing: run <code>calrec eval</code> again.</p>"
+    users = read_json(path)
+    details = "\n".join(map(_user, users))
+    return (
+        heading,
+        f"""<div data-users="{_A_PAGE}">
+<p>The first {len(users):,} of {result["n"]:,} users.</p>
+<div class="controls" hidden>{_controls(users, result["slices"])}</div>
+<p><output></output></p>
+{details}
+<div class="controls" hidden><button>Previous</button><button>Next</button></div></div>""",
+    )
+
+
+def _controls(users: Sequence[Mapping[str, Any]], slices: Mapping[str, Iterable[str]]) -> str:
+    """The search box, and a choice for the rank and for each slicing that tells users apart."""
+    parts = ['<label>search<input type="search" placeholder="user, item or text"></label>']
+    parts.append(_choice("rank", "target found at rank", _RANKS))
+    for slicing, names in slices.items():
+        theirs = {user["slices"][slicing] for user in users}
+        if len(theirs) > 1:
+            options = {name: name for name in names if name in theirs}
+            parts.append(_choice(f"slice {slicing}", slicing, options))
+    return "".join(parts)
+
+
+def _choice(trait: str, label: str, options: Mapping[str, str]) -> str:
+    listed = "".join(
+        f'<option value="{html.escape(value)}">{html.escape(text)}</option>'
+        for value, text in options.items()
+    )
+    return (
+        f'<label>{html.escape(label)}<select name="{html.escape(trait)}">'
+        f'<option value="">any</option>{listed}</select></label>'
+    )
+
+
+def _traits(user: Mapping[str, Any]) -> dict[str, str]:
+    """What can be chosen by: {the choice's name: the user's value}."""
+    worst = user["rank"]["high"]  # a tie is not yet a find
+    rank = "1" if worst == 1 else "10" if worst <= 10 else "more"
+    return {"rank": rank} | {f"slice {k}": v for k, v in user["slices"].items()}
+
+
+def _user(user: Mapping[str, Any]) -> str:
+    dates = user["dates"] or [""] * (len(user["history"]) + 1)
+    history = [
+        f"<li{_class(item_id == user['target'])}>{_date(date)}{_item(user, item_id)}</li>"
+        for item_id, date in zip(user["history"], dates, strict=False)
+    ]
+    slices = ", ".join(f"{slicing}: {of}" for slicing, of in user["slices"].items())
+    return f"""<details data-traits="{html.escape(json.dumps(_traits(user)))}">
+<summary><span class="find">{html.escape(user["user_id"])}</span>: target at rank
+{_rank(user["rank"])}: {_date(dates[-1])}{_item(user, user["target"], mark=False)}</summary>
+<p class="soft">{html.escape(slices)}</p>
+<h4>History, oldest first</h4><ol>{"".join(history)}</ol>
+{_generated(user)}
+<h4>Retrieved, with scores</h4><ol>{"".join(_ranked(user))}</ol></details>"""
+
+
+def _rank(rank: Mapping[str, int]) -> str:
+    if rank["high"] == rank["low"]:
+        return f"{rank['low']:,}"
+    return f"{rank['low']:,}–{rank['high']:,} (tied)"
+
+
+def _generated(user: Mapping[str, Any]) -> str:
+    """The texts in order; nothing for a model that scores items and writes none."""
+    if not user["generated"]:
+        return ""
+    target = user["texts"][user["target"]].strip()
+    entries = []
+    for text, logprob in ((g["text"], g["logprob"]) for g in user["generated"][:_GENERATED]):
+        found = text.strip() == target
+        entries.append(
+            f'<li{_class(found)}><span class="find">{html.escape(text) or "<i>nothing</i>"}</span> '
+            f'<span class="soft">{logprob:.2f}</span>{_TARGET if found else ""}</li>'
+        )
+    more = len(user["generated"]) - _GENERATED
+    if more > 0:
+        entries.append(f'<li class="soft">and {more} more</li>')
+    return f"<h4>Generated, with log-probabilities</h4><ol>{''.join(entries)}</ol>"
+
+
+def _ranked(user: Mapping[str, Any]) -> Iterable[str]:
+    for item in user["ranked"][:_RANKED]:
+        found = item["item_id"] == user["target"]
+        yield (
+            f"<li{_class(found)}>{_item(user, item['item_id'])} "
+            f'<span class="soft">{item["score"]:.4f}</span></li>'
+        )
+
+
+def _item(user: Mapping[str, Any], item_id: str, mark: bool = True) -> str:
+    text = user["texts"].get(item_id, "")
+    found = _TARGET if mark and item_id == user["target"] else ""
+    return (
+        f'<span class="find"><span class="soft">{html.escape(item_id)}</span> '
+        f"{html.escape(text)}</span>{found}"
+    )
+
+
+def _class(found: bool) -> str:
+    return ' class="target"' if found else ""
+
+
+def _date(date: str) -> str:
+    return f'<span class="soft">{html.escape(date)}</span> ' if date else ""

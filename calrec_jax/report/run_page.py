@@ -1,0 +1,118 @@
+"""report.html: what a run did, on one self-contained page."""
+
+from __future__ import annotations
+
+import html
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from calrec_jax.errors import CalrecError
+from calrec_jax.report import (
+    browser,
+    charts,
+    evaluation,
+    files,
+    page,
+    training_data,
+)
+from calrec_jax.report.page import Section, breakable
+
+_LOSSES = {
+    "loss": "loss",
+    "nig": "next item (NIG)",
+    "tt": "target-target contrast (TT)",
+    "ut": "user-target contrast (UT)",
+}
+
+
+def write(model_dir: str | pathlib.Path) -> pathlib.Path:
+    """Writes MODEL_DIR/report.html from what is there, and says on the page what is not.
+
+    Raises:
+      CalrecError: `model_dir` is no MODEL_DIR, or a file in it is damaged or of an earlier version.
+    """
+    model_dir = pathlib.Path(model_dir)
+    manifest = files.read_manifest(model_dir)
+    results = files.evaluations(model_dir)
+    sections = [evaluation.section(*result) for result in results.items()]
+    sections += _unfinished(model_dir, results)
+    sections.append(("Training", _stages(model_dir, manifest)))
+    data = model_dir / training_data.NAME
+    if data.exists():
+        sections.append(("Training data", training_data.stages(files.read_json(data))))
+    sections += [
+        browser.section(name, model_dir / "eval" / name, result) for name, result in results.items()
+    ]
+    sections.append(("Configuration", _configuration(model_dir, manifest)))
+    path = model_dir / "report.html"
+    page.write(path, f"CALRec run {model_dir.absolute().name}", sections)
+    return path
+
+
+def _unfinished(model_dir: pathlib.Path, results: Mapping[str, Any]) -> Iterator[Section]:
+    """What to say of evaluations that are not there, or not complete."""
+    begun = [
+        path
+        for path in sorted(model_dir.glob("eval/*/predictions.jsonl"))
+        if path.parent.name not in results
+    ]
+    if not begun and not results:
+        yield "Evaluation", "<p>Not evaluated yet: run <code>calrec eval</code>.</p>"
+    for path in begun:
+        done = path.read_bytes().count(b"\n")
+        yield (
+            f"Evaluation {breakable(path.parent.name)}",
+            f"<p>The evaluation stopped after {done:,} users: run <code>calrec eval</code> again "
+            f"to go on.</p>",
+        )
+
+
+def _stages(model_dir: pathlib.Path, manifest: Mapping[str, Any]) -> str:
+    parts = []
+    for stage_name, stage in manifest["stages"].items():
+        lines = _read_lines(model_dir / stage_name / "metrics.jsonl")
+        steps = f"{stage['train_steps']:,} steps"
+        reached = max((line["step"] for line in lines), default=0)
+        if 0 < reached < stage["train_steps"]:
+            steps = f"{reached:,} of {steps}"
+        parts.append(f"<h3>{breakable(stage_name)}: {breakable(stage['mixture'])}, {steps}</h3>")
+        curves = "".join(_curves(lines))
+        parts.append(f'<div class="charts">{curves}</div>' if curves else "<p>Not begun.</p>")
+    return "\n".join(parts)
+
+
+def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The objects of a metrics.jsonl; a kill may have left half a line at the end."""
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text("utf-8").rpartition("\n")
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise CalrecError(f"{path} is damaged: {error}") from error
+
+
+def _curves(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A chart a loss, training and validation together."""
+    return [
+        charts.line_chart(
+            title,
+            {
+                split: [(x["step"], x[loss]) for x in lines if x["split"] == split and loss in x]
+                for split in ("train", "validation")
+            },
+        )
+        for loss, title in _LOSSES.items()
+        if any(loss in line for line in lines)
+    ]
+
+
+def _configuration(model_dir: pathlib.Path, manifest: Mapping[str, Any]) -> str:
+    path = model_dir / "config.gin"
+    config = path.read_text("utf-8") if path.exists() else "config.gin is missing"
+    versions = ", ".join(f"{package} {v}" for package, v in manifest["versions"].items())
+    return f"""<p class="soft">{html.escape(versions)}; vocabulary
+{html.escape(manifest["vocabulary"])}</p>
+<details><summary>config.gin</summary><pre>{html.escape(config)}</pre></details>"""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class CalrecError(Exception):
@@ -66,6 +67,11 @@ def is_full_disk(error: BaseException) -> bool:
         return error.errno in _FULL
     # RESOURCE_EXHAUSTED alone may be the device's memory.
     return any(os.strerror(code) in str(error) for code in _FULL)
+
+
+def is_read_only(error: OSError) -> bool:
+    """Whether `error` says that nothing may be written there."""
+    return error.errno in _READ_ONLY
 
 
 def _path_in(error: BaseException) -> str | None:

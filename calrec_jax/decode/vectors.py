@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from calrec_jax.errors import CalrecError
+from calrec_jax.errors import CalrecError, is_read_only
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig
@@ -106,6 +106,8 @@ def cached(
 ) -> np.ndarray:
     """The vectors of a file, computed and written where there is none.
 
+    Where nothing may be written, as a served run's folder may be, they are computed alone.
+
     Args:
       path: see `cache_path`. It is written whole or, when killed, not at all.
       settings: all that the vectors depend on besides the checkpoint: texts, vocabulary, lengths.
@@ -118,11 +120,15 @@ def cached(
     wanted = json.loads(json.dumps(settings))
     if not path.exists():
         vectors = compute()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, vectors=vectors, settings=np.array(json.dumps(wanted)))
-        os.replace(temporary, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(path.name + ".tmp")
+            with temporary.open("wb") as file:
+                np.savez(file, vectors=vectors, settings=np.array(json.dumps(wanted)))
+            os.replace(temporary, path)
+        except OSError as error:
+            if not is_read_only(error):
+                raise
         return vectors
     try:
         with np.load(path) as saved:

@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse import _sparsetools
 
-from calrec_jax.errors import CalrecError, local_path
+from calrec_jax.errors import CalrecError, is_read_only, local_path
 from calrec_jax.retrieval.round_robin import ranked_rows
 
 _WORD = re.compile(r"\w+")
@@ -222,6 +222,8 @@ class BM25Index:
     ) -> BM25Index:
         """The index that is saved in `folder`; built and saved there where it is not yet.
 
+        Where nothing may be written, as a served run's folder may be, it is built and not saved.
+
         Args:
           folder: made where it is missing.
           name: of the catalogue, with which the file's name begins: the rest of it is a fingerprint
@@ -241,7 +243,8 @@ class BM25Index:
             path.parent.mkdir(parents=True, exist_ok=True)
             index.save(path)
         except OSError as error:
-            raise CalrecError(f"cannot save the index of BM25 as {path}: {error}") from error
+            if not is_read_only(error):
+                raise CalrecError(f"cannot save the index of BM25 as {path}: {error}") from error
         return index
 
     @classmethod

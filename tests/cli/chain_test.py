@@ -57,7 +57,7 @@ def test_the_chain(tmp_path):
     assert "synthetic_sports test: 5 users" in table
     metrics = json.loads((moved / "eval" / "test" / "metrics.json").read_text())
     assert metrics["n"] == 5
-    page = calrec(away, "report", "--model_dir=../moved").stdout.splitlines()[-1]
+    page = calrec(away, "report", "../moved").stdout.splitlines()[-1]
     assert pathlib.Path(away, page).is_file()
 
     prediction = json.loads((moved / "eval/test/predictions.jsonl").read_text().splitlines()[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import jax
 import numpy as np
 import pytest
@@ -156,3 +158,19 @@ def test_a_damaged_file_is_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(CalrecError, match="holds no vectors"):
         vectors.cached(path, SETTINGS, computed_never)
+
+
+def test_where_nothing_may_be_written_vectors_are_computed_each_time(tmp_path, monkeypatch):
+    def refused(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(np, "savez", refused)
+    path = tmp_path / "vectors.npz"
+    for value in (1.0, 2.0):
+        found = vectors.cached(path, {}, lambda value=value: np.full((2, 3), value, np.float32))
+        assert found.tolist() == [[value] * 3] * 2
+    assert not path.exists()
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(np, "savez", lambda *args, **kwargs: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match="No space"):
+        vectors.cached(path, {}, lambda: np.zeros((2, 3), np.float32))

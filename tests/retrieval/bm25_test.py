@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import errno
 import gzip
 import itertools
 import json
@@ -301,6 +302,16 @@ def test_a_damaged_cached_index_is_named(tmp_path):
     path.unlink()
     BM25Index.cached(tmp_path, "items", TEXTS)
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_where_nothing_may_be_written_an_index_is_built_each_time(tmp_path, monkeypatch):
+    def refused(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(np, "savez", refused)
+    index = BM25Index.cached(tmp_path, "items", TEXTS)
+    np.testing.assert_array_equal(index.scores(TEXTS), BM25Index(TEXTS).scores(TEXTS))
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_an_index_that_cannot_be_cached_is_told(tmp_path, monkeypatch):

@@ -1,0 +1,190 @@
+"""A trained run asked in every way: files that are kept, and what is used again."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from calrec_jax import CalrecError, Recommender, metrics
+from calrec_jax.cli import inference
+from calrec_jax.cli import main as cli
+from calrec_jax.cli import run as runs
+from calrec_jax.decode.vectors import Towers
+
+TRAIN = [
+    "--gin_file=gin/runs/quickstart.gin",
+    "--gin.VOCABULARY=@vocabularies.byte()",
+    "--gin.TRAIN_STEPS=2",
+    "--gin.STAGE2_STEPS=2",
+    "--gin.BATCH_SIZE=8",
+    "--gin.DecoderConfig.num_layers=1",
+    "--gin.DecoderConfig.d_model=32",
+    "--gin.stages.Stage.validation_batches=1",
+]
+SMALL = {
+    "max_users": 5,
+    "choosing_users": 6,
+    "num_samples": 2,
+    "max_new_tokens": 8,
+    "users_per_batch": 8,
+    "bootstrap_samples": 20,
+    "baselines": ["popularity", "co_occurrence"],
+}
+
+
+@pytest.fixture(scope="module")
+def model_dir(small_store, tmp_path_factory) -> pathlib.Path:
+    """MODEL_DIR of a run that has hardly learnt anything."""
+    path = tmp_path_factory.mktemp("run") / "model"
+    data = [f"--gin.DATA_DIR={str(small_store)!r}", f"--gin.MODEL_DIR={str(path)!r}"]
+    assert cli.main(["train", *TRAIN, *data]) == 0
+    return path
+
+
+def bindings(**changes) -> list[str]:
+    return [f"evaluator.EvaluationConfig.{k}={v!r}" for k, v in (SMALL | changes).items()]
+
+
+def evaluate(model_dir, name: str, **changes) -> dict:
+    """Of a folder `name`, as `calrec eval` does."""
+    told = []
+    run = runs.from_model_dir(model_dir, bindings(name=name, **changes))
+    result = runs.evaluate(run, lambda *done: told.append(done))
+    path = model_dir / "eval" / name
+    assert json.loads((path / "metrics.json").read_text()) == result
+    assert told[-1] == (result["n"], result["n"])
+    return result
+
+
+def lines(model_dir, name: str) -> list[dict]:
+    path = model_dir / "eval" / name / "predictions.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def retriever(model_dir, **changes):
+    run = runs.from_model_dir(model_dir, bindings(**changes))
+    return inference.TrainedModel(run).retriever("synthetic_sports", lambda texts, dense: 1.0)
+
+
+def test_towers_rank_every_item_and_their_vectors_are_read_once(model_dir, monkeypatch):
+    evaluate(model_dir, "dense", retrieval="dense", top_k=1000)
+    found = lines(model_dir, "dense")
+    assert len(found) == 5 and all(line["generated"] == [] for line in found)
+    items = {item["item_id"] for item in found[0]["ranked"]}
+    (path,) = model_dir.glob("stage2/vectors/synthetic_sports-*.npz")
+    with np.load(path) as saved:
+        assert len(items) == len(found[0]["ranked"]) == len(saved["vectors"])
+
+    def never(self, tokens):
+        raise AssertionError("the items are read again")
+
+    monkeypatch.setattr(Towers, "items", never)
+    evaluate(model_dir, "dense_again", retrieval="dense", top_k=1000)
+    assert lines(model_dir, "dense_again") == found
+
+
+def test_the_index_of_texts_is_kept(model_dir):
+    evaluate(model_dir, "plain")
+    before = {path: path.stat().st_mtime_ns for path in model_dir.glob("index/*.npz")}
+    assert len(before) == 1
+    evaluate(model_dir, "plain_again")
+    evaluate(model_dir, "other", k1=1.2)
+    after = {path: path.stat().st_mtime_ns for path in model_dir.glob("index/*.npz")}
+    assert after.items() > before.items() and len(after) == 2
+    assert lines(model_dir, "plain") == lines(model_dir, "plain_again")
+
+
+def test_both_together_rank_by_the_weight_that_validation_chose(model_dir):
+    result = evaluate(model_dir, "hybrid", retrieval="hybrid")
+    choice = result["choices"]["synthetic_sports"]["calrec"]
+    folder = model_dir / "eval" / "hybrid" / "choosing" / "synthetic_sports"
+    assert choice == json.loads((folder / "choice.json").read_text()) and choice["users"] == 6
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 6
+    bound = evaluate(
+        model_dir, "bound", retrieval="hybrid", dense_weight=choice["weight"], choosing_users=1
+    )
+    assert bound["metrics"] == result["metrics"]
+    assert not (model_dir / "eval" / "bound" / "choosing").exists()
+    assert "calrec" not in bound["choices"]["synthetic_sports"]
+
+
+def test_a_weight_of_nothing_is_the_texts_and_a_great_one_the_towers(model_dir):
+    of = {
+        "texts": retriever(model_dir),
+        "zero": retriever(model_dir, retrieval="hybrid", dense_weight=0.0),
+        "dense": retriever(model_dir, retrieval="dense"),
+        "great": retriever(model_dir, retrieval="hybrid", dense_weight=1e9),
+    }
+    history, target = lines_of_a_user(model_dir)
+    found = {k: next(iter(r([history], ["me"], [target], 5))) for k, r in of.items()}
+    assert found["texts"].places.tolist() == found["zero"].places.tolist()
+    assert found["texts"].bounds == found["zero"].bounds
+    assert found["dense"].places.tolist() == found["great"].places.tolist()
+    assert found["dense"].generated == () and found["great"].generated
+
+
+def lines_of_a_user(model_dir) -> tuple[list[str], str]:
+    """(history, target) of a test user."""
+    run = runs.from_model_dir(model_dir)
+    user = inference.domain_of(run, "synthetic_sports").sequences("test")[0]
+    return list(user.history), user.target
+
+
+@pytest.mark.parametrize("retrieval", ["bm25", "trie", "dense", "hybrid"])
+def test_a_recommender_answers_as_the_evaluation_has_it(model_dir, retrieval):
+    more = {"seen": "exclude", "max_new_tokens": 32, "dense_weight": 0.5}
+    made = Recommender.load(model_dir, bindings=bindings(retrieval=retrieval, **more))
+    history, _ = lines_of_a_user(model_dir)
+    (items,) = made.recommend([history], k=1000)
+    assert len(items) == len(made.catalogue) - len(set(history))
+    assert not {item.item_id for item in items} & set(history)
+    assert [item.score for item in items] == sorted((x.score for x in items), reverse=True)
+    assert made.recommend([history], k=3)[0] == items[:3]
+
+
+def test_a_recommender_needs_a_weight(model_dir):
+    both = bindings(retrieval="hybrid", name="never_evaluated")
+    with pytest.raises(CalrecError, match="run `calrec eval` with it, or bind .*dense_weight"):
+        Recommender.load(model_dir, bindings=both)
+    evaluate(model_dir, "chosen", retrieval="hybrid")
+    Recommender.load(model_dir, bindings=bindings(retrieval="hybrid", name="chosen"))
+
+
+def test_several_domains_are_measured_together_each_in_its_own_catalogue(model_dir):
+    names = ["synthetic_sports", "synthetic_office"]
+    both = evaluate(model_dir, "both", domain=names, max_users=8)
+    assert {k: part["n"] for k, part in both["slices"]["domain"].items()} == {
+        name: sum(line["domain"] == name for line in lines(model_dir, "both")) for name in names
+    }
+    assert both["domain"] == "synthetic_sports, synthetic_office" and both["n"] == 8
+    run = runs.from_model_dir(model_dir)
+    for line in lines(model_dir, "both"):
+        catalogue = inference.domain_of(run, line["domain"]).catalogue()
+        assert {item["item_id"] for item in line["ranked"]} <= set(catalogue.item_ids)
+    # Asked alone, a user has the same answer.
+    alone = {line["user_id"]: line for line in lines(model_dir, "both")}
+    evaluate(model_dir, "office", domain="synthetic_office", max_users=None)
+    for line in lines(model_dir, "office"):
+        if line["user_id"] in alone and alone[line["user_id"]]["domain"] == line["domain"]:
+            assert line["rank"] == alone[line["user_id"]]["rank"]
+
+
+def test_a_complete_evaluation_is_measured_anew_without_the_model(model_dir, monkeypatch):
+    first = evaluate(model_dir, "complete")
+
+    def never(*args, **kwargs):
+        raise AssertionError("the weights are read for nothing")
+
+    monkeypatch.setattr(inference.weights, "load_params", never)
+    again = evaluate(model_dir, "complete", bootstrap_samples=30)
+    assert again["metrics"]["mrr"]["value"] == first["metrics"]["mrr"]["value"]
+    assert list(again["metrics"]) == list(metrics.METRICS)
+
+
+def test_the_name_of_another_evaluation_with_other_settings_is_refused(model_dir):
+    evaluate(model_dir, "mine")
+    with pytest.raises(CalrecError, match="made with retrieval = 'bm25', .* has 'dense'"):
+        evaluate(model_dir, "mine", retrieval="dense")

@@ -16,6 +16,7 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.eval import baselines, outcomes
 from calrec_jax.eval.baselines import Known
 from calrec_jax.eval.outcomes import outcome
+from calrec_jax.eval.slices import slices
 from calrec_jax.retrieval import fusion
 from calrec_jax.text.items import Catalogue
 
@@ -403,3 +404,27 @@ def test_the_hybrid_on_the_timed_set(industrial):
         lambda _: lambda told: hybrid.scores(told, "item_knn", 2.0), industrial, "timed"
     )
     assert published == pytest.approx((0.1165, 0.0810), abs=5e-5)
+
+
+@pytest.mark.slow
+def test_the_hybrid_without_items_that_were_seen(industrial):
+    what, test = industrial["full"]
+    known = Known(what.train, what.catalogue, what.validation, seen="exclude")
+    hybrid = baselines.Hybrid(known)
+    assert (hybrid.choice.part, hybrid.choice.weight) == ("item_knn", 1.0)
+    values = measured(lambda _: hybrid, {"full": (known, test)}, "full")
+    assert values == pytest.approx((0.1229, 0.0873), abs=5e-5)
+
+
+@pytest.mark.slow
+def test_the_published_hybrid_finds_what_is_bought_on_one_day(industrial):
+    known, test = industrial["timed"]
+    hybrid = baselines.Hybrid(known)
+    found = outcome(lambda told: hybrid.scores(told, "item_knn", 2.0), test, known.catalogue)
+    trained = {test[0].domain: {item for user in known.train for item in user.item_ids}}
+    days = slices(test, trained)["day"]
+    recall = {
+        day: metrics.per_user(found.low[places], found.high[places])["recall@10"].mean()
+        for day, places in days.items()
+    }
+    assert recall == pytest.approx({"same_day": 0.3045, "later_day": 0.0396}, abs=5e-5)

@@ -34,10 +34,10 @@ def rank_bounds(scores: np.ndarray, target: int) -> tuple[int, int]:
     Raises:
       ValueError: a score is NaN, which compares as neither better nor worse.
     """
-    if np.isnan(scores).any():
+    if np.isnan(scores.min()):  # the minimum is NaN where any of them is
         raise ValueError("scores hold NaN: they rank nothing")
     mine = scores[target]
-    return 1 + int((scores > mine).sum()), int((scores >= mine).sum())
+    return 1 + int(np.count_nonzero(scores > mine)), int(np.count_nonzero(scores >= mine))
 
 
 def per_user(low: np.ndarray, high: np.ndarray) -> Values:

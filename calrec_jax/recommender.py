@@ -20,7 +20,8 @@ class Recommendation:
 
     Attributes:
       item_id: an item is its id.
-      score: of quasi-round-robin, in [0, 1]; a cosine with retrieval "dense".
+      score: of quasi-round-robin, in [0, 1]; a cosine with retrieval "dense"; from 0 to 1 + the
+        weight with "hybrid".
       fields: the item's text.
     """
 
@@ -48,7 +49,7 @@ class Recommender:
 
         Args:
           model_dir: MODEL_DIR of the run; its config.gin says where the store and vocabulary are.
-          domain: if not the one that the run evaluates.
+          domain: if not the one, or the first, that the run evaluates.
           checkpoint: if not the one that the run evaluates, "stage1:best".
           bindings: "NAME=VALUE" of gin, over those of config.gin: `DATA_DIR='store'`, where it has
             moved, or `mesh.MeshConfig.model=1`, on another machine.

@@ -57,7 +57,8 @@ def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
     """Trains the model, then measures it; returns what metrics.json holds.
 
     MODEL_DIR gets what `calrec report` reads: manifest.json, config.gin, sasrec/metrics.jsonl (a
-    line an epoch) and eval/<split>. The weights are not kept: the same seed gives them again.
+    line an epoch), the weights in sasrec/checkpoints, and eval/<split>. Weights that are there are
+    not trained again.
 
     Args:
       progress: told (users done, users in all).
@@ -66,13 +67,13 @@ def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
       CalrecError: MODEL_DIR is another run's or holds other predictions, or as `sasrec.train`.
     """
     config, model_dir = run.evaluation, pathlib.Path(run.model_dir)
-    # Items are their ids: no text is encoded, so any vocabulary does.
     if len(config.domains) > 1:
         raise CalrecError(
             f"EvaluationConfig.domain is {config.domain}: SASRec is trained on one dataset, not "
             f"on several"
         )
     (dataset,) = config.domains
+    # Items are their ids: no text is encoded, so any vocabulary does.
     domain = Domain(dataset, dataset, run.data_dir, Template(), vocabularies.byte())
     known = baselines.Known(
         domain.sequences("train"),
@@ -82,9 +83,7 @@ def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
         config.b,
         config.seen,
     )
-    _claim(run, domain, steps=0)
-    trained = _train(run, known, model_dir / _NAME)
-    _claim(run, domain, trained.steps)
+    trained = _trained(run, domain, known)
     config = dataclasses.replace(config, checkpoint=f"{_NAME}, epoch {trained.epoch}")
     subject = Subject(
         known,
@@ -99,6 +98,19 @@ def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
     }
     directory = model_dir / "eval" / config.folder
     return evaluator.evaluate(_NAME, [subject], config, directory, settings, progress)
+
+
+def _trained(run: BaselineRun, domain: Domain, known: baselines.Known) -> sasrec.Trained:
+    """The model: as it was saved, or trained and saved."""
+    directory = pathlib.Path(run.model_dir) / _NAME
+    saved = manifest.read(run.model_dir) if manifest.has_saved(directory) else None
+    _claim(run, domain, saved["stages"][_NAME]["train_steps"] if saved else 0)
+    trained = sasrec.restore(directory, run.model, known.catalogue)
+    if trained is None:
+        trained = _train(run, known, directory)
+        _claim(run, domain, trained.steps)
+        sasrec.save(directory, trained)
+    return trained
 
 
 def _claim(run: BaselineRun, domain: Domain, steps: int) -> None:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
             run = runs.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
         with full_disk_named(run.model_dir), progress.of_users() as show:
             result = runs.evaluate(run, show)
-    print(plain.result_table(result))
+    plain.show(plain.result_table(result))
     return 0
 
 

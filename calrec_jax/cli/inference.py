@@ -135,7 +135,8 @@ class TrainedModel:
     def _dense(self, domain: Domain) -> Dense:
         tokens, catalogue = domain.tokens(self._lengths), domain.catalogue()
         item_vectors = vectors.cached(
-            vectors.cache_path(self._stage_dir, domain.dataset, self.fingerprint),
+            self._stage_dir / "vectors",
+            domain.dataset,
             {
                 **self.settings(),
                 "items": domain.checksums()["items"],
@@ -212,6 +213,7 @@ def evaluate(run: Run, progress: Progress) -> dict[str, Any]:
     config = run.evaluation
     directory = pathlib.Path(run.model_dir) / "eval" / config.folder
     found = {name: domain_of(run, name) for name in config.domains}
+    _check_datasets(found)
     users = sum(domain.num_sequences(config.split) for domain in found.values())
     # The last batch is smaller, and filled up.
     batch_size = max(1, min(config.users_per_batch, config.max_users or users, users))
@@ -227,6 +229,18 @@ def evaluate(run: Run, progress: Progress) -> dict[str, Any]:
     return evaluator.evaluate("calrec", subjects, config, directory, settings, progress)
 
 
+def _check_datasets(found: Mapping[str, Domain]) -> None:
+    """Raises CalrecError for two domains of one dataset, whose users would be one another's."""
+    names: dict[str, str] = {}
+    for name, domain in found.items():
+        other = names.setdefault(domain.dataset, name)
+        if other != name:
+            raise CalrecError(
+                f"EvaluationConfig.domain names {other!r} and {name!r}, which are both of dataset "
+                f"{domain.dataset!r}: evaluate them one by one, with EvaluationConfig.name"
+            )
+
+
 def chosen_weight(run: Run, name: str) -> float:
     """The weight of retrieval "hybrid" that the run's last evaluation chose for a domain.
 
@@ -239,7 +253,8 @@ def chosen_weight(run: Run, name: str) -> float:
     if choice is None:
         raise CalrecError(
             f"no weight has been chosen for retrieval 'hybrid' in {folder}: run `calrec eval` with "
-            f"it, or bind EvaluationConfig.dense_weight"
+            f"it, or bind EvaluationConfig.name to that of an evaluation that chose one, or "
+            f"EvaluationConfig.dense_weight"
         )
     return choice.weight
 

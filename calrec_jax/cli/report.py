@@ -15,6 +15,8 @@ def main(argv: Sequence[str]) -> int:
     """Of one run: prints the table of every evaluation, and where the page is. Of several: prints
     how they differ."""
     args = _parse_arguments(argv)
+    for run in args.runs:
+        local_path(run, "RUN")
     if len(args.runs) > 1:
         return _compare(args)
 
@@ -22,9 +24,9 @@ def main(argv: Sequence[str]) -> int:
 
     (model_dir,) = args.runs
     for metrics in files.evaluations(model_dir).values():
-        print(plain.result_table(metrics))
+        plain.show(plain.result_table(metrics))
     with full_disk_named(model_dir):
-        print(run_page.write(model_dir))
+        plain.show(str(run_page.write(model_dir)))
     return 0
 
 
@@ -44,20 +46,21 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", metavar="FILE.html", help="writes the comparison as a page, too")
     args = parser.parse_args(argv)
-    if len(args.runs) == 1 and (args.evaluation or args.out):
+    if len(args.runs) == 1 and (args.evaluation, args.out) != (None, None):
         parser.error("--evaluation and --out go with two or more runs")
     return args
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from calrec_jax.report import compare, comparison
+    from calrec_jax.report import compare, comparison, plain
 
-    out = local_path(args.out, "--out") if args.out else None
-    compared = compare.compare(args.runs, args.evaluation or "test")
-    print(comparison.text(compared))
-    if out:
+    out = None if args.out is None else local_path(args.out, "--out")
+    evaluation = "test" if args.evaluation is None else args.evaluation
+    compared = compare.compare(args.runs, evaluation)
+    plain.show(comparison.text(compared))
+    if out is not None:
         _write(compared, out)
-        print(out)
+        plain.show(str(out))
     return 0
 
 

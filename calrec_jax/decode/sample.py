@@ -39,7 +39,7 @@ class Samples:
 
 
 class Sampler:
-    """Continues lists of prompts. Compiles once per (number of prompts, prompt bucket).
+    """Continues lists of prompts. Compiles once per (rows, prompt bucket).
 
     Args:
       decoder, params: the model.
@@ -47,8 +47,8 @@ class Sampler:
       eos_id, bos_id: of the vocabulary; BOS goes before each prompt as in training.
       max_prompt_tokens: the longest prompt, without BOS.
       mesh, mesh_config: where `params` lie; prompts are split along the data axis.
-      batch_size: calls with fewer prompts are filled up to so many, so that they do not compile
-        again; None = each call has its own size.
+      batch_size: calls with fewer prompts are filled up to so many rows, so that they do not
+        compile again; None = up to a power of two.
       trie: only its texts are continuations; None = all texts are.
 
     Raises:
@@ -71,7 +71,7 @@ class Sampler:
     ):
         self._bos_id, self._max_prompt = bos_id, max_prompt_tokens + 1
         self._mesh, self._mesh_config = mesh, mesh_config
-        self._batch_size = batch_size or 1
+        self._batch_size = batch_size
         fan_outs, self._trie = (), None
         if trie is not None:
             if trie.depth > config.max_new_tokens:
@@ -119,7 +119,8 @@ class Sampler:
         # Buckets of 64 tokens: few programs to compile, little padding.
         width = min(-(-longest // 64) * 64, self._max_prompt)
         data = self._mesh.shape["data"]
-        rows = -(-max(len(prompts), self._batch_size) // data) * data
+        filled = self._batch_size or 1 << (len(prompts) - 1).bit_length()
+        rows = -(-max(len(prompts), filled) // data) * data
         tokens = np.zeros((rows, width), np.int32)
         lengths = np.ones(rows, np.int32)
         tokens[:, 0] = self._bos_id

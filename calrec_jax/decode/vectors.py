@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import json
 import os
 import pathlib
+import uuid
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +25,8 @@ from calrec_jax.text.prompts import TokenizedCatalogue
 from calrec_jax.train import step
 
 _BUCKET = 32  # tokens: few programs to compile, little padding
+# What reading a damaged file raises: a RuntimeError is one of zipfile.
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 class Towers:
@@ -92,53 +97,60 @@ class Towers:
         return tokens, mask
 
 
-def cache_path(stage_dir: pathlib.Path, domain: str, fingerprint: str) -> pathlib.Path:
-    """Where the item vectors of a domain and a checkpoint are kept.
-
-    Args:
-      fingerprint: of the checkpoint, see `Checkpoints.fingerprint`.
-    """
-    return stage_dir / "vectors" / f"{domain}-{fingerprint}.npz"
-
-
 def cached(
-    path: pathlib.Path, settings: Mapping[str, Any], compute: Callable[[], np.ndarray]
+    folder: pathlib.Path,
+    name: str,
+    settings: Mapping[str, Any],
+    compute: Callable[[], np.ndarray],
 ) -> np.ndarray:
-    """The vectors of a file, computed and written where there is none.
+    """The vectors that are kept in `folder`, computed and written where they are not yet.
 
     Where nothing may be written, as a served run's folder may be, they are computed alone.
 
     Args:
-      path: see `cache_path`. It is written whole or, when killed, not at all.
-      settings: all that the vectors depend on besides the checkpoint: texts, vocabulary, lengths.
-        As JSON.
+      folder: made where it is missing.
+      name: of the catalogue, with which the file's name begins: the rest of it is a fingerprint of
+        `settings`, so that vectors of others are another file.
+      settings: all that the vectors depend on: checkpoint, texts, vocabulary, lengths. As JSON.
       compute: gives float32 [items, D].
 
     Raises:
-      CalrecError: the file is damaged, or of other settings.
+      CalrecError: the file is damaged, or cannot be written.
     """
-    wanted = json.loads(json.dumps(settings))
-    if not path.exists():
-        vectors = compute()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".tmp")
-            with temporary.open("wb") as file:
-                np.savez(file, vectors=vectors, settings=np.array(json.dumps(wanted)))
-            os.replace(temporary, path)
-        except OSError as error:
-            if not is_read_only(error):
-                raise
-        return vectors
+    wanted = json.dumps(settings, sort_keys=True)
+    fingerprint = hashlib.blake2b(wanted.encode(), digest_size=16).hexdigest()
+    path = folder / f"{name}-{fingerprint}.npz"
+    if path.exists():
+        return _load(path, wanted)
+    vectors = compute()
+    try:
+        _save(path, wanted, vectors)
+    except OSError as error:
+        if not is_read_only(error):
+            raise CalrecError(f"cannot keep the items' vectors as {path}: {error}") from error
+    return vectors
+
+
+def _save(path: pathlib.Path, settings: str, vectors: np.ndarray) -> None:
+    """Writes the whole file or, when it fails or is killed, none of it."""
+    # Processes that save the same vectors at once do not write into one another's file.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(file, vectors=vectors, settings=np.array(settings))
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _load(path: pathlib.Path, settings: str) -> np.ndarray:
     try:
         with np.load(path) as saved:
-            there, vectors = json.loads(str(saved["settings"])), saved["vectors"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            there, vectors = str(saved["settings"]), saved["vectors"]
+        if there != settings:
+            raise ValueError("those in it are of other settings")
+    except _DAMAGED as error:
         raise CalrecError(f"{path} holds no vectors ({error}): remove it") from error
-    for name in sorted(there.keys() | wanted.keys()):
-        if there.get(name) != wanted.get(name):
-            raise CalrecError(
-                f"{path} was made with {name} = {there.get(name)!r}, here it is "
-                f"{wanted.get(name)!r}: remove it, or give the old settings"
-            )
     return vectors

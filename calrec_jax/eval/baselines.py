@@ -63,6 +63,11 @@ class Known:
         return np.bincount(np.array(flat, np.int64), minlength=len(self.catalogue))
 
     @functools.cached_property
+    def cosines(self) -> scipy.sparse.csr_matrix:
+        """cos(j, i) of `item_knn`, float64 [items, items]."""
+        return _cosines(self)
+
+    @functools.cached_property
     def indexes(self) -> dict[tuple[str, ...], tuple[list[str], BM25Index]]:
         """{fields: (texts, their index)} of those that `texts` was asked for."""
         return {}
@@ -152,7 +157,7 @@ def item_knn(known: Known) -> Score:
     TOIS 2004), the items of the history weighted by how recent they are. Ties go to the more
     popular item. The similarities take memory for every pair of items that some user has.
     """
-    similar = _cosines(known)
+    similar = known.cosines
 
     def score(histories):
         places = [known.catalogue.places(history) for history in histories]
@@ -198,12 +203,20 @@ def _by_popularity(known: Known, part: Callable[[Sequence[Sequence[str]]], Any])
 
     def score(histories):
         scores = part(histories).tocsr()
-        largest = scores.max(axis=1).toarray().ravel()
-        largest[largest == 0] = 1.0
-        scores.data = np.round(scores.data / np.repeat(largest, np.diff(scores.indptr)), _DECIMALS)
+        scores.data = np.round(scores.data / _largest(scores), _DECIMALS)
         return scores.toarray() + rank
 
     return score
+
+
+def _largest(scores: scipy.sparse.csr_matrix) -> np.ndarray:
+    """The largest value of its row for each value that is stored; all are positive."""
+    sizes = np.diff(scores.indptr)
+    filled = sizes > 0
+    # Rows follow each other without gaps. SciPy's own maximum would sort the columns first.
+    starts = scores.indptr[:-1][filled]
+    largest = np.maximum.reduceat(scores.data, starts) if len(starts) else np.zeros(0)
+    return np.repeat(largest, sizes[filled])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval import baselines, hybrid
+from calrec_jax.eval import baselines, config_checks, hybrid
 from calrec_jax.eval.examples import EXAMPLES, example
 from calrec_jax.eval.measure import measure
 from calrec_jax.eval.outcomes import BEST, Outcome, outcome
@@ -27,28 +26,10 @@ from calrec_jax.eval.predictions import (
 from calrec_jax.eval.retrievers import Retriever
 from calrec_jax.eval.slices import slice_of
 from calrec_jax.eval.users import sample, shuffled
-from calrec_jax.retrieval.fusion import SEEN
 from calrec_jax.text.items import Catalogue, UserSequence
 
-_FOLDER = re.compile(r"[\w-][\w.-]*")
-_COUNTS = (
-    "num_samples",
-    "max_new_tokens",
-    "users_per_batch",
-    "max_users",
-    "choosing_users",
-    "top_k",
-    "sampling_top_k",
-    "bootstrap_samples",
-)
+# Predictions of users do not depend on these.
 _NOT_ASKED = {"name", "domain", "users_per_batch", "bootstrap_samples", "max_users", "baselines"}
-_HYBRID = {"dense_weight", "choosing_users"}
-_CHOICES = {
-    "split": ("test", "validation"),
-    "decoding": ("sample", "beam"),
-    "retrieval": ("bm25", "trie", "dense", "hybrid"),
-    "seen": SEEN,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,37 +95,9 @@ class EvaluationConfig:
     seed: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "baselines", tuple(self.baselines))
-        for name in self.baselines:
-            if name not in baselines.BASELINES:
-                raise CalrecError(
-                    f"EvaluationConfig.baselines names {name!r}, which is none of "
-                    f"{', '.join(baselines.BASELINES)}"
-                )
-        for name, known in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise CalrecError(f"EvaluationConfig.{name} {value!r} is none of {known}")
-        if not 0 < self.sampling_top_p <= 1:
-            value = self.sampling_top_p
-            raise CalrecError(f"EvaluationConfig.sampling_top_p is {value}: give one in (0, 1]")
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise CalrecError(f"EvaluationConfig.{name} is {value}: it must be at least 1")
-        for name in ("epsilon", "k1", "b", "dense_weight"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise CalrecError(f"EvaluationConfig.{name} is {value}: it must not be negative")
-        if self.name is not None and not _FOLDER.fullmatch(self.name):
-            raise CalrecError(
-                f"EvaluationConfig.name {self.name!r} is no name of a folder: use letters, digits, "
-                f"dots, dashes and underscores"
-            )
-        if len(set(self.domains)) < max(len(self.domains), 1):
-            raise CalrecError(
-                f"EvaluationConfig.domain is {self.domain}: give one, or several once"
-            )
+        if isinstance(self.baselines, list):
+            object.__setattr__(self, "baselines", tuple(self.baselines))
+        config_checks.check(self)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -152,21 +105,26 @@ class EvaluationConfig:
         return (self.domain,) if isinstance(self.domain, str) else tuple(self.domain)
 
     @property
+    def chooses_weight(self) -> bool:
+        """Whether validation chooses the weight of "dense"."""
+        return self.retrieval == "hybrid" and self.dense_weight is None
+
+    @property
     def folder(self) -> str:
         """Of the results, under MODEL_DIR/eval."""
         return self.name or self.split
 
     def asked(self) -> dict[str, Any]:
-        """What of it a prediction of a model that writes texts depends on."""
-        others = (
-            "name",
-            "domain",
-            "users_per_batch",
-            "bootstrap_samples",
-            "max_users",
-            "baselines",
-        )
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in others}
+        """What of it a prediction of a model that writes texts depends on.
+
+        What only "hybrid" reads, or only the choice of its weight, is as preset elsewhere.
+        """
+        values = dataclasses.asdict(self)
+        if self.retrieval != "hybrid":
+            values["dense_weight"] = EvaluationConfig.dense_weight
+        if not self.chooses_weight:
+            values["choosing_users"] = EvaluationConfig.choosing_users
+        return {k: v for k, v in values.items() if k not in _NOT_ASKED}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,8 +184,8 @@ def evaluate(
     # Before the model is asked for hours: what fails here fails at once.
     theirs, choices = _measure_baselines(measured, config)
     done = _ask(file, measured, config, progress)
-    for subject, _ in measured:
-        if choice := hybrid.read_choice(choosing_folder(directory, subject.domain)):
+    for subject in subjects if config.chooses_weight else ():
+        if choice := _choice(file, subject):
             choices[subject.domain][name] = dataclasses.asdict(choice)
 
     ours = [_outcome(done, subject.known.catalogue, some) for subject, some in measured]
@@ -312,26 +270,34 @@ def _ask(
 ) -> dict[Key, Predicted]:
     """Completes the file; returns what it holds then."""
     done = file.read()
-    missing = [
-        (subject, [user for user in users if (user.domain, user.user_id) not in done])
-        for subject, users in measured
-    ]
+    for subject, users in measured:
+        file.require_of(done, users, subject.known.catalogue)
     total = sum(len(users) for _, users in measured)
-    count = total - sum(len(users) for _, users in missing)
+    missing = {
+        subject.domain: [user for user in users if (user.domain, user.user_id) not in done]
+        for subject, users in measured
+    }
+    count = total - sum(map(len, missing.values()))
     progress(count, total)
-    for subject, users in missing:
-        if users:
+    for subject, users in measured:
+        some = missing[subject.domain]
+        if some or (users and config.chooses_weight and _choice(file, subject) is None):
             complete(
                 file,
-                _asked(users, config),
+                _asked(some, config),
                 subject.known.catalogue,
                 subject.retriever(),
                 config.top_k,
                 config.users_per_batch,
                 lambda n, before=count: progress(before + n, total),
             )
-            count += len(users)
+            count += len(some)
     return file.read()
+
+
+def _choice(file: PredictionsFile, subject: Subject) -> hybrid.Choice | None:
+    """The weight that was chosen for a domain, where it is still there."""
+    return hybrid.read_choice(choosing_folder(file.path.parent, subject.domain))
 
 
 def _asked(users: Sequence[UserSequence], config: EvaluationConfig) -> Sequence[UserSequence]:

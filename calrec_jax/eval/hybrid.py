@@ -72,6 +72,7 @@ def choose(
         )
     file = PredictionsFile(directory, settings)
     done = file.read()
+    file.require_of(done, users, catalogue)
     missing = [user for user in users if (user.domain, user.user_id) not in done]
     before = len(users) - len(missing)
     complete(
@@ -108,6 +109,9 @@ def read_choice(directory: pathlib.Path) -> Choice | None:
     if not path.exists():
         return None
     try:
-        return Choice(**json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
+        choice = Choice(**json.loads(path.read_text("utf-8")))
+        if not (0 <= choice.weight < float("inf") and 0 <= choice.ndcg <= 1 and choice.users >= 1):
+            raise ValueError("out of range")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CalrecError(f"{path} is damaged: remove it, and run `calrec eval`") from error
+    return choice

@@ -17,7 +17,7 @@ from calrec_jax.text.items import Catalogue, UserSequence
 Score = Callable[[Sequence[Sequence[str]]], np.ndarray]
 
 BEST = 10  # items of each user of which more is measured than where the target stands
-_MOST_SCORES = 2**24  # held at a time: 128 MiB of float64
+MOST_SCORES = 2**24  # held at a time: 128 MiB of float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ def outcome(
     users: Sequence[UserSequence],
     catalogue: Catalogue,
     seen: str = "allow",
-    most_scores: int = _MOST_SCORES,
+    most_scores: int = MOST_SCORES,
 ) -> Outcome:
     """What `score` finds for the users.
 
@@ -70,7 +70,7 @@ def outcome(
 
 
 def blocks(
-    users: Sequence[UserSequence], catalogue: Catalogue, most_scores: int = _MOST_SCORES
+    users: Sequence[UserSequence], catalogue: Catalogue, most_scores: int = MOST_SCORES
 ) -> Iterator[Sequence[UserSequence]]:
     """`users` in blocks whose scores are at most so many, but of one user at least."""
     size = max(1, most_scores // len(catalogue))

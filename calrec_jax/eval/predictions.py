@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from calrec_jax.errors import CalrecError
+from calrec_jax.errors import CalrecError, is_full_disk
 from calrec_jax.eval.outcomes import BEST
 from calrec_jax.eval.retrievers import Ranking, Retriever
 from calrec_jax.text.items import Catalogue, UserSequence
@@ -23,11 +23,13 @@ class Predicted:
     """What is measured of one user's prediction.
 
     Attributes:
-      low, high: rank of the target, as bounds.
+      target: the item whose rank is told.
+      low, high: its rank, as bounds.
       best: ids of the first items of the ranking, `BEST` at most.
       start: where its line begins in the file, in bytes.
     """
 
+    target: str
     low: int
     high: int
     best: tuple[str, ...]
@@ -42,18 +44,27 @@ class PredictionsFile:
       settings: what the predictions depend on; they are never mixed with those of others.
 
     Raises:
-      CalrecError: the file was made with other settings, or none are beside it.
+      CalrecError: the file was made with other settings, none are beside it, or the directory
+        cannot be written.
     """
 
     def __init__(self, directory: pathlib.Path, settings: Mapping[str, Any]):
         self.path = directory / "predictions.jsonl"
-        directory.mkdir(parents=True, exist_ok=True)
         settings_path = directory / "settings.json"
-        if self.path.exists():
-            _require_same(self.path, _read_settings(settings_path), as_json(settings))
-            self._drop_torn_line()
-        else:
-            write_json(settings_path, settings)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                _require_same(self.path, _read_settings(settings_path), as_json(settings))
+                self._drop_torn_line()
+            else:
+                write_json(settings_path, settings)
+        except OSError as error:
+            if is_full_disk(error):
+                raise
+            raise CalrecError(
+                f"cannot keep predictions in {directory}: {error.strerror} "
+                f"({error.filename or self.path})"
+            ) from error
 
     def _drop_torn_line(self) -> None:
         """A kill may have left half a line at the end."""
@@ -72,17 +83,37 @@ class PredictionsFile:
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    prediction = json.loads(line)
-                    best = tuple(item["item_id"] for item in prediction["ranked"][:BEST])
-                    rank = prediction["rank"]
-                    key = prediction["domain"], prediction["user_id"]
-                    found[key] = Predicted(int(rank["low"]), int(rank["high"]), best, start)
-                except (ValueError, KeyError, TypeError) as error:
+                    key, predicted = _parsed(line, start)
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise CalrecError(
-                        f"{self.path} is damaged in line {number}: {_anew(self.path)}"
+                        f"{self.path} is damaged in line {number}: remove that line, and its user "
+                        f"is asked again; or {_anew(self.path)}"
                     ) from error
+                found[key] = predicted
                 start += len(line)
         return found
+
+    def require_of(
+        self, done: Mapping[Key, Predicted], users: Sequence[UserSequence], catalogue: Catalogue
+    ) -> None:
+        """Raises CalrecError where what is there of some of the users is not of this data.
+
+        Args:
+          done: what `read` found.
+          users: of the domain whose catalogue it is.
+        """
+        for user in users:
+            there = done.get((user.domain, user.user_id))
+            if there is not None and not (
+                there.target == user.target
+                and there.high <= len(catalogue)
+                and all(item_id in catalogue.index for item_id in there.best)
+            ):
+                raise CalrecError(
+                    f"{self.path} has a prediction of user {user.user_id!r} of {user.domain} that "
+                    f"is of another target or catalogue: remove its line, and the user is asked "
+                    f"again; or {_anew(self.path)}"
+                )
 
     def whole(self, predictions: Sequence[Predicted]) -> list[dict[str, Any]]:
         """The objects of some lines."""
@@ -97,6 +128,26 @@ class PredictionsFile:
         """Writes one batch through to the operating system."""
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(p, allow_nan=False) + "\n" for p in predictions)
+
+
+def _parsed(line: bytes, start: int) -> tuple[Key, Predicted]:
+    """What a line says. Raises ValueError, KeyError, TypeError or RecursionError if it is none."""
+    prediction = json.loads(line)
+    key = prediction["domain"], prediction["user_id"]
+    rank, target = prediction["rank"], prediction["target"]
+    best = tuple(item["item_id"] for item in prediction["ranked"][:BEST])
+    texts, log_probs = [], []
+    for generated in prediction["generated"]:
+        texts.append(generated["text"])
+        log_probs.append(generated["logprob"])
+    if not all(isinstance(text, str) for text in (*key, target, *best, *texts)):
+        raise TypeError("a name or a text is none")
+    if not all(isinstance(log_prob, (int, float)) for log_prob in log_probs):
+        raise TypeError("a log-probability is no number")
+    low, high = rank["low"], rank["high"]
+    if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high):
+        raise ValueError("a rank is none")
+    return key, Predicted(target, low, high, best, start)
 
 
 def complete(
@@ -162,12 +213,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def _read_settings(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        settings = json.loads(path.read_text("utf-8"))
+        if not isinstance(settings, dict):
+            raise TypeError("settings are an object")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CalrecError(
             f"{path.parent / 'predictions.jsonl'} does not say what made it, since {path.name} is "
             f"missing or damaged: {_anew(path)}"
         ) from error
+    return settings
 
 
 def _require_same(path: pathlib.Path, there: Any, here: Any, name: str = "") -> None:

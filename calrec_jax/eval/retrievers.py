@@ -10,7 +10,7 @@ import numpy as np
 
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval.outcomes import Score
+from calrec_jax.eval.outcomes import MOST_SCORES, Score
 from calrec_jax.retrieval import fusion, round_robin
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.generated import Generated
@@ -78,15 +78,21 @@ class BM25Lookup:
     def scores(self, outputs: Sequence[Sequence[Generated]]) -> Iterator[np.ndarray]:
         """float64 [items] for each user's outputs.
 
-        All texts are looked up together, which takes float64 [texts, items] of memory.
+        The texts of as many users as memory allows are looked up together.
         """
         merged = [merge(some) for some in outputs]
-        queries = self._index.scores([text for texts, _ in merged for text in texts])
-        start = 0
-        for texts, log_probs in merged:
-            rows = queries[start : start + len(texts)]
-            start += len(texts)
-            yield round_robin.quasi_round_robin(rows, log_probs, self._epsilon)
+        while merged:
+            together, merged = self._some(merged)
+            rows = self._index.scores([text for texts, _ in together for text in texts])
+            ends = np.cumsum([len(texts) for texts, _ in together])
+            for (_, log_probs), of_user in zip(together, np.split(rows, ends[:-1]), strict=True):
+                yield round_robin.quasi_round_robin(of_user, log_probs, self._epsilon)
+
+    def _some(self, merged: list) -> tuple[list, list]:
+        """(the users whose scores are at most `MOST_SCORES`, but one at least; the others)."""
+        sizes = np.cumsum([len(texts) for texts, _ in merged]) * self._index.num_items
+        users = max(1, int(np.searchsorted(sizes, MOST_SCORES, side="right")))
+        return merged[:users], merged[users:]
 
 
 class TrieLookup:
@@ -220,9 +226,13 @@ class Scored:
         self._score, self._catalogue, self._seen = score, catalogue, seen
 
     def __call__(self, histories, names, targets, k):
-        """See `Retriever`."""
-        rows = without_seen(self._score(histories), histories, self._catalogue, self._seen)
-        yield from rankings(rows, targets, self._catalogue, k, [()] * len(histories))
+        """See `Retriever`. As many histories as memory allows are scored together."""
+        size = max(1, MOST_SCORES // len(self._catalogue))
+        for start in range(0, len(histories), size):
+            some = histories[start : start + size]
+            wanted = None if targets is None else targets[start : start + size]
+            rows = without_seen(self._score(some), some, self._catalogue, self._seen)
+            yield from rankings(rows, wanted, self._catalogue, k, [()] * len(some))
 
 
 def without_seen(

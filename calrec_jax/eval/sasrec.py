@@ -11,10 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import pathlib
+import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +32,8 @@ from calrec_jax.text.items import Catalogue, UserSequence
 
 _SHORTEST = 4  # rows are padded to this length, or to a power of two that is longer
 _SCORED = 256  # users scored at a time
+_WEIGHTS = "weights.npz"
+_FACTS = {"epoch": int, "steps": int, "ndcg": float}  # of `Trained`, saved beside the weights
 
 Params = Any
 Told = Callable[[int, int, float, float], None]
@@ -222,6 +229,45 @@ def train(
         if epoch - best.epoch >= config.patience:
             break
     return dataclasses.replace(best, steps=steps)
+
+
+def save(directory: pathlib.Path, trained: Trained) -> None:
+    """Writes the weights to `directory`/checkpoints, whole or, when killed, not at all."""
+    checkpoint = directory / "checkpoints" / f"checkpoint_{trained.steps}"
+    temporary = checkpoint.with_name(checkpoint.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    weights = flax.traverse_util.flatten_dict(jax.device_get(trained.params), sep="/")
+    facts = {name: getattr(trained, name) for name in _FACTS}
+    np.savez(temporary / _WEIGHTS, **weights, **facts)
+    os.replace(temporary, checkpoint)
+
+
+def restore(directory: pathlib.Path, config: SASRecConfig, catalogue: Catalogue) -> Trained | None:
+    """What `save` wrote, or None where nothing is saved.
+
+    Args:
+      config, catalogue: those that it was trained with.
+
+    Raises:
+      CalrecError: the weights are damaged, or of another model.
+    """
+    paths = [*(directory / "checkpoints").glob(f"checkpoint_*[0-9]/{_WEIGHTS}")]
+    if not paths:
+        return None
+    model = SASRec(config, len(catalogue))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    try:
+        with np.load(paths[0]) as saved:
+            facts = {name: kind(saved[name]) for name, kind in _FACTS.items()}
+            weights = {name: saved[name] for name in saved.files if name not in facts}
+        params = flax.traverse_util.unflatten_dict(weights, sep="/")
+        found, wanted = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, shapes))
+        if found != wanted:
+            raise ValueError("it is of another model")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CalrecError(f"{paths[0]} holds no weights ({error}): remove its folder") from error
+    return Trained(**facts, score=make_score(model, params, catalogue), params=params)
 
 
 def _optimizer(config: SASRecConfig) -> optax.GradientTransformation:

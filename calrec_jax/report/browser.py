@@ -8,12 +8,13 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from calrec_jax.report.files import read_json
+from calrec_jax.report.files import read_json, require
 from calrec_jax.report.page import Section, breakable
 
 _GENERATED, _RANKED = 10, 10  # shown of each user
 _A_PAGE = 20  # users, where the page's script runs
 _RANKS = {"1": "1", "10": "2 to 10", "more": "beyond 10"}
+_PARTS = ("user_id", "target", "rank", "generated", "ranked", "history", "dates", "slices", "texts")
 _TARGET = ' <span class="mark">✓ target</span>'
 
 
@@ -31,7 +32,7 @@ def section(evaluation: str, directory: pathlib.Path, result: Mapping[str, Any])
     heading, path = f"Users of {breakable(evaluation)}", directory / "examples.json"
     if not path.exists():
         return heading, f"<p>{path.name} is missing: run <code>calrec eval</code> again.</p>"
-    users = read_json(path)
+    users = _read(path, result["slices"])
     details = "\n".join(map(_user, users))
     return (
         heading,
@@ -42,6 +43,14 @@ def section(evaluation: str, directory: pathlib.Path, result: Mapping[str, Any])
 {details}
 <div class="controls" hidden><button>Previous</button><button>Next</button></div></div>""",
     )
+
+
+def _read(path: pathlib.Path, slicings: Iterable[str]) -> list[dict[str, Any]]:
+    users, remedy = read_json(path), "run `calrec eval` again"
+    for user in users if isinstance(users, list) else [users]:
+        require(path, user, _PARTS, remedy)
+        require(path, user["slices"], slicings, remedy)
+    return users
 
 
 def _controls(users: Sequence[Mapping[str, Any]], slices: Mapping[str, Iterable[str]]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
-from calrec_jax.report.files import read_json, read_metrics
+from calrec_jax.report.files import read_metrics, read_slices
 from calrec_jax.train import manifest as manifests
 
 Key = tuple[str, str]
@@ -167,7 +167,7 @@ def read_evaluation(folder: pathlib.Path) -> Evaluation:
     result = read_metrics(folder / _METRICS)
     slices = {
         (domain, user): of
-        for domain, users in read_json(folder / _SLICES).items()
+        for domain, users in read_slices(folder / _SLICES, result["slices"]).items()
         for user, of in users.items()
     }
     targets, ranks = _read_predictions(folder / _PREDICTIONS)
@@ -200,10 +200,10 @@ def _read_predictions(
                 if not 1 <= low <= high:
                     raise ValueError
                 targets[key], ranks[key] = user["target"], (low, high)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise CalrecError(
-                    f"{path} is damaged in line {number}: run `calrec eval` again, which tells "
-                    f"what can be kept"
+                    f"{path} is damaged in line {number}: remove that line, and run `calrec eval` "
+                    f"again"
                 ) from error
     return targets, ranks
 

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from calrec_jax.errors import CalrecError
+from calrec_jax.metrics import METRICS
 from calrec_jax.train import manifest as manifests
 
-_PARTS = ("model", "choices", "beyond_accuracy", "slices", "histories")
+_AGAIN = "run `calrec eval` again, which keeps the predictions"
+_PARTS = (
+    "model",
+    "n",
+    "users",
+    "items",
+    "domain",
+    "split",
+    "config",
+    "metrics",
+    "baselines",
+    "paired",
+    "beyond_accuracy",
+    "slices",
+    "histories",
+    "choices",
+)
+_SETTINGS = ("checkpoint", "retrieval", "seen", "shuffle_history", "bootstrap_samples", "seed")
 
 
 def read_manifest(model_dir: str | pathlib.Path) -> Mapping[str, Any]:
@@ -28,8 +46,22 @@ def read_json(path: pathlib.Path) -> Any:
     """What a JSON file holds. Raises CalrecError where it is damaged."""
     try:
         return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CalrecError(f"{path} is damaged: remove it, and make it again ({error})") from error
+
+
+def require(path: pathlib.Path, value: Any, names: Iterable[str], remedy: str) -> None:
+    """Raises CalrecError where a part of a file is no object, or lacks what this version writes.
+
+    Args:
+      path: of the file.
+      remedy: what to do.
+    """
+    if not isinstance(value, dict):
+        raise CalrecError(f"{path} is damaged, with {str(value)[:20]!r} for an object: {remedy}")
+    for name in names:
+        if name not in value:
+            raise CalrecError(f"{path} has no {name!r}: an earlier version made it; {remedy}")
 
 
 def read_metrics(path: pathlib.Path) -> dict[str, Any]:
@@ -38,14 +70,31 @@ def read_metrics(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       CalrecError: it is damaged, or lacks what this version writes.
     """
-    metrics = read_json(path)
-    lacking = [part for part in _PARTS if not isinstance(metrics, dict) or part not in metrics]
-    if lacking:
-        raise CalrecError(
-            f"{path} has no {lacking[0]!r}: an earlier version made it; run `calrec eval` again, "
-            f"which keeps the predictions"
-        )
-    return metrics
+    result = read_json(path)
+    require(path, result, _PARTS, _AGAIN)
+    require(path, result["config"], _SETTINGS, _AGAIN)
+    require(path, result["metrics"], METRICS, _AGAIN)
+    for part in ("baselines", "paired", "beyond_accuracy", "slices", "histories", "choices"):
+        require(path, result[part], (), _AGAIN)
+    return result
+
+
+def read_slices(path: pathlib.Path, slicings: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What a slices.json holds: {domain: {user: {slicing: slice}}}.
+
+    Args:
+      slicings: of the metrics.json beside it.
+
+    Raises:
+      CalrecError: it is damaged.
+    """
+    slicings, domains = list(slicings), read_json(path)
+    require(path, domains, (), _AGAIN)
+    for users in domains.values():
+        require(path, users, (), _AGAIN)
+        for of in users.values():
+            require(path, of, slicings, _AGAIN)
+    return domains
 
 
 def evaluations(model_dir: str | pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,12 @@ def result_table(result: Mapping[str, Any]) -> str:
     for model_name, values in differences.items():
         lines += rows(model_name, width, values, "delta", "+")
     return "\n".join([*lines, "", INTERVALS, *choices(result)])
+
+
+def show(text: str) -> None:
+    """Prints a text; what the terminal's encoding has not is written as an escape."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def heading(width: int, metrics: Sequence[str] = METRICS) -> str:

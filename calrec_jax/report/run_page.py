@@ -41,7 +41,7 @@ def write(model_dir: str | pathlib.Path) -> pathlib.Path:
     sections.append(("Training", _stages(model_dir, manifest)))
     data = model_dir / training_data.NAME
     if data.exists():
-        sections.append(("Training data", training_data.stages(files.read_json(data))))
+        sections.append(("Training data", training_data.stages(training_data.read(data))))
     sections += [
         browser.section(name, model_dir / "eval" / name, result) for name, result in results.items()
     ]
@@ -87,11 +87,14 @@ def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """The objects of a metrics.jsonl; a kill may have left half a line at the end."""
     if not path.exists():
         return []
-    whole, _, _ = path.read_text("utf-8").rpartition("\n")
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise CalrecError(f"{path} is damaged: {error}") from error
+        whole, _, _ = path.read_text("utf-8").rpartition("\n")
+        lines = [json.loads(line) for line in whole.splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise CalrecError(f"{path} is damaged: remove what is ({error})") from error
+    for line in lines:
+        files.require(path, line, ("step", "split"), "remove the line")
+    return lines
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -111,7 +114,7 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _configuration(model_dir: pathlib.Path, manifest: Mapping[str, Any]) -> str:
     path = model_dir / "config.gin"
-    config = path.read_text("utf-8") if path.exists() else "config.gin is missing"
+    config = path.read_text("utf-8", "replace") if path.exists() else "config.gin is missing"
     versions = ", ".join(f"{package} {v}" for package, v in manifest["versions"].items())
     return f"""<p class="soft">{html.escape(versions)}; vocabulary
 {html.escape(manifest["vocabulary"])}</p>

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from calrec_jax.report import charts
+from calrec_jax.report import charts, files
 from calrec_jax.report.page import breakable, table
 
 NAME = "data.json"  # in MODEL_DIR: {stage: what `calrec inspect` tells of it}
@@ -23,6 +24,45 @@ _COLUMNS = (
     ("histories cut", lambda d: f"{d['histories_cut']:.1%}"),
     ("items cut", lambda d: f"{d['items_cut']:.1%}"),
 )
+
+
+_OF_A_STAGE = (
+    "mixture",
+    "steps",
+    "rows",
+    "row_length",
+    "max_segments",
+    "targets",
+    "rates",
+    "domains",
+)
+_OF_A_DOMAIN = (
+    "name",
+    "items",
+    "examples",
+    "share",
+    "fill",
+    "steps_per_epoch",
+    "epochs",
+    "tokens",
+    "histories_cut",
+    "items_cut",
+    "shown",
+)
+_OF_TOKENS = ("mean", "p99", "histogram")
+_AGAIN = "run `calrec train` again, which keeps what is trained; or remove the file"
+
+
+def read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """What a data.json holds. Raises CalrecError where it is damaged or of an earlier version."""
+    told = files.read_json(path)
+    files.require(path, told, (), _AGAIN)
+    for stage in told.values():
+        files.require(path, stage, _OF_A_STAGE, _AGAIN)
+        for domain in stage["domains"]:
+            files.require(path, domain, _OF_A_DOMAIN, _AGAIN)
+            files.require(path, domain["tokens"], _OF_TOKENS, _AGAIN)
+    return told
 
 
 def stages(told: Mapping[str, Mapping[str, Any]]) -> str:

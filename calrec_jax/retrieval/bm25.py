@@ -105,6 +105,11 @@ class BM25Index:
         self._rows[common] = self._none
         self._starts = np.append(scores.indptr, scores.indptr[-1])
 
+    @property
+    def num_items(self) -> int:
+        """Of the catalogue."""
+        return self._scores.shape[1]
+
     def scores(self, queries: Sequence[str]) -> np.ndarray:
         """float64 [queries, items]; zeros where no word of the query is known.
 

@@ -146,13 +146,16 @@ def without_seen(scores: np.ndarray, histories: Sequence[Sequence[int]], policy:
       policy: see `seen_places`.
 
     Returns:
-      float64 [users, items], a copy.
+      float64 [users, items]: a copy, unless nothing is excluded.
 
     Raises:
       CalrecError: an unknown policy.
       ValueError: not one history a user.
     """
+    excluded = [seen_places(history, policy) for history in histories]
+    if not any(map(len, excluded)) and len(excluded) == len(scores):
+        return np.asarray(scores, np.float64)
     scores = np.array(scores, np.float64)
-    for row, history in zip(scores, histories, strict=True):
-        row[np.asarray(seen_places(history, policy), np.intp)] = -np.inf
+    for row, places in zip(scores, excluded, strict=True):
+        row[np.asarray(places, np.intp)] = -np.inf
     return scores

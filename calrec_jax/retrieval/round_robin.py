@@ -93,8 +93,13 @@ def ranked_rows(scores: np.ndarray, k: int) -> np.ndarray:
         # Only items that can be among the first k are sorted, ties with the k-th included.
         candidates = (row >= bound).nonzero()[0]
         theirs = row[candidates]
-        if len(candidates) > 4 * k:  # many tie, or the best are in few groups
-            among = theirs >= np.partition(theirs, len(theirs) - k)[len(theirs) - k]
+        if len(candidates) > 4 * k:
+            if np.count_nonzero(theirs > bound) < k:  # many tie with the k-th
+                kth = bound
+            else:  # the best are in few groups
+                kth = np.partition(theirs, len(theirs) - k)[len(theirs) - k]
+            above, tied = (theirs > kth).nonzero()[0], (theirs == kth).nonzero()[0]
+            among = np.concatenate([above, tied[: k - len(above)]])
             candidates, theirs = candidates[among], theirs[among]
         best[:] = candidates[(-theirs).argsort(kind="stable")[:k]]
     return places

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from calrec_jax.cli import main as cli
+from calrec_jax.eval import sasrec
 from calrec_jax.eval.baselines import BASELINES
 
 SMALL = [
@@ -56,18 +58,53 @@ def test_the_report_compares_it(finished, capsys):
     assert "Generated" not in page and "Retrieved, with scores" in page
 
 
-def test_the_same_command_again_gives_the_same(finished):
+def test_the_same_command_again_gives_the_same_and_trains_nothing(finished, monkeypatch):
     model_dir, argv = finished
     files = [model_dir / "eval" / "test" / f"{n}.json" for n in ("metrics", "examples", "settings")]
     before = [file.read_bytes() for file in files]
+
+    def never(*args):
+        raise AssertionError("it is trained again")
+
+    monkeypatch.setattr(sasrec, "train", never)
     assert cli.main(argv) == 0
     assert [file.read_bytes() for file in files] == before
+    # The saved weights answer as the trained ones did.
+    again = "--gin.evaluator.EvaluationConfig.name='again'"
+    assert cli.main([*argv, again]) == 0
+    lines = [model_dir / "eval" / n / "predictions.jsonl" for n in ("test", "again")]
+    assert lines[0].read_bytes() == lines[1].read_bytes()
 
 
-def test_predictions_of_another_model_are_not_mixed_in(finished, capsys):
-    _, argv = finished
-    assert cli.main([*argv, "--gin.RANDOM_SEED=1"]) == 1
-    assert "made with " in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("RANDOM_SEED=1", "was made with model.seed = 0"),
+        ("sasrec.SASRecConfig.d_model=4", "was made with model.d_model = 8"),
+        ("DATASET='synthetic_office'", "was made with data.checksums"),
+    ],
+)
+def test_a_folder_of_another_model_is_left_as_it_is(finished, capsys, binding, message):
+    model_dir, argv = finished
+    files = [path for path in sorted(model_dir.rglob("*")) if path.is_file()]
+    before = [path.read_bytes() for path in files]
+    capsys.readouterr()
+    assert cli.main([*argv, f"--gin.{binding}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_damaged_weights_are_named(finished, capsys, tmp_path):
+    model_dir, argv = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(model_dir, copy)
+    (path,) = copy.rglob("weights.npz")
+    path.write_bytes(path.read_bytes()[:200])
+    argv = [*argv, f"--gin.MODEL_DIR='{copy}'"]
+    capsys.readouterr()
+    assert cli.main(argv) == 1
+    assert f"{path} holds no weights" in capsys.readouterr().err
 
 
 def test_what_is_required_is_named(capsys):

@@ -13,6 +13,7 @@ from calrec_jax.cli import inference
 from calrec_jax.cli import main as cli
 from calrec_jax.cli import run as runs
 from calrec_jax.decode.vectors import Towers
+from calrec_jax.text.templates import Template
 
 TRAIN = [
     "--gin_file=gin/runs/quickstart.gin",
@@ -153,6 +154,39 @@ def test_a_recommender_needs_a_weight(model_dir):
     Recommender.load(model_dir, bindings=bindings(retrieval="hybrid", name="chosen"))
 
 
+def test_a_choice_that_was_removed_is_made_again(model_dir):
+    first = evaluate(model_dir, "removed", retrieval="hybrid")
+    (path,) = (model_dir / "eval" / "removed").glob("choosing/*/choice.json")
+    choice = path.read_bytes()
+    path.unlink()
+    assert evaluate(model_dir, "removed", retrieval="hybrid") == first
+    assert path.read_bytes() == choice
+
+
+@pytest.fixture
+def two_of_one_dataset():
+    """Domains of synthetic_sports that are written in other ways."""
+    from calrec_jax.data import domains, registry
+
+    before = dict(domains._domains)
+    registry.register_domain("sports_whole", dataset="synthetic_sports")
+    registry.register_domain(
+        "sports_titles", dataset="synthetic_sports", template=Template(fields=("title",))
+    )
+    yield "sports_whole", "sports_titles"
+    domains._domains.clear()
+    domains._domains.update(before)
+
+
+def test_domains_of_one_dataset_are_evaluated_one_by_one(model_dir, two_of_one_dataset):
+    with pytest.raises(CalrecError, match="'sports_whole' and 'sports_titles', .* both of dataset"):
+        evaluate(model_dir, "mixed", domain=list(two_of_one_dataset))
+    assert not (model_dir / "eval" / "mixed").exists()
+    for name in (*two_of_one_dataset, two_of_one_dataset[0]):
+        evaluate(model_dir, name, domain=name, retrieval="dense")
+    assert lines(model_dir, "sports_whole") != lines(model_dir, "sports_titles")
+
+
 def test_several_domains_are_measured_together_each_in_its_own_catalogue(model_dir):
     names = ["synthetic_sports", "synthetic_office"]
     both = evaluate(model_dir, "both", domain=names, max_users=8)
@@ -182,6 +216,29 @@ def test_a_complete_evaluation_is_measured_anew_without_the_model(model_dir, mon
     again = evaluate(model_dir, "complete", bootstrap_samples=30)
     assert again["metrics"]["mrr"]["value"] == first["metrics"]["mrr"]["value"]
     assert list(again["metrics"]) == list(metrics.METRICS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": 3},
+        {"domain": None},
+        {"domain": [["synthetic_sports"]]},
+        {"baselines": "popularity"},
+        {"baselines": None},
+        {"baselines": [["popularity"]]},
+        {"dense_weight": "1"},
+        {"choosing_users": "all"},
+        {"sampling_top_k": "5"},
+        {"sampling_top_p": None},
+        {"temperature": "0.5"},
+        {"seed": "a"},
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(model_dir, change):
+    (name,) = change
+    with pytest.raises(CalrecError, match=f"EvaluationConfig.{name} is .*, which is not of type"):
+        runs.from_model_dir(model_dir, bindings(**change))
 
 
 def test_the_name_of_another_evaluation_with_other_settings_is_refused(model_dir):

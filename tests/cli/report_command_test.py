@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from report_case import RANKS, claim, evaluate
 from report_html import checked, headings, shown
@@ -78,6 +82,15 @@ def test_names_of_runs_are_escaped(runs, calrec):
     assert shown(checked(runs / "evil.html")).count(evil) > 3
 
 
+def test_names_that_the_terminal_cannot_write_are_escaped(runs):
+    (runs / "y").rename(runs / "\u00fc")
+    command = [sys.executable, "-m", "calrec_jax.cli.main", "report"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    for argv, told in ((["x", "\u00fc"], b"\n\\xfc - x "), (["\u00fc"], b"\n\\xfc/report.html\n")):
+        done = subprocess.run([*command, *argv], env=environment, capture_output=True, check=True)
+        assert told in done.stdout
+
+
 def test_another_evaluation_is_chosen(runs, calrec):
     for name in "xy":
         evaluate(runs / name, name="test_dense", config={"retrieval": "dense"})
@@ -85,7 +98,7 @@ def test_another_evaluation_is_chosen(runs, calrec):
     assert code == 0 and "y/eval/test_dense" in out and "settings that differ" not in out
 
 
-@pytest.mark.parametrize("flag", ["--evaluation=test", "--out=page.html"])
+@pytest.mark.parametrize("flag", ["--evaluation=test", "--out=page.html", "--out="])
 def test_flags_of_comparisons_want_several_runs(runs, calrec, flag):
     code, _, err = calrec("x", flag)
     assert code == 2 and "--evaluation and --out go with two or more runs" in err
@@ -99,6 +112,10 @@ def test_flags_of_comparisons_want_several_runs(runs, calrec, flag):
         (("x", "absent"), "absent is no folder"),
         (("x", "y", "--evaluation=other"), "x has no evaluation 'other'; it has test"),
         (("x", "y", "--out=absent/page.html"), "cannot write absent/page.html: No such file"),
+        (("x", "y", "--evaluation="), "x has no evaluation ''"),
+        (("x", "y", "--out="), "cannot write .: Is a directory"),
+        (("x", "gs://b/y"), "RUN is gs://b/y, and only paths"),
+        (("gs://b/y",), "RUN is gs://b/y, and only paths"),
         (("x", "y", "--out=gs://b/page.html"), "--out is gs://b/page.html, and only paths"),
     ],
 )

@@ -391,3 +391,19 @@ def test_as_many_seeds_as_prompts_are_needed():
     for seeds in ([1, 2, 3], [1, 2, 3, 4, 5]):
         with pytest.raises(ValueError, match=f"{len(seeds)} seeds for 4 prompts"):
             sampler()(PROMPTS, seeds)
+
+
+def test_prompts_are_padded_to_few_lengths_and_few_numbers_of_rows(monkeypatch):
+    many, shapes = sampler(longest=300), set()
+    run = many._generate
+
+    def seen(params, trie, tokens, *rest):
+        shapes.add(tokens.shape)
+        return run(params, trie, tokens, *rest)
+
+    monkeypatch.setattr(many, "_generate", seen)
+    for lengths in ([3], [60], [63], [64], [3, 70], [5, 6, 7], [1, 2, 3, 4], [290]):
+        prompts = [np.full(length, 5, np.int32) for length in lengths]
+        many(prompts, list(range(len(prompts))))
+    # BOS stands before each: 63 tokens are the most that 64 positions hold.
+    assert shapes == {(1, 64), (1, 128), (2, 128), (4, 64), (1, 301)}

@@ -114,6 +114,7 @@ def test_a_history_reads_its_items_in_order(alone):
 
 
 SETTINGS = {"vocabulary": "bytes", "lengths": {"inputs": 9, "targets": 4}, "kinds": ("a", "b")}
+MADE = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 
 def computed_never() -> np.ndarray:
@@ -121,43 +122,62 @@ def computed_never() -> np.ndarray:
 
 
 def test_vectors_are_computed_once(tmp_path):
-    path = vectors.cache_path(tmp_path / "stage2", "games", "0123")
-    assert path == tmp_path / "stage2" / "vectors" / "games-0123.npz"
-    made = np.arange(6, dtype=np.float32).reshape(3, 2)
-    assert vectors.cached(path, SETTINGS, lambda: made) is made
-    again = vectors.cached(path, SETTINGS, computed_never)
-    assert again.dtype == np.float32 and again.tolist() == made.tolist()
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    folder = tmp_path / "stage2" / "vectors"
+    assert vectors.cached(folder, "games", SETTINGS, lambda: MADE) is MADE
+    again = vectors.cached(folder, "games", SETTINGS, computed_never)
+    assert again.dtype == np.float32 and again.tolist() == MADE.tolist()
+    (path,) = folder.iterdir()
+    assert path.name.startswith("games-") and path.suffix == ".npz"
 
 
 @pytest.mark.parametrize(
     "other", [SETTINGS | {"vocabulary": "words"}, SETTINGS | {"lengths": {}}, {}]
 )
-def test_vectors_of_other_settings_are_refused(tmp_path, other):
-    path = tmp_path / "v.npz"
-    vectors.cached(path, SETTINGS, lambda: np.zeros((1, 2), np.float32))
-    with pytest.raises(CalrecError, match="was made with"):
-        vectors.cached(path, other, computed_never)
+def test_vectors_of_other_settings_stand_beside_each_other(tmp_path, other):
+    vectors.cached(tmp_path, "games", SETTINGS, lambda: MADE)
+    assert vectors.cached(tmp_path, "games", other, lambda: -MADE).tolist() == (-MADE).tolist()
+    assert len(list(tmp_path.iterdir())) == 2
+    again = vectors.cached(tmp_path, "games", SETTINGS, computed_never)
+    assert again.tolist() == MADE.tolist()
 
 
-def test_a_write_that_fails_leaves_nothing_to_be_read(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def torn(file, **arrays):
         file.write(b"half")
-        raise OSError("no space")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    path = tmp_path / "v.npz"
     monkeypatch.setattr(np, "savez", torn)
-    with pytest.raises(OSError):
-        vectors.cached(path, SETTINGS, lambda: np.zeros((1, 2), np.float32))
-    assert not path.exists()
+    with pytest.raises(CalrecError, match="cannot keep .*games-.*No space"):
+        vectors.cached(tmp_path, "games", SETTINGS, lambda: MADE)
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half", b"text"])
-def test_a_damaged_file_is_refused(tmp_path, content):
-    path = tmp_path / "v.npz"
+def test_a_folder_that_is_a_file_is_told(tmp_path):
+    (tmp_path / "vectors").write_text("")
+    with pytest.raises(CalrecError, match="cannot keep"):
+        vectors.cached(tmp_path / "vectors", "games", SETTINGS, lambda: MADE)
+
+
+def saved(path, **arrays) -> bytes:
+    np.savez(path, **arrays)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "text", "other arrays", "other settings"])
+def test_a_damaged_file_is_refused(tmp_path, damage):
+    vectors.cached(tmp_path, "games", SETTINGS, lambda: MADE)
+    (path,) = tmp_path.iterdir()
+    content = {
+        "empty": b"",
+        "half": path.read_bytes()[:-40],
+        "text": b"text",
+        "other arrays": saved(tmp_path / "x.npz", vectors=MADE),
+        "other settings": saved(tmp_path / "x.npz", vectors=MADE, settings=np.array("{}")),
+    }[damage]
     path.write_bytes(content)
-    with pytest.raises(CalrecError, match="holds no vectors"):
-        vectors.cached(path, SETTINGS, computed_never)
+    with pytest.raises(CalrecError, match="holds no vectors .*: remove it"):
+        vectors.cached(tmp_path, "games", SETTINGS, computed_never)
+    assert path.read_bytes() == content
 
 
 def test_where_nothing_may_be_written_vectors_are_computed_each_time(tmp_path, monkeypatch):
@@ -165,12 +185,7 @@ def test_where_nothing_may_be_written_vectors_are_computed_each_time(tmp_path, m
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(np, "savez", refused)
-    path = tmp_path / "vectors.npz"
-    for value in (1.0, 2.0):
-        found = vectors.cached(path, {}, lambda value=value: np.full((2, 3), value, np.float32))
-        assert found.tolist() == [[value] * 3] * 2
-    assert not path.exists()
-    full = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(np, "savez", lambda *args, **kwargs: (_ for _ in ()).throw(full))
-    with pytest.raises(OSError, match="No space"):
-        vectors.cached(path, {}, lambda: np.zeros((2, 3), np.float32))
+    for made in (MADE, -MADE):
+        found = vectors.cached(tmp_path, "games", {}, lambda made=made: made)
+        assert found.tolist() == made.tolist()
+    assert not list(tmp_path.iterdir())

@@ -206,6 +206,31 @@ def test_a_damaged_line_is_named(tmp_path, line):
         run(tmp_path)
 
 
+def test_a_weight_is_told_where_it_was_chosen_and_nowhere_else(tmp_path):
+    kept = tmp_path / "choosing" / "toys" / "choice.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(json.dumps({"weight": 0.3, "ndcg": 0.5, "users": 4}))
+    for name, weight in (("bm25", None), ("hybrid", 0.5)):
+        result = run(tmp_path, retrieval=name, dense_weight=weight, baselines=[])
+        assert result["choices"] == {"toys": {}}
+        (tmp_path / "predictions.jsonl").unlink()
+    result = run(tmp_path, retrieval="hybrid", baselines=[])
+    assert result["choices"]["toys"]["calrec"]["weight"] == 0.3
+
+
+def test_what_only_the_hybrid_reads_is_no_other_setting_elsewhere(tmp_path):
+    run(tmp_path)
+    nobody = FakeModel(dies_after=0)
+    run(tmp_path, nobody, dense_weight=0.5, choosing_users=7)
+    asked = [
+        config(retrieval="hybrid", **changes).asked()
+        for changes in ({}, {"choosing_users": 7}, {"dense_weight": 0.5})
+    ]
+    assert asked[0] != asked[1] != asked[2] != asked[0]
+    bound = config(retrieval="hybrid", dense_weight=0.5, choosing_users=7)
+    assert bound.asked() == asked[2]
+
+
 def test_a_larger_sample_includes_a_smaller_one():
     users = [user(f"u{n:04}", 0, 1, 2) for n in range(2000)]
     sizes = [1, 9, 300, 700, 2000, 2001]  # Python samples few and many in different ways
@@ -267,6 +292,12 @@ def test_users_that_cannot_be_measured_fail_before_the_model_is_asked(tmp_path, 
         {"epsilon": float("nan")},
         {"k1": float("inf")},
         {"b": -0.1},
+        {"b": 1.1},
+        {"temperature": -0.5},
+        {"temperature": float("inf")},
+        {"seed": -1},
+        {"name": "a" * 201},
+        {"baselines": ["popularity", "hybrid", "popularity"]},
     ],
 )
 def test_a_bad_configuration_is_refused(change):

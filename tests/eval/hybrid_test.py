@@ -101,7 +101,19 @@ def test_without_validation_users_a_weight_has_to_be_bound(tmp_path):
         choose(tmp_path, users=[])
 
 
-@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"weight": 1.0})])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        json.dumps({"weight": 1.0}),
+        json.dumps({"weight": "a", "ndcg": 0.5, "users": 4}),
+        json.dumps({"weight": float("nan"), "ndcg": 0.5, "users": 4}),
+        json.dumps({"weight": -1.0, "ndcg": 0.5, "users": 4}),
+        json.dumps({"weight": 1.0, "ndcg": 0.5, "users": None}),
+    ],
+)
 def test_a_damaged_choice_is_told(tmp_path, text):
     (tmp_path / "choice.json").write_text(text)
     with pytest.raises(CalrecError, match="choice.json is damaged"):

@@ -1,11 +1,14 @@
-"""Files of an evaluation are whole or not there."""
+"""Files of an evaluation are whole or not there, and what is damaged is told."""
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
+from evaluation_case import FakeModel, run
 
+from calrec_jax.errors import CalrecError
 from calrec_jax.eval.predictions import write_json
 
 
@@ -22,3 +25,74 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(ValueError):
         write_json(path, {"n": math.nan})
     assert path.read_text() == '{\n  "n": 1\n}\n'
+
+
+def _first(change):
+    """Makes a text of lines its first line, changed."""
+    return lambda text: json.dumps(change(json.loads(text.splitlines()[0]))) + "\n"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _first(lambda line: line | {"rank": {"low": 0, "high": 2}}),
+        _first(lambda line: line | {"rank": {"low": 3, "high": 2}}),
+        _first(lambda line: line | {"rank": {"low": 1.5, "high": 2}}),
+        _first(lambda line: line | {"user_id": 5}),
+        _first(lambda line: line | {"ranked": [{"item_id": 5}]}),
+        _first(lambda line: line | {"generated": [{"text": "Title: drum"}]}),
+        _first(lambda line: line | {"generated": [{"text": "Title: drum", "logprob": None}]}),
+        _first(lambda line: {k: v for k, v in line.items() if k != "target"}),
+        lambda text: "[" * 100_000 + "\n",
+        lambda text: "\n",
+    ],
+)
+def test_a_line_that_is_no_prediction_is_told_and_its_removal_is_enough(tmp_path, damage):
+    run(tmp_path)
+    path = tmp_path / "predictions.jsonl"
+    whole = path.read_text()
+    path.write_text(damage(whole) + whole.partition("\n")[2])
+    before = path.read_bytes()
+    with pytest.raises(CalrecError, match="damaged in line 1: remove that line, .*or move .* away"):
+        run(tmp_path)
+    assert path.read_bytes() == before
+    path.write_text(whole.partition("\n")[2])
+    model = FakeModel()
+    run(tmp_path, model)
+    assert model.asked == ["a"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target": "i7"},
+        {"rank": {"low": 1, "high": 9}},
+        {"ranked": [{"item_id": "i99", "score": 1.0}]},
+    ],
+)
+def test_predictions_of_other_targets_or_items_are_not_measured(tmp_path, change):
+    run(tmp_path)
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(_first(lambda line: line | change)(path.read_text()))
+    model = FakeModel()
+    with pytest.raises(CalrecError, match="prediction of user 'a' of toys .*remove its line"):
+        run(tmp_path, model)
+    assert model.asked == []
+
+
+def test_settings_that_are_no_object_are_told(tmp_path):
+    for text in ("[]", "3", "null", "[" * 100_000):
+        run(tmp_path / text[:4])
+        (tmp_path / text[:4] / "settings.json").write_text(text)
+        with pytest.raises(CalrecError, match="settings.json is missing or damaged"):
+            run(tmp_path / text[:4])
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_asked(tmp_path):
+    (tmp_path / "eval").write_text("a file")
+    model = FakeModel()
+    with pytest.raises(
+        CalrecError, match="cannot keep predictions in .*eval/test: Not a directory"
+    ):
+        run(tmp_path / "eval" / "test", model)
+    assert model.asked == []

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from calrec_jax import metrics
 from calrec_jax.decode.dense import DenseIndex
 from calrec_jax.errors import CalrecError
+from calrec_jax.eval import retrievers
 from calrec_jax.eval.retrievers import BM25Lookup, Dense, Hybrid, Scored, Texts
 from calrec_jax.retrieval.bm25 import BM25Index
 
@@ -140,7 +141,10 @@ def test_without_a_target_there_is_no_rank():
         assert [(len(r.places), r.bounds) for r in rankings] == [(2, None)] * 4
 
 
-def test_all_texts_of_a_batch_are_looked_up_in_one_call():
+@pytest.mark.parametrize(("most", "together"), [(10**6, [4]), (4 * 8, [2, 2]), (1, [1] * 4)])
+def test_texts_of_a_batch_are_looked_up_together_as_far_as_memory_allows(
+    monkeypatch, most, together
+):
     calls = []
 
     def scores(queries):
@@ -150,9 +154,27 @@ def test_all_texts_of_a_batch_are_looked_up_in_one_call():
     def generate(histories, names):
         return [said(("drum", -1.0), ("fan", -2.0), ("drum", -3.0)) for _ in names]
 
-    lookup = BM25Lookup(SimpleNamespace(scores=scores), 1 / 5000)
-    list(Texts(generate, lookup, CATALOGUE, "allow")(HISTORIES, NAMES, TARGETS, 3))
-    assert calls == [["drum", "fan"] * len(USERS)]
+    lookup = BM25Lookup(SimpleNamespace(scores=scores, num_items=8), 1 / 5000)
+    monkeypatch.setattr(retrievers, "MOST_SCORES", most)
+    found = list(Texts(generate, lookup, CATALOGUE, "allow")(HISTORIES, NAMES, TARGETS, 3))
+    assert calls == [["drum", "fan"] * users for users in together]
+    assert [ranking.places.tolist()[:2] for ranking in found] == [[3, 5]] * 4
+
+
+def test_a_model_that_scores_items_is_asked_as_far_as_memory_allows(monkeypatch):
+    blocks, table = [], np.random.default_rng(0).normal(size=(4, 8))
+
+    def score(histories):
+        blocks.append(len(histories))
+        return table[[HISTORIES.index(history) for history in histories]]
+
+    model = Scored(score, CATALOGUE, "exclude")
+    whole = list(model(HISTORIES, NAMES, TARGETS, 3))
+    monkeypatch.setattr(retrievers, "MOST_SCORES", 3 * 8)
+    parts = list(model(HISTORIES, NAMES, TARGETS, 3))
+    assert blocks == [4, 3, 1]
+    assert [x.places.tolist() for x in whole] == [x.places.tolist() for x in parts]
+    assert [x.bounds for x in whole] == [x.bounds for x in parts]
 
 
 @pytest.mark.parametrize("answers", [3, 5])

@@ -232,6 +232,7 @@ def test_files_that_do_not_belong_together_are_refused(run):
         '{"user_id": "c", "domain": "toys", "target": "i2", "rank": {"low": "1", "high": 3}}',
         '{"user_id": [], "domain": "toys", "target": "i2", "rank": {"low": 1, "high": 3}}',
         "\udc80",
+        "[" * 100_000,
     ],
 )
 def test_a_damaged_line_is_named(run, line):
@@ -254,6 +255,16 @@ def test_other_catalogues_are_refused(run):
     assert refused(run("x"), run("y", items=9)) == (
         "x and y cannot be compared: their catalogues have 8 and 9 items"
     )
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "null", '{"toys": []}', '{"toys": {"a": {}}}', "[" * 100_000]
+)
+def test_slices_of_another_form_are_named(run, text):
+    x, y = run("x"), run("y")
+    path = y / "eval" / "test" / "slices.json"
+    path.write_text(text)
+    assert refused(x, y).startswith(f"{path} ")
 
 
 def test_an_earlier_version_is_named(run):

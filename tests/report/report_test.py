@@ -322,7 +322,41 @@ def test_damaged_files_are_named(model_dir):
         run_page.write(model_dir)
 
 
-@pytest.mark.parametrize("lacking", ["model", "choices", "beyond_accuracy", "slices", "histories"])
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("eval/test/metrics.json", DEEP, "is damaged"),
+        ("eval/test/metrics.json", "[]", r"is damaged, with '\[\]' for an object"),
+        ("eval/test/examples.json", "null", "is damaged, with 'None' for an object"),
+        ("eval/test/examples.json", "[{}]", "has no 'user_id'"),
+        ("data.json", "[]", "is damaged"),
+        ("data.json", '{"stage1": {"mixture": "all"}}', "has no 'steps': .* `calrec train` again"),
+        ("stage1/metrics.jsonl", "\xff\n", "is damaged"),
+        ("stage1/metrics.jsonl", DEEP + "\n", "is damaged"),
+        ("stage1/metrics.jsonl", "null\n", "is damaged, with 'None'.*: remove the line"),
+        ("stage1/metrics.jsonl", '{"step": 3}\n', "has no 'split'"),
+    ],
+)
+def test_files_of_another_form_are_named(model_dir, name, text, told):
+    evaluate(model_dir)
+    train(model_dir, "stage1", 400)
+    (model_dir / name).write_text(text, "latin-1")
+    with pytest.raises(CalrecError, match=f"{name} {told}"):
+        run_page.write(model_dir)
+    assert not (model_dir / "report.html").exists()
+
+
+def test_a_configuration_that_is_no_text_does_not_stop_the_report(model_dir):
+    (model_dir / "config.gin").write_bytes(b"A = 1  # \xff")
+    assert "A = 1 # \ufffd" in shown(page(model_dir))
+
+
+@pytest.mark.parametrize(
+    "lacking", ["model", "n", "config", "paired", "choices", "beyond_accuracy", "slices"]
+)
 def test_files_of_an_earlier_version_are_refused(model_dir, lacking):
     result = evaluate(model_dir)
     del result[lacking]

@@ -20,6 +20,7 @@ import numpy as np
 from calrec_jax.eval.baselines import Known
 from calrec_jax.eval.evaluator import EvaluationConfig, Subject, evaluate
 from calrec_jax.eval.retrievers import Ranking, Retriever
+from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, UserSequence
 from calrec_jax.text.templates import Template
 
@@ -74,7 +75,9 @@ def made_up_model(catalogue: Catalogue) -> Retriever:
         for _ in histories:
             places = rng.choice(len(catalogue), k, replace=False)
             low = int(rng.geometric(0.02))
-            generated = tuple((texts[place], -float(n)) for n, place in enumerate(places[:32]))
+            generated = tuple(
+                Generated(texts[place], -float(n)) for n, place in enumerate(places[:32])
+            )
             bounds = low, low + int(rng.integers(0, 3))
             yield Ranking(places, 1 - np.arange(k) / 1_000, bounds, generated)
 

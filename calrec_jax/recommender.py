@@ -64,7 +64,7 @@ class Recommender:
         run = runs.from_model_dir(model_dir, bindings)
         name = domain or run.evaluation.domains[0]
         model = inference.TrainedModel(run, checkpoint)
-        retriever = model.retriever(name, lambda *_: inference.chosen_weight(run, name))
+        retriever = model.retriever(name, lambda *_: inference.chosen_weight(run, model, name))
         catalogue = inference.domain_of(run, name).catalogue()
         return cls(retriever, catalogue, run.evaluation.users_per_batch)
 

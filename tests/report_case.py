@@ -124,6 +124,7 @@ def _metrics(ranks: Ranks, slices: Mapping[str, Mapping[str, str]]) -> dict[str,
         "split": "test",
         **_table(ranks),
         "paired": metrics.paired(bounds(ranks), theirs, bootstrap_samples=50),
+        "data": {"toys": {"sequences": "aaaa", "texts": "bbbb"}},
         "choices": {
             "toys": {"hybrid": {"part": "item_knn", "weight": 0.5, "ndcg": 0.25, "users": 1234}}
         },

@@ -21,6 +21,7 @@ from calrec_jax.decode.vectors import Towers
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import baselines, evaluator, hybrid
 from calrec_jax.eval.evaluator import Subject
+from calrec_jax.eval.predictions import require_made_with
 from calrec_jax.eval.retrievers import BM25Lookup, Dense, Hybrid, Retriever, Texts, TrieLookup
 from calrec_jax.eval.users import sample
 from calrec_jax.models.decoder import Decoder
@@ -32,7 +33,8 @@ from calrec_jax.train import weights
 if TYPE_CHECKING:
     from calrec_jax.cli.run import Run
 
-Progress = Callable[[int, int], None]
+# Told (users done, users in all), and a verb where they are not those that are evaluated.
+Progress = Callable[..., None]
 
 
 class TrainedModel:
@@ -68,6 +70,7 @@ class TrainedModel:
             "vocabulary": vocabularies.fingerprint(self._run.data.vocabulary),
             "step": self.step,
             "saved": self.fingerprint,
+            "dtype": self._run.model.dtype,
             "task_feature_lengths": dict(self._lengths),
         }
 
@@ -205,7 +208,7 @@ def evaluate(run: Run, progress: Progress) -> dict[str, Any]:
     """Measures the run's model as `run.evaluation` says; returns what metrics.json holds.
 
     Args:
-      progress: told (users done, users in all).
+      progress: told (users done, users in all, verb of the line).
 
     Raises:
       CalrecError: as `evaluator.evaluate`, or there is no such checkpoint.
@@ -241,11 +244,11 @@ def _check_datasets(found: Mapping[str, Domain]) -> None:
             )
 
 
-def chosen_weight(run: Run, name: str) -> float:
+def chosen_weight(run: Run, model: TrainedModel, name: str) -> float:
     """The weight of retrieval "hybrid" that the run's last evaluation chose for a domain.
 
     Raises:
-      CalrecError: it has chosen none.
+      CalrecError: it has chosen none, or one for another checkpoint.
     """
     directory = pathlib.Path(run.model_dir) / "eval" / run.evaluation.folder
     folder = evaluator.choosing_folder(directory, domain_of(run, name).dataset)
@@ -256,6 +259,7 @@ def chosen_weight(run: Run, name: str) -> float:
             f"it, or bind EvaluationConfig.name to that of an evaluation that chose one, or "
             f"EvaluationConfig.dense_weight"
         )
+    require_made_with(folder, model.settings())
     return choice.weight
 
 
@@ -281,7 +285,7 @@ def _subject(
             evaluator.choosing_folder(directory, domain.dataset),
             settings,
             batch_size=batch_size,
-            progress=progress,
+            progress=functools.partial(progress, verb="choosing the weight of the towers:"),
         ).weight
 
     return Subject(

@@ -12,14 +12,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextlib.contextmanager
 def of_users() -> Iterator[Callable[[int, int], None]]:
-    """Yields what is to be told (users done, users in all)."""
+    """Yields what is to be told (users done, users in all, verb = "evaluated")."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda done, total: print(
-            f"evaluated {done}/{total} users", file=sys.stderr, flush=True
+        yield lambda done, total, verb="evaluated": print(
+            f"{verb} {done}/{total} users", file=sys.stderr, flush=True
         )
         return
-    columns = (TextColumn("users"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description} users"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("users", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task("evaluated", total=None)
+        yield lambda done, total, verb="evaluated": bar.update(
+            task, completed=done, total=total, description=verb
+        )

@@ -11,7 +11,7 @@ from calrec_jax.eval.baselines import BASELINES
 from calrec_jax.retrieval.fusion import SEEN
 
 if TYPE_CHECKING:
-    from calrec_jax.eval.evaluator import EvaluationConfig
+    from calrec_jax.eval.config import EvaluationConfig
 
 _FOLDER = re.compile(r"[\w-][\w.-]*")
 _LONGEST_NAME = 200  # bytes; file systems take 255
@@ -57,6 +57,11 @@ def check(config: EvaluationConfig) -> None:
             raise CalrecError(
                 f"EvaluationConfig.{name} is {value}: it must be finite and not negative"
             )
+    if config.decoding == "beam" and (config.sampling_top_k, config.sampling_top_p) != (None, 1):
+        raise CalrecError(
+            "EvaluationConfig.sampling_top_k and .sampling_top_p filter what is drawn, and "
+            "decoding 'beam' draws nothing: unset them"
+        )
     _check_name(config.name)
     _check_names("domain", config.domain)
     _check_names("baselines", config.baselines)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval import baselines, config_checks, hybrid
+from calrec_jax.eval import baselines, hybrid
+from calrec_jax.eval.config import EvaluationConfig
 from calrec_jax.eval.examples import EXAMPLES, example
 from calrec_jax.eval.measure import measure
 from calrec_jax.eval.outcomes import BEST, Outcome, outcome
@@ -21,110 +22,13 @@ from calrec_jax.eval.predictions import (
     PredictionsFile,
     as_json,
     complete,
+    locked,
     write_json,
 )
 from calrec_jax.eval.retrievers import Retriever
 from calrec_jax.eval.slices import slice_of
 from calrec_jax.eval.users import sample, shuffled
 from calrec_jax.text.items import Catalogue, UserSequence
-
-# Predictions of users do not depend on these.
-_NOT_ASKED = {"name", "domain", "users_per_batch", "bootstrap_samples", "max_users", "baselines"}
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """What is measured, and how the model is asked.
-
-    Attributes:
-      domain: the registered domain; or several, which are measured together.
-      split: "test" or "validation".
-      name: of the folder under MODEL_DIR/eval; None = the split's. Another name keeps what was
-        measured with other settings.
-      checkpoint: as `Stage.init_from`, "stage2:best".
-      num_samples, temperature, max_new_tokens, decoding, sampling_top_k, sampling_top_p: see
-        `SamplingConfig`, where the last three are method, top_k and top_p; whoever makes `generate`
-        reads them.
-      retrieval: how items are found: "bm25", which looks free texts up; "trie": texts are of items
-        alone, and those that were reached rank by log-probability before all others; "dense": by
-        the cosine of the towers' vectors, without texts; "hybrid": "bm25" and "dense" together.
-      dense_weight: of "dense" in "hybrid", see `retrievers.Hybrid`; None = chosen on validation.
-      choosing_users: of the validation split, at most, by whom it is chosen: the model writes for
-        each of them, too.
-      seen: whether items of a history may be recommended again, by the model and by baselines, see
-        `fusion.seen_places`: "allow", "exclude" or "exclude_last".
-      shuffle_history: a control: histories are told in random order.
-      epsilon: of quasi-round-robin.
-      k1, b: of BM25.
-      users_per_batch: whose prompts are read together. Their texts are looked up together too:
-        users_per_batch * num_samples * items * 8 bytes.
-      max_users: a seeded sample of the users, which a larger one includes; None = all.
-      top_k: items of `ranked`.
-      baselines: names of `baselines.BASELINES`, measured and shown in this order. Their texts are
-        fields of the items, whatever the run's template; `k1` and `b` are theirs, too.
-      bootstrap_samples: resamplings for the intervals.
-      seed: of sampling, of the sample of users and of the bootstrap.
-
-    Raises:
-      CalrecError: a value is out of its range.
-    """
-
-    domain: str | Sequence[str]
-    split: str = "test"
-    name: str | None = None
-    checkpoint: str = "stage2:best"
-    num_samples: int = 32  # unverified
-    temperature: float = 0.5  # unverified
-    max_new_tokens: int = 80  # unverified: 50 to 80
-    decoding: str = "sample"
-    sampling_top_k: int | None = None
-    sampling_top_p: float = 1.0
-    retrieval: str = "bm25"
-    dense_weight: float | None = None
-    choosing_users: int = 1000
-    seen: str = "allow"
-    shuffle_history: bool = False
-    epsilon: float = 1 / 5000  # unverified
-    k1: float = 1.5  # unverified
-    b: float = 0.75  # unverified
-    users_per_batch: int = 32
-    max_users: int | None = None
-    top_k: int = 100
-    baselines: Sequence[str] = tuple(baselines.BASELINES)
-    bootstrap_samples: int = 1000
-    seed: int = 0
-
-    def __post_init__(self):
-        if isinstance(self.baselines, list):
-            object.__setattr__(self, "baselines", tuple(self.baselines))
-        config_checks.check(self)
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """The names of the domains."""
-        return (self.domain,) if isinstance(self.domain, str) else tuple(self.domain)
-
-    @property
-    def chooses_weight(self) -> bool:
-        """Whether validation chooses the weight of "dense"."""
-        return self.retrieval == "hybrid" and self.dense_weight is None
-
-    @property
-    def folder(self) -> str:
-        """Of the results, under MODEL_DIR/eval."""
-        return self.name or self.split
-
-    def asked(self) -> dict[str, Any]:
-        """What of it a prediction of a model that writes texts depends on.
-
-        What only "hybrid" reads, or only the choice of its weight, is as preset elsewhere.
-        """
-        values = dataclasses.asdict(self)
-        if self.retrieval != "hybrid":
-            values["dense_weight"] = EvaluationConfig.dense_weight
-        if not self.chooses_weight:
-            values["choosing_users"] = EvaluationConfig.choosing_users
-        return {k: v for k, v in values.items() if k not in _NOT_ASKED}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,24 +79,49 @@ def evaluate(
       What metrics.json holds.
 
     Raises:
-      CalrecError: the directory holds predictions made with other settings, there are no users, or
-        their items are not in the catalogue.
+      CalrecError: the directory holds predictions made with other settings, or is in use; there are
+        no users, or their items are not in the catalogue.
     """
     measured = _measured_users(subjects, config)
-    data = {subject.domain: _data_hash(subject) for subject in subjects}
-    file = PredictionsFile(directory, {"data": data, **settings})
-    # Before the model is asked for hours: what fails here fails at once.
-    theirs, choices = _measure_baselines(measured, config)
-    done = _ask(file, measured, config, progress)
-    for subject in subjects if config.chooses_weight else ():
-        if choice := _choice(file, subject):
-            choices[subject.domain][name] = dataclasses.asdict(choice)
+    data = {subject.domain: _data_hashes(subject) for subject in subjects}
+    with locked(directory):
+        file = PredictionsFile(directory, {"data": data, **settings})
+        # Before the model is asked for hours: what fails here fails at once.
+        theirs, choices = _measure_baselines(measured, config)
+        done = _ask(file, measured, config, progress)
+        for subject in subjects if config.chooses_weight else ():
+            if choice := _choice(file, subject):
+                choices[subject.domain][name] = dataclasses.asdict(choice)
+        facts = {"model": name, "data": data, "choices": choices}
+        return _write(file, measured, done, theirs, config, facts)
 
+
+def choosing_folder(directory: pathlib.Path, domain: str) -> pathlib.Path:
+    """Where an evaluation keeps how it chose the weight of retrieval "hybrid"."""
+    return directory / "choosing" / domain
+
+
+def _write(
+    file: PredictionsFile,
+    measured: Sequence[tuple[Subject, Sequence[UserSequence]]],
+    done: Mapping[Key, Predicted],
+    theirs: Mapping[str, Sequence[Outcome]],
+    config: EvaluationConfig,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Measures, and writes all but the predictions; returns what metrics.json holds.
+
+    Args:
+      done: what the file holds.
+      theirs: {baseline: its outcome of each subject}.
+      facts: of metrics.json, the name of the model among them.
+    """
+    subjects = [subject for subject, _ in measured]
     ours = [_outcome(done, subject.known.catalogue, some) for subject, some in measured]
     users = [user for _, some in measured for user in some]
     trained = {s.domain: {i for user in s.known.train for i in user.item_ids} for s, _ in measured}
     result = {
-        "model": name,
+        **facts,
         "n": len(users),
         "users": sum(len(subject.users) for subject in subjects),
         "items": sum(len(subject.known.catalogue) for subject in subjects),
@@ -200,7 +129,7 @@ def evaluate(
         "split": config.split,
         "config": as_json(dataclasses.asdict(config)),
         **measure(
-            name,
+            facts["model"],
             _joined(ours, subjects),
             {k: _joined(found, subjects) for k, found in theirs.items()},
             users,
@@ -208,21 +137,16 @@ def evaluate(
             np.concatenate([subject.known.events for subject in subjects]),
             {"bootstrap_samples": config.bootstrap_samples, "seed": config.seed},
         ),
-        "choices": choices,
     }
     of_users = {
         subject.domain: {user.user_id: slice_of(user, trained) for user in some}
         for subject, some in measured
     }
+    directory = file.path.parent
     write_json(directory / "slices.json", of_users)
     write_json(directory / "examples.json", _examples(file, done, measured, of_users))
     write_json(directory / "metrics.json", result)
     return result
-
-
-def choosing_folder(directory: pathlib.Path, domain: str) -> pathlib.Path:
-    """Where an evaluation keeps how it chose the weight of retrieval "hybrid"."""
-    return directory / "choosing" / domain
 
 
 def _measured_users(
@@ -305,15 +229,22 @@ def _asked(users: Sequence[UserSequence], config: EvaluationConfig) -> Sequence[
     return [shuffled(user, config.seed) for user in users] if config.shuffle_history else users
 
 
-def _data_hash(subject: Subject) -> str:
-    """Other items, texts, users or histories give another hash.
+def _data_hashes(subject: Subject) -> dict[str, str]:
+    """Other items, users or histories give another hash of sequences, and so do texts of texts.
 
     The other splits stand for the measured one: of that only a sample may be measured, and another
     one the next time.
     """
-    known, digest = subject.known, hashlib.blake2b(digest_size=8)
-    rows = [*zip(known.catalogue.item_ids, subject.texts, strict=True)]
-    rows += [(user.user_id, *user.item_ids) for user in [*known.train, *known.validation]]
+    known = subject.known
+    users = [(user.user_id, *user.item_ids) for user in [*known.train, *known.validation]]
+    return {
+        "sequences": _hash([known.catalogue.item_ids, *users]),
+        "texts": _hash([subject.texts]),
+    }
+
+
+def _hash(rows: Iterable[Sequence[str]]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
     for row in rows:
         digest.update(("\x1f".join(row) + "\x1e").encode(errors="surrogatepass"))
     return digest.hexdigest()

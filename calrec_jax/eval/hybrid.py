@@ -104,7 +104,7 @@ def _scores(
 
 
 def read_choice(directory: pathlib.Path) -> Choice | None:
-    """What `choose` kept in this directory, or None."""
+    """What `choose` kept in this directory, or None. Raises CalrecError where it is damaged."""
     path = directory / _NAME
     if not path.exists():
         return None

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from calrec_jax.errors import CalrecError, is_full_disk
 from calrec_jax.eval.outcomes import BEST
 from calrec_jax.eval.retrievers import Ranking, Retriever
+from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, UserSequence
+
+_BLOCK = 2**20  # bytes
 
 Key = tuple[str, str]
 """Domain and user id."""
@@ -59,39 +64,25 @@ class PredictionsFile:
             else:
                 write_json(settings_path, settings)
         except OSError as error:
-            if is_full_disk(error):
-                raise
-            raise CalrecError(
-                f"cannot keep predictions in {directory}: {error.strerror} "
-                f"({error.filename or self.path})"
-            ) from error
+            raise _unwritable(directory, error) from error
 
     def _drop_torn_line(self) -> None:
         """A kill may have left half a line at the end."""
-        data = self.path.read_bytes()
-        os.truncate(self.path, data.rfind(b"\n") + 1)
+        with self.path.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            while end > 0:
+                start = max(0, end - _BLOCK)
+                file.seek(start)
+                place = file.read(end - start).rfind(b"\n")
+                if place >= 0:
+                    end = start + place + 1
+                    break
+                end = start
+            file.truncate(end)
 
     def read(self) -> dict[Key, Predicted]:
-        """What is there, of all users.
-
-        Raises:
-          CalrecError: a line is no prediction.
-        """
-        if not self.path.exists():
-            return {}
-        found, start = {}, 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    key, predicted = _parsed(line, start)
-                except (ValueError, KeyError, TypeError, RecursionError) as error:
-                    raise CalrecError(
-                        f"{self.path} is damaged in line {number}: remove that line, and its user "
-                        f"is asked again; or {_anew(self.path)}"
-                    ) from error
-                found[key] = predicted
-                start += len(line)
-        return found
+        """What is there. Raises as `read_predictions`."""
+        return read_predictions(self.path) if self.path.exists() else {}
 
     def require_of(
         self, done: Mapping[Key, Predicted], users: Sequence[UserSequence], catalogue: Catalogue
@@ -128,6 +119,58 @@ class PredictionsFile:
         """Writes one batch through to the operating system."""
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(p, allow_nan=False) + "\n" for p in predictions)
+
+
+def read_predictions(path: pathlib.Path) -> dict[Key, Predicted]:
+    """What a predictions.jsonl holds, of all users.
+
+    Raises:
+      CalrecError: a line is no prediction.
+    """
+    found, start = {}, 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                key, predicted = _parsed(line, start)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise CalrecError(
+                    f"{path} is damaged in line {number}: remove that line, and `calrec eval` asks "
+                    f"its user again; or {_anew(path)}"
+                ) from error
+            found[key] = predicted
+            start += len(line)
+    return found
+
+
+@contextlib.contextmanager
+def locked(directory: pathlib.Path) -> Iterator[None]:
+    """While active, no other process evaluates into `directory`.
+
+    Raises:
+      CalrecError: another one does, or the directory cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / "lock").open("ab")
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CalrecError(
+                f"another process evaluates into {directory}: wait for its end, or bind "
+                f"EvaluationConfig.name to another one"
+            ) from error
+        yield
+
+
+def _unwritable(directory: pathlib.Path, error: OSError) -> Exception:
+    if is_full_disk(error):
+        return error
+    return CalrecError(
+        f"cannot keep predictions in {directory}: {error.strerror} ({error.filename or directory})"
+    )
 
 
 def _parsed(line: bytes, start: int) -> tuple[Key, Predicted]:
@@ -190,13 +233,19 @@ def _prediction(user: UserSequence, ranking: Ranking, catalogue: Catalogue) -> d
         "user_id": user.user_id,
         "domain": user.domain,
         "target": user.target,
-        "generated": [{"text": text, "logprob": p} for text, p in ranking.generated],
+        "generated": [_generated(some, catalogue) for some in ranking.generated],
         "ranked": [
             {"item_id": catalogue.item_ids[place], "score": float(score)}
             for place, score in zip(ranking.places, ranking.scores, strict=True)
         ],
         "rank": {"low": low, "high": high},
     }
+
+
+def _generated(some: Generated, catalogue: Catalogue) -> dict[str, Any]:
+    """Items are named where a trie knows them: texts of long ones are cut."""
+    items = {"items": [catalogue.item_ids[place] for place in some.items]} if some.items else {}
+    return {"text": some.text, "logprob": some.log_prob, **items}
 
 
 def as_json(value: Any) -> Any:
@@ -209,6 +258,17 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
     os.replace(temporary, path)
+
+
+def require_made_with(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Raises CalrecError where the predictions in `directory` were made with other settings.
+
+    Args:
+      settings: some of them.
+    """
+    there = _read_settings(directory / "settings.json")
+    some = {name: there.get(name) for name in settings}
+    _require_same(directory / "predictions.jsonl", some, as_json(settings))
 
 
 def _read_settings(path: pathlib.Path) -> dict[str, Any]:
@@ -226,7 +286,7 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
 
 def _require_same(path: pathlib.Path, there: Any, here: Any, name: str = "") -> None:
     if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted(there.keys() | here.keys()):
+        for key in [*here, *sorted(there.keys() - here.keys())]:
             inner = f"{name}.{key}" if name else key
             _require_same(path, there.get(key), here.get(key), inner)
     elif there != here:

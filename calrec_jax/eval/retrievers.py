@@ -37,13 +37,13 @@ class Ranking:
       places: int64 [k] of the best items, best first; fewer where fewer may be recommended.
       scores: float64 [k].
       bounds: (low, high) rank of the target in the whole catalogue; None where no target was given.
-      generated: distinct texts and their log-probabilities, the likeliest first.
+      generated: distinct texts, the likeliest first.
     """
 
     places: np.ndarray
     scores: np.ndarray
     bounds: tuple[int, int] | None
-    generated: tuple[tuple[str, float], ...] = ()
+    generated: tuple[Generated, ...] = ()
 
 
 class Retriever(Protocol):
@@ -255,6 +255,7 @@ def rankings(
         places = round_robin.ranked(row, k)
         places = places[~np.isneginf(row[places])]
         bounds = None if target is None else metrics.rank_bounds(row, target)
-        texts, log_probs = merge(some)
-        generated = tuple(zip(texts, map(float, log_probs), strict=True))
+        items = {generated.text: generated.items for generated in some}
+        merged = zip(*merge(some), strict=True)
+        generated = tuple(Generated(text, float(p), items[text]) for text, p in merged)
         yield Ranking(places, row[places], bounds, generated)

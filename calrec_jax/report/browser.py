@@ -111,8 +111,11 @@ def _generated(user: Mapping[str, Any]) -> str:
         return ""
     target = user["texts"][user["target"]].strip()
     entries = []
-    for text, logprob in ((g["text"], g["logprob"]) for g in user["generated"][:_GENERATED]):
-        found = text.strip() == target
+    for generated in user["generated"][:_GENERATED]:
+        text, logprob = generated["text"], generated["logprob"]
+        # A trie knows the items, whose texts may be cut; else equal text is all there is.
+        items = generated.get("items")
+        found = text.strip() == target if items is None else user["target"] in items
         entries.append(
             f'<li{_class(found)}><span class="find">{html.escape(text) or "<i>nothing</i>"}</span> '
             f'<span class="soft">{logprob:.2f}</span>{_TARGET if found else ""}</li>'

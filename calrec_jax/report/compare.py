@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +11,9 @@ import numpy as np
 
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
+from calrec_jax.eval.predictions import Key, read_predictions
 from calrec_jax.report.files import read_metrics, read_slices
 from calrec_jax.train import manifest as manifests
-
-Key = tuple[str, str]
-"""A user: the domain and the user's id."""
 
 _METRICS, _PREDICTIONS, _SLICES = "metrics.json", "predictions.jsonl", "slices.json"
 _NO_MATTER = ("name", "users_per_batch", "baselines", "bootstrap_samples")  # to what is compared
@@ -170,8 +167,8 @@ def read_evaluation(folder: pathlib.Path) -> Evaluation:
         for domain, users in read_slices(folder / _SLICES, result["slices"]).items()
         for user, of in users.items()
     }
-    targets, ranks = _read_predictions(folder / _PREDICTIONS)
-    lacking = slices.keys() - ranks.keys()
+    found = read_predictions(folder / _PREDICTIONS)
+    lacking = slices.keys() - found.keys()
     if lacking or len(slices) != result["n"]:
         raise CalrecError(
             f"{folder} is not whole: {_METRICS} is of {result['n']:,} users, {_SLICES} of "
@@ -180,32 +177,10 @@ def read_evaluation(folder: pathlib.Path) -> Evaluation:
     return Evaluation(
         folder,
         result,
-        {key: targets[key] for key in slices},
-        {key: ranks[key] for key in slices},
+        {key: found[key].target for key in slices},
+        {key: (found[key].low, found[key].high) for key in slices},
         slices,
     )
-
-
-def _read_predictions(
-    path: pathlib.Path,
-) -> tuple[dict[Key, str], dict[Key, tuple[int, int]]]:
-    """The target and the bounds of its rank of each user."""
-    targets, ranks = {}, {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                user = json.loads(line)
-                key = user["domain"], user["user_id"]
-                low, high = user["rank"]["low"], user["rank"]["high"]
-                if not 1 <= low <= high:
-                    raise ValueError
-                targets[key], ranks[key] = user["target"], (low, high)
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise CalrecError(
-                    f"{path} is damaged in line {number}: remove that line, and run `calrec eval` "
-                    f"again"
-                ) from error
-    return targets, ranks
 
 
 def _common(named: Mapping[str, Evaluation]) -> list[Key]:
@@ -217,6 +192,13 @@ def _common(named: Mapping[str, Evaluation]) -> list[Key]:
                 f"{first} and {name} cannot be compared: their catalogues have "
                 f"{mine.metrics['items']:,} and {theirs.metrics['items']:,} items"
             )
+        data = [one.metrics["data"] for one in (mine, theirs)]
+        for domain in data[0].keys() & data[1].keys():
+            if data[0][domain]["sequences"] != data[1][domain]["sequences"]:
+                raise CalrecError(
+                    f"{first} and {name} cannot be compared: the users, histories or items of "
+                    f"{domain} are others"
+                )
         for key in mine.targets.keys() & theirs.targets.keys():
             if mine.targets[key] != theirs.targets[key]:
                 raise CalrecError(

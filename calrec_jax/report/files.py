@@ -27,6 +27,7 @@ _PARTS = (
     "slices",
     "histories",
     "choices",
+    "data",
 )
 _SETTINGS = ("checkpoint", "retrieval", "seen", "shuffle_history", "bootstrap_samples", "seed")
 
@@ -98,11 +99,14 @@ def read_slices(path: pathlib.Path, slicings: Iterable[str]) -> dict[str, dict[s
 
 
 def evaluations(model_dir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
-    """{name: what its metrics.json holds} of the evaluations that are finished, by name.
+    """{name: what its metrics.json holds} of the evaluations that are finished.
+
+    Those of whole splits first, as they are named after, then by name.
 
     Raises:
       CalrecError: `model_dir` is no MODEL_DIR, or as `read_metrics`.
     """
     read_manifest(model_dir)
     paths = sorted(pathlib.Path(model_dir).glob("eval/*/metrics.json"))
-    return {path.parent.name: read_metrics(path) for path in paths}
+    found = {path.parent.name: read_metrics(path) for path in paths}
+    return dict(sorted(found.items(), key=lambda item: item[0] != item[1]["split"]))

@@ -92,7 +92,8 @@ def choices(result: Mapping[str, Any]) -> Iterator[str]:
                 parts = f"BM25 + {choice['weight']:g} x dense"
             else:
                 parts = f"{choice['part']} + {choice['weight']:g} x BM25"
+            here = ", on whom it is measured here" if result["split"] == "validation" else ""
             yield (
                 f"{of_domain}{name}: {parts}, chosen by NDCG@10 of {choice['users']:,} validation "
-                f"users"
+                f"users{here}"
             )

@@ -24,6 +24,7 @@ _LOSSES = {
     "nig": "next item (NIG)",
     "tt": "target-target contrast (TT)",
     "ut": "user-target contrast (UT)",
+    "ndcg@10": "NDCG@10",  # of a baseline that is trained
 }
 
 

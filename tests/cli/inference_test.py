@@ -3,66 +3,16 @@
 from __future__ import annotations
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
+from trained_run import bindings, evaluate, lines
 
 from calrec_jax import CalrecError, Recommender, metrics
 from calrec_jax.cli import inference
-from calrec_jax.cli import main as cli
 from calrec_jax.cli import run as runs
 from calrec_jax.decode.vectors import Towers
 from calrec_jax.text.templates import Template
-
-TRAIN = [
-    "--gin_file=gin/runs/quickstart.gin",
-    "--gin.VOCABULARY=@vocabularies.byte()",
-    "--gin.TRAIN_STEPS=2",
-    "--gin.STAGE2_STEPS=2",
-    "--gin.BATCH_SIZE=8",
-    "--gin.DecoderConfig.num_layers=1",
-    "--gin.DecoderConfig.d_model=32",
-    "--gin.stages.Stage.validation_batches=1",
-]
-SMALL = {
-    "max_users": 5,
-    "choosing_users": 6,
-    "num_samples": 2,
-    "max_new_tokens": 8,
-    "users_per_batch": 8,
-    "bootstrap_samples": 20,
-    "baselines": ["popularity", "co_occurrence"],
-}
-
-
-@pytest.fixture(scope="module")
-def model_dir(small_store, tmp_path_factory) -> pathlib.Path:
-    """MODEL_DIR of a run that has hardly learnt anything."""
-    path = tmp_path_factory.mktemp("run") / "model"
-    data = [f"--gin.DATA_DIR={str(small_store)!r}", f"--gin.MODEL_DIR={str(path)!r}"]
-    assert cli.main(["train", *TRAIN, *data]) == 0
-    return path
-
-
-def bindings(**changes) -> list[str]:
-    return [f"evaluator.EvaluationConfig.{k}={v!r}" for k, v in (SMALL | changes).items()]
-
-
-def evaluate(model_dir, name: str, **changes) -> dict:
-    """Of a folder `name`, as `calrec eval` does."""
-    told = []
-    run = runs.from_model_dir(model_dir, bindings(name=name, **changes))
-    result = runs.evaluate(run, lambda *done: told.append(done))
-    path = model_dir / "eval" / name
-    assert json.loads((path / "metrics.json").read_text()) == result
-    assert told[-1] == (result["n"], result["n"])
-    return result
-
-
-def lines(model_dir, name: str) -> list[dict]:
-    path = model_dir / "eval" / name / "predictions.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def retriever(model_dir, **changes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 
 from calrec_jax.eval.baselines import Known
@@ -26,7 +27,7 @@ def user(name: str, *places: int, domain: str = "toys") -> UserSequence:
 
 USERS = [user("a", 0, 1, 2), user("b", 3, 4, 5), user("c", 6, 7, 0), user("d", 1, 2, 3)]
 TRAIN = [user("a", 0, 1), user("b", 3, 4), user("c", 6, 7), user("d", 1, 2)]
-VALIDATION = TRAIN
+VALIDATION = [user("a", 1, 0), user("b", 3, 5), user("c", 6, 7), user("d", 1, 2)]
 
 
 def said(*pairs: tuple[str, float]) -> list[Generated]:
@@ -108,3 +109,8 @@ def run(directory: pathlib.Path, generate=None, retriever=None, **changes):
     )
     settings = {**c.asked(), "template": dataclasses.asdict(given["template"]), **given["settings"]}
     return evaluate("calrec", [subject], c, directory, settings, given["progress"])
+
+
+def lines(directory: pathlib.Path) -> list[dict]:
+    """The predictions that an evaluation wrote."""
+    return [json.loads(line) for line in (directory / "predictions.jsonl").read_text().splitlines()]

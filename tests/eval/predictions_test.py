@@ -9,7 +9,8 @@ import pytest
 from evaluation_case import FakeModel, run
 
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval.predictions import write_json
+from calrec_jax.eval import predictions
+from calrec_jax.eval.predictions import locked, require_made_with, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -96,3 +97,32 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_asked(tmp_p
     ):
         run(tmp_path / "eval" / "test", model)
     assert model.asked == []
+
+
+def test_two_processes_do_not_evaluate_into_one_folder(tmp_path):
+    with locked(tmp_path / "a"):
+        with pytest.raises(CalrecError, match=r"another process evaluates into .*a: wait"):
+            with locked(tmp_path / "a"):
+                raise AssertionError("both are in")
+        with locked(tmp_path / "b"):
+            pass
+    with locked(tmp_path / "a"):
+        pass
+
+
+@pytest.mark.parametrize("whole", ["", '{"line": 1}\n', '{"line": 1}\n{"line": 2}\n'])
+@pytest.mark.parametrize("torn", ["", '{"li', '{"line": 3' + " " * 50])
+def test_half_a_line_at_the_end_is_dropped_whatever_its_length(tmp_path, monkeypatch, whole, torn):
+    monkeypatch.setattr(predictions, "_BLOCK", 8)
+    path = tmp_path / "predictions.jsonl"
+    predictions.write_json(tmp_path / "settings.json", {})
+    path.write_text(whole + torn)
+    predictions.PredictionsFile(tmp_path, {})
+    assert path.read_text() == whole
+
+
+def test_some_of_the_settings_are_held_against_those_that_are_there(tmp_path):
+    predictions.write_json(tmp_path / "settings.json", {"step": 3, "dtype": "float32"})
+    require_made_with(tmp_path, {"step": 3})
+    with pytest.raises(CalrecError, match="made with dtype = 'float32', .* has 'bfloat16'"):
+        require_made_with(tmp_path, {"step": 3, "dtype": "bfloat16"})

@@ -91,9 +91,22 @@ def test_users_are_told_apart_by_domain(run):
     assert message == "x, y have no users in common: nothing can be compared"
 
 
+def test_other_data_is_not_compared(tmp_path):
+    for name, sequences in (("one", "aaaa"), ("two", "cccc")):
+        evaluate(tmp_path / name)
+        path = tmp_path / name / "eval" / "test" / "metrics.json"
+        result = json.loads(path.read_text())
+        result["data"]["toys"]["sequences"] = sequences
+        path.write_text(json.dumps(result))
+    folders = [tmp_path / name / "eval" / "test" for name in ("one", "two")]
+    with pytest.raises(CalrecError, match="the users, histories or items of toys are others"):
+        compare.compare(folders)
+
+
 def test_predictions_of_users_that_were_not_measured_do_not_count(run):
     x, y = run("x"), run("y", SECOND)
     line = {"user_id": "e", "domain": "toys", "target": "i2", "rank": {"low": 5, "high": 5}}
+    line |= {"generated": [], "ranked": []}
     for model_dir in (x, y):
         with (model_dir / "eval" / "test" / "predictions.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")

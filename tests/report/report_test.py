@@ -165,6 +165,22 @@ def test_histories_without_dates(model_dir):
     assert "oldest first i0 Title: anchor i1 Title: bottle Generated" in text
 
 
+def test_where_a_trie_names_the_items_a_text_is_the_target_by_its_item(model_dir):
+    generated = [
+        {"text": "Title: can", "logprob": -1.0, "items": ["i2", "i3"]},  # cut
+        {"text": "Title: candle", "logprob": -2.0, "items": ["i4"]},  # listed twice
+    ]
+    evaluate(model_dir, examples=[example("a", generated=generated)])
+    text = shown(page(model_dir))
+    assert "Title: can -1.00 ✓ target Title: candle -2.00 Retrieved" in text
+
+
+def test_evaluations_of_whole_splits_come_first(model_dir):
+    for name in ("alone", "test", "zeros"):
+        evaluate(model_dir, name=name)
+    assert list(files.evaluations(model_dir)) == ["test", "alone", "zeros"]
+
+
 def test_a_tied_target_shows_both_bounds(model_dir):
     evaluate(model_dir, examples=[example("a", (1, 8))])
     assert "target at rank 1–8 (tied)" in shown(page(model_dir))

@@ -1,0 +1,65 @@
+"""A run that has hardly learnt anything, and how tests evaluate it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from calrec_jax.cli import main as cli
+from calrec_jax.cli import run as runs
+
+DOMAIN = "synthetic_sports"
+TRAIN = [
+    "--gin_file=gin/runs/quickstart.gin",
+    "--gin.VOCABULARY=@vocabularies.byte()",
+    "--gin.TRAIN_STEPS=2",
+    "--gin.STAGE2_STEPS=2",
+    "--gin.BATCH_SIZE=8",
+    "--gin.DecoderConfig.num_layers=1",
+    "--gin.DecoderConfig.d_model=32",
+    "--gin.stages.Stage.validation_batches=1",
+    # One program for both stages.
+    "--gin.stage2/optimizer.OptimizerConfig.learning_rate=2e-3",
+    "--gin.stage2/optimizer.OptimizerConfig.warmup_steps=40",
+]
+SMALL = {
+    "max_users": 5,
+    "choosing_users": 6,
+    "num_samples": 2,
+    "max_new_tokens": 8,
+    "users_per_batch": 8,
+    "bootstrap_samples": 20,
+    "baselines": ["popularity", "co_occurrence"],
+}
+
+
+def train(store: pathlib.Path, model_dir: pathlib.Path) -> None:
+    """Both stages, as `calrec train` does."""
+    data = [f"--gin.DATA_DIR={str(store)!r}", f"--gin.MODEL_DIR={str(model_dir)!r}"]
+    assert cli.main(["train", *TRAIN, *data]) == 0
+
+
+def bindings(**changes) -> list[str]:
+    """Of an evaluation of few users and short texts."""
+    return [f"evaluator.EvaluationConfig.{k}={v!r}" for k, v in (SMALL | changes).items()]
+
+
+def evaluate(model_dir: pathlib.Path, name: str, more=(), **changes) -> dict:
+    """Of a folder `name`, as `calrec eval` does.
+
+    Args:
+      more: bindings of other things.
+    """
+    told = []
+    run = runs.from_model_dir(model_dir, [*bindings(name=name, **changes), *more])
+    result = runs.evaluate(run, lambda *done, **verb: told.append(done))
+    path = model_dir / "eval" / name
+    assert json.loads((path / "metrics.json").read_text()) == result
+    assert told[-1] == (result["n"], result["n"])
+    return result
+
+
+def lines(model_dir: pathlib.Path, name: str) -> list[dict]:
+    """The predictions in a folder `name`."""
+    path = model_dir / "eval" / name / "predictions.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]

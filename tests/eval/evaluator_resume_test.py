@@ -1,0 +1,177 @@
+"""An evaluation that is gone on with: what is asked again, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+from evaluation_case import (
+    CATALOGUE,
+    SETTINGS,
+    TEMPLATE,
+    TRAIN,
+    USERS,
+    VALIDATION,
+    FakeModel,
+    config,
+    lines,
+    run,
+    texts_of,
+    user,
+)
+
+from calrec_jax.errors import CalrecError
+from calrec_jax.eval.baselines import Known
+from calrec_jax.eval.evaluator import Subject, evaluate
+from calrec_jax.eval.users import sample
+from calrec_jax.text.items import Catalogue
+
+
+@pytest.mark.parametrize("torn", ["", '{"user_id": "c", "dom', '{"user_id": "c"}'])
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, torn):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(killed, FakeModel(dies_after=1))
+    assert [line["user_id"] for line in lines(killed)] == ["a", "b"]
+    assert not (killed / "metrics.json").exists()
+    with (killed / "predictions.jsonl").open("a") as file:
+        file.write(torn)
+    model, told = FakeModel(), []
+    run(killed, model, progress=lambda *done: told.append(done))
+    assert model.asked == ["c", "d"]
+    assert told == [(2, 4), (4, 4)]
+    for name in ("predictions.jsonl", "metrics.json", "examples.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_finished_evaluation_asks_nobody_again(tmp_path):
+    first, model = run(tmp_path), FakeModel()
+    assert run(tmp_path, model) == first
+    assert model.asked == []
+
+    def never():
+        raise AssertionError("the model is loaded for nothing")
+
+    subject = Subject(Known(TRAIN, CATALOGUE, VALIDATION), USERS, texts_of(CATALOGUE), never)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    del settings["data"]
+    again = evaluate("calrec", [subject], config(), tmp_path, settings, lambda *_: None)
+    assert again == first
+
+
+OTHER_TEXT = Catalogue("toys", CATALOGUE.item_ids, ({"title": "ankle"}, *CATALOGUE.fields[1:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("checkpoint", {"settings": {"checkpoint": "stage2:400"}}),
+        ("vocabulary", {"settings": SETTINGS | {"vocabulary": "other"}}),
+        ("epsilon", {"epsilon": 0.1}),
+        ("temperature", {"temperature": 0.7}),
+        ("seed", {"seed": 1}),
+        ("split", {"split": "validation"}),
+        ("seen", {"seen": "exclude"}),
+        ("shuffle_history", {"shuffle_history": True}),
+        ("template.separator", {"template": dataclasses.replace(TEMPLATE, separator="; ")}),
+        ("data.toys.texts", {"catalogue": OTHER_TEXT}),
+        ("data.toys.sequences", {"train": [*TRAIN[:-1], user("d", 1, 1, 2)]}),
+        ("data.toys.sequences", {"train": [*TRAIN[:-1], user("e", 1, 2)]}),
+        ("data.toys.sequences", {"validation": [*VALIDATION[:-1], user("d", 1, 1, 2)]}),
+        ("data.toys.sequences", {"validation": [*VALIDATION[:-1], user("e", 1, 2)]}),
+    ],
+)
+def test_predictions_of_other_settings_are_never_mixed(tmp_path, name, change):
+    run(tmp_path, max_users=2)
+    before = (tmp_path / "predictions.jsonl").read_bytes()
+    model = FakeModel()
+    with pytest.raises(CalrecError, match=f"made with {name} = .*move .* away"):
+        run(tmp_path, model, **change)
+    assert model.asked == []
+    assert (tmp_path / "predictions.jsonl").read_bytes() == before
+
+
+def test_how_it_is_measured_may_change_between_runs(tmp_path):
+    run(tmp_path)
+    result = run(tmp_path, FakeModel(dies_after=0), bootstrap_samples=80, users_per_batch=1)
+    assert result["config"]["bootstrap_samples"] == 80
+
+
+@pytest.mark.parametrize("settings", [None, "", "{"])
+def test_predictions_that_do_not_say_what_made_them_are_refused(tmp_path, settings):
+    run(tmp_path)
+    (tmp_path / "settings.json").unlink()
+    if settings is not None:
+        (tmp_path / "settings.json").write_text(settings)
+    with pytest.raises(CalrecError, match="settings.json is missing or damaged"):
+        run(tmp_path)
+    assert len(lines(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "3", '{"target": "i1"}'])
+def test_a_damaged_line_is_named(tmp_path, line):
+    run(tmp_path)
+    path = tmp_path / "predictions.jsonl"
+    first, _, *others = path.read_text().splitlines()
+    path.write_text("\n".join([first, line, *others]) + "\n")
+    with pytest.raises(CalrecError, match="damaged in line 2"):
+        run(tmp_path)
+
+
+def test_a_weight_is_told_where_it_was_chosen_and_nowhere_else(tmp_path):
+    kept = tmp_path / "choosing" / "toys" / "choice.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(json.dumps({"weight": 0.3, "ndcg": 0.5, "users": 4}))
+    for name, weight in (("bm25", None), ("hybrid", 0.5)):
+        result = run(tmp_path, retrieval=name, dense_weight=weight, baselines=[])
+        assert result["choices"] == {"toys": {}}
+        (tmp_path / "predictions.jsonl").unlink()
+    result = run(tmp_path, retrieval="hybrid", baselines=[])
+    assert result["choices"]["toys"]["calrec"]["weight"] == 0.3
+
+
+def test_what_only_the_hybrid_reads_is_no_other_setting_elsewhere(tmp_path):
+    run(tmp_path)
+    nobody = FakeModel(dies_after=0)
+    run(tmp_path, nobody, dense_weight=0.5, choosing_users=7)
+    asked = [
+        config(retrieval="hybrid", **changes).asked()
+        for changes in ({}, {"choosing_users": 7}, {"dense_weight": 0.5})
+    ]
+    assert asked[0] != asked[1] != asked[2] != asked[0]
+    bound = config(retrieval="hybrid", dense_weight=0.5, choosing_users=7)
+    assert bound.asked() == asked[2]
+
+
+def test_a_larger_sample_includes_a_smaller_one():
+    users = [user(f"u{n:04}", 0, 1, 2) for n in range(2000)]
+    sizes = [1, 9, 300, 700, 2000, 2001]  # Python samples few and many in different ways
+    samples = [sample(users, n, 0) for n in sizes]
+    names = [[u.user_id for u in some] for some in samples]
+    for smaller, larger in itertools.pairwise(names):
+        assert set(smaller) <= set(larger)
+    assert [len(some) for some in samples] == [1, 9, 300, 700, 2000, 2000]
+    assert samples[-1] == sample(users, None, 0) == users
+    assert all(some == sorted(some) for some in names)
+    assert sample(users, 9, 0) == samples[1]
+    assert sample(users, 9, 1) != samples[1]
+
+
+def test_the_seed_decides_which_users_are_measured(tmp_path):
+    asked = {}
+    for seed in range(4):
+        model = FakeModel()
+        run(tmp_path / str(seed), model, max_users=2, seed=seed)
+        asked[seed] = model.asked
+    names = {seed: [u.user_id for u in sample(USERS, 2, seed)] for seed in asked}
+    assert asked == names and len(set(map(tuple, names.values()))) > 1
+
+
+def test_a_larger_sample_asks_only_the_users_it_adds(tmp_path):
+    few, more = FakeModel(), FakeModel()
+    assert run(tmp_path, few, max_users=2)["n"] == 2
+    assert run(tmp_path, more)["n"] == 4
+    assert sorted(few.asked + more.asked) == ["a", "b", "c", "d"]

@@ -288,6 +288,7 @@ def test_calrec_eval_reads_what_t5x_trained(here, stage2):
     metrics = json.loads((here / "model" / "eval" / "test" / "metrics.json").read_text())
     assert metrics["n"] == 4
     other = ["--gin.templates.Template.fields=('title',)", "--gin.CHECKPOINT='stage2:latest'"]
+    other += ["--gin.EvaluationConfig.name='other'"]  # the predictions would be refused first
     refused = calrec(here, "eval", *CALREC, *other, code=1).stderr.splitlines()[-1]
     assert "was trained with data.template.fields" in refused
 

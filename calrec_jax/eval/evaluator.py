@@ -216,7 +216,7 @@ def _ask(
                 lambda n, before=count: progress(before + n, total),
             )
             count += len(some)
-    return file.read()
+    return file.read() if any(missing.values()) else done
 
 
 def _choice(file: PredictionsFile, subject: Subject) -> hybrid.Choice | None:

@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors"},
-    {"text", "retrieval", "metrics", "batch"},
+    {"text", "retrieval", "metrics", "batch", "npz"},
     {"data", "models", "losses", "parallel", "checkpoints"},
     {"tasks", "train"},
     {"decode"},

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
-import os
 import pathlib
-import uuid
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from calrec_jax import npz
 from calrec_jax.errors import CalrecError, is_read_only
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel import partitioning
@@ -25,8 +22,6 @@ from calrec_jax.text.prompts import TokenizedCatalogue
 from calrec_jax.train import step
 
 _BUCKET = 32  # tokens: few programs to compile, little padding
-# What reading a damaged file raises: a RuntimeError is one of zipfile.
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 class Towers:
@@ -124,25 +119,12 @@ def cached(
         return _load(path, wanted)
     vectors = compute()
     try:
-        _save(path, wanted, vectors)
+        folder.mkdir(parents=True, exist_ok=True)
+        npz.save(path, vectors=vectors, settings=np.array(wanted))
     except OSError as error:
         if not is_read_only(error):
             raise CalrecError(f"cannot keep the items' vectors as {path}: {error}") from error
     return vectors
-
-
-def _save(path: pathlib.Path, settings: str, vectors: np.ndarray) -> None:
-    """Writes the whole file or, when it fails or is killed, none of it."""
-    # Processes that save the same vectors at once do not write into one another's file.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, vectors=vectors, settings=np.array(settings))
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _load(path: pathlib.Path, settings: str) -> np.ndarray:
@@ -151,6 +133,6 @@ def _load(path: pathlib.Path, settings: str) -> np.ndarray:
             there, vectors = str(saved["settings"]), saved["vectors"]
         if there != settings:
             raise ValueError("those in it are of other settings")
-    except _DAMAGED as error:
+    except npz.DAMAGED as error:
         raise CalrecError(f"{path} holds no vectors ({error}): remove it") from error
     return vectors

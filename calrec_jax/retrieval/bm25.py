@@ -9,8 +9,6 @@ import os
 import pathlib
 import re
 import types
-import uuid
-import zipfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +16,7 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse import _sparsetools
 
+from calrec_jax import npz
 from calrec_jax.errors import CalrecError, is_read_only, local_path
 from calrec_jax.retrieval.round_robin import ranked_rows
 
@@ -27,8 +26,6 @@ _WORD = re.compile(r"\w+")
 _COMMON = 2
 _HELD = 2**16  # scores of a block of queries, which stay in a cache while they are added up
 _FORMAT = "1"
-# What reading a damaged file raises: a RuntimeError is one of zipfile.
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 class _Found(NamedTuple):
@@ -185,25 +182,17 @@ class BM25Index:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the whole file or, when it fails or is killed, none of it."""
-        path = pathlib.Path(path)
-        # Processes that save the same index at once do not write into one another's file.
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
         ordered = sorted(self._vocabulary, key=self._vocabulary.__getitem__)
-        try:
-            with temporary.open("wb") as file:
-                np.savez(
-                    file,
-                    fingerprint=np.array(self._fingerprint),
-                    vocabulary=np.frombuffer("\n".join(ordered).encode(), np.uint8),
-                    places=np.array([self._vocabulary[word] for word in ordered]),
-                    data=self._scores.data,
-                    indices=self._scores.indices,
-                    indptr=self._scores.indptr,
-                    items=np.array(self._scores.shape[1]),
-                )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        npz.save(
+            pathlib.Path(path),
+            fingerprint=np.array(self._fingerprint),
+            vocabulary=np.frombuffer("\n".join(ordered).encode(), np.uint8),
+            places=np.array([self._vocabulary[word] for word in ordered]),
+            data=self._scores.data,
+            indices=self._scores.indices,
+            indptr=self._scores.indptr,
+            items=np.array(self._scores.shape[1]),
+        )
 
     @classmethod
     def load(
@@ -266,7 +255,7 @@ class BM25Index:
             )
         except FileNotFoundError as error:
             raise CalrecError(f"there is no index of BM25 at {path}: build it") from error
-        except _DAMAGED as error:
+        except npz.DAMAGED as error:
             raise CalrecError(
                 f"{path} is no index of BM25, or a damaged one ({error}): remove it and build it "
                 f"anew"

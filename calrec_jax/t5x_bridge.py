@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax.linen.partitioning import AxisMetadata
 from flax.traverse_util import flatten_dict, unflatten_dict
 from t5x import gin_utils, metrics, models, optimizers, utils
+from t5x.partitioning import BasePartitioner
 
 from calrec_jax.cli.run import Run
 from calrec_jax.data import domains, vocabularies
@@ -33,6 +34,7 @@ from calrec_jax.parallel.partitioning import logical_rules
 from calrec_jax.train import manifest, t5x_io, weights
 from calrec_jax.train.optimizer import make_optimizer, make_schedule
 from calrec_jax.train.stages import Stage
+from calrec_jax.train.state import boxed_params, unboxed
 from calrec_jax.train.step import loss_sums
 
 
@@ -77,14 +79,13 @@ class CalrecModel(models.BaseModel):
 
     def get_initial_variables(self, rng, input_shapes, input_types=None) -> Mapping[str, Any]:
         """Fresh parameters as plain arrays, and beside them their logical axes, as T5X has them."""
-        tokens = jnp.zeros((1, 1), jnp.int32)
-        boxed = self.decoder.init(rng, tokens, tokens, tokens)["params"]
+        boxed = boxed_params(self.decoder, rng)
         is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
         axes = {
             (*path[:-1], f"{path[-1]}_axes"): AxisMetadata(box.names if is_box(box) else ())
             for path, box in flatten_dict(boxed, is_leaf=lambda _, value: is_box(value)).items()
         }
-        return {"params": nn.meta.unbox(boxed), "params_axes": unflatten_dict(axes)}
+        return {"params": unboxed(boxed), "params_axes": unflatten_dict(axes)}
 
     def loss_fn(self, params, batch, dropout_rng):
         """(loss of the global batch, metrics).
@@ -210,6 +211,26 @@ class TrainStateInitializer(utils.TrainStateInitializer):
         else:
             params = t5x_io.load_params(source, shapes, self._model.needs)
         return state.replace_params(flax.core.freeze(params))
+
+
+def on_mesh(partitioner: BasePartitioner) -> BasePartitioner:
+    """`partitioner` itself, with its mesh set while a program is traced.
+
+    T5X enters the mesh in a way that JAX no longer counts as one: the decoder's arrays would be
+    spread as the compiler likes.
+    """
+    partition = partitioner.partition
+
+    def partition_on_mesh(fn, *args, **kwargs):
+        @functools.wraps(fn)
+        def traced(*inputs):
+            with jax.sharding.use_abstract_mesh(partitioner.mesh.abstract_mesh):
+                return fn(*inputs)
+
+        return partition(traced, *args, **kwargs)
+
+    partitioner.partition = partition_on_mesh
+    return partitioner
 
 
 def summarize_config(model_dir: str, summary_writer, step: int, model: CalrecModel) -> None:

@@ -317,6 +317,7 @@ def test_negatives_are_those_of_the_whole_batch_over_several_devices(here):
     rules = partitioning.standard_logical_axis_rules(additional_rules=t5x_bridge.additional_rules())
     partitioner = partitioning.PjitPartitioner(num_partitions=1, logical_axis_rules=rules)
     partitioner.__dict__["mesh"] = make_mesh(MeshConfig(model=2))  # T5X's own on CPU splits no rows
+    t5x_bridge.on_mesh(partitioner)
     batch = next(t5x_batches(model))
     initializer = t5x_bridge.TrainStateInitializer(
         optimizer_def=model.optimizer_def,

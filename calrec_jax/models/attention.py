@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from calrec_jax.models import kv_cache, rotary
 from calrec_jax.models.config import ATTENTION_KINDS, DecoderConfig
 from calrec_jax.models.layers import Projection, RMSNorm, soft_cap
+from calrec_jax.parallel.partitioning import constrain
 
 # Finite, so that a row with nothing to attend to (padding) gives numbers and not NaN.
 _MASKED = -1e30
+_HEADS = ("batch", "length", "heads", "kv")
 
 
 @flax.struct.dataclass
@@ -170,13 +172,14 @@ class Attention(nn.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         q = rotary.rotate(q, *rotation) * (c.query_scalar or c.head_dim) ** -0.5
         k = rotary.rotate(k, *rotation)
-        return nn.with_logical_constraint(q, ("batch", "length", "heads", "kv")), k, v
+        k, v = (constrain(a, ("batch", "length", "kv_heads", "kv")) for a in (k, v))
+        return constrain(q, _HEADS), k, v
 
     def __call__(self, x_BxSxD, rotation, mask_BxSxS):
         """Attention within rows. Returns ([B, S, D], (k, v)) with k, v [B, S, G, K]."""
         q, k, v = self._project(x_BxSxD, rotation)
         out = attend(q, k, v, mask_BxSxS, self.config.attention_softcap)
-        return self.out(out), (k, v)
+        return self.out(constrain(out, _HEADS)), (k, v)
 
     def decode(self, x_BxNxD, rotation, masks, prefix, written, step):
         """One token of each continuation, at place `step` of `written`.
@@ -187,4 +190,4 @@ class Attention(nn.Module):
         q, k, v = self._project(x_BxNxD, rotation)
         softcap = self.config.attention_softcap
         out = attend_continuations(q, (k, v), prefix, written, masks, softcap)
-        return self.out(out), kv_cache.write(written, (k, v), step, after=out)
+        return self.out(constrain(out, _HEADS)), kv_cache.write(written, (k, v), step, after=out)

@@ -19,6 +19,10 @@ from calrec_jax.models.attention import Attention, OfKinds
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.kv_cache import Continuations, Prefix
 from calrec_jax.models.layers import GatedMLP, RMSNorm, soft_cap
+from calrec_jax.parallel.partitioning import constrain, gathered
+
+_HIDDEN = ("batch", "length", "embed")
+_TABLE = ("vocab", "embed")
 
 
 @flax.struct.dataclass
@@ -57,11 +61,11 @@ class Block(nn.Module):
             kv = kv if shared.keep else None
         if c.post_norms:
             out = RMSNorm(c, name="attention_post_norm")(out)
-        x = x + out
+        x = constrain(x + out, _HIDDEN)
         out = GatedMLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x))
         if c.post_norms:
             out = RMSNorm(c, name="mlp_post_norm")(out)
-        return nn.with_logical_constraint(x + out, ("batch", "length", "embed")), kv
+        return constrain(x + out, _HIDDEN), kv
 
 
 _REMAT_POLICIES = {
@@ -101,11 +105,15 @@ class Decoder(nn.Module):
         self.final_norm = RMSNorm(c)
 
     def _table(self, name: str) -> jax.Array:
-        """A parameter [V, D]."""
+        """A parameter [V, D], as it is computed with.
+
+        All that reads it in one `apply` shares it, and so the sum of its gradient over devices.
+        """
         c = self.config
         normal = nn.initializers.normal(c.d_model**-0.5)
-        init = nn.with_logical_partitioning(normal, ("vocab", "embed"))
-        return self.param(name, init, (c.vocab_size, c.d_model), jnp.dtype(c.param_dtype))
+        init = nn.with_logical_partitioning(normal, _TABLE)
+        value = self.param(name, init, (c.vocab_size, c.d_model), jnp.dtype(c.param_dtype))
+        return gathered(value.astype(c.dtype), _TABLE)
 
     def _run_layers(self, x, shared, cache=None):
         """All blocks. `cache` and the returned keys and values are one each layer.
@@ -122,10 +130,10 @@ class Decoder(nn.Module):
         return x, tuple(kept)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        x = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+        x = jnp.take(self.embedding, tokens, axis=0)
         if self.config.scale_embedding:
             x = x * jnp.asarray(self.config.d_model**0.5, x.dtype)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        return constrain(x, _HIDDEN)
 
     def _rows(self, positions_BxS, segment_ids_BxS, keep: bool = False) -> _Rows:
         rotations = attention.rotations(self.config, positions_BxS)
@@ -148,9 +156,8 @@ class Decoder(nn.Module):
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits of hidden states: [..., D] -> [..., V], float32."""
         table_VxD = self.embedding if self.config.tie_embeddings else self.unembedding
-        logits = jnp.matmul(
-            hidden, table_VxD.T.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
+        logits = jnp.matmul(hidden, table_VxD.T, preferred_element_type=jnp.float32)
+        logits = constrain(logits, ("batch", *[None] * (logits.ndim - 2), "vocab"))
         return soft_cap(logits, self.config.logit_softcap)
 
     def prefill(self, tokens_BxP, mask_BxP) -> tuple[jax.Array, Prefix]:

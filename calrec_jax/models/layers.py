@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from calrec_jax.models.config import DecoderConfig
+from calrec_jax.parallel.partitioning import constrain, gathered
 
 _ACTIVATIONS = {"gelu": lambda x: nn.gelu(x, approximate=True), "silu": nn.silu}
 
@@ -64,7 +65,7 @@ class Projection(nn.Module):
         partitioned = nn.with_logical_partitioning(init, tuple(axes))
         dtype = dtype or jnp.dtype(self.config.param_dtype)
         value = self.param(name, partitioned, tuple(shape), dtype)
-        return value.astype(self.config.dtype)
+        return gathered(value.astype(self.config.dtype), tuple(axes))
 
 
 class RMSNorm(nn.Module):
@@ -83,7 +84,8 @@ class RMSNorm(nn.Module):
         start = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
         init = nn.with_logical_partitioning(start, (self.axis,))
         scale = self.param("scale", init, (x.shape[-1],), jnp.dtype(c.param_dtype))
-        scale = scale.astype(jnp.float32) + (1.0 if c.norm_plus_one else 0.0)
+        scale = gathered(scale.astype(jnp.float32), (self.axis,))
+        scale = scale + (1.0 if c.norm_plus_one else 0.0)
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + c.norm_eps)
         return (normed * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
@@ -101,5 +103,5 @@ class GatedMLP(nn.Module):
         gate = Projection(c, d, f, ("embed", "mlp"), bias, name="gate")(x_BxSxD)
         up = Projection(c, d, f, ("embed", "mlp"), bias, name="up")(x_BxSxD)
         hidden_BxSxF = _ACTIVATIONS[c.activation](gate) * up
-        hidden_BxSxF = nn.with_logical_constraint(hidden_BxSxF, ("batch", "length", "mlp"))
+        hidden_BxSxF = constrain(hidden_BxSxF, ("batch", "length", "mlp"))
         return Projection(c, f, d, ("mlp", "embed"), bias, name="down")(hidden_BxSxF)

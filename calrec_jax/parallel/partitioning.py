@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -12,9 +15,15 @@ from jax.sharding import PartitionSpec as P
 from calrec_jax.errors import CalrecError
 from calrec_jax.parallel.mesh import DATA, MODEL, MeshConfig
 
+Rules = Iterable[tuple[str, str | None]]
+
 
 def logical_rules(config: MeshConfig) -> tuple[tuple[str, str | None], ...]:
-    """(logical axis, mesh axis) pairs for parameters and activations."""
+    """(logical axis, mesh axis) pairs, for parameters and activations.
+
+    Of two axes of an array that would lie along the same mesh axis, the one whose rule comes first
+    does: activations are split along the batch, and so their "embed" axis never is.
+    """
     return (
         ("batch", DATA),
         ("vocab", MODEL),
@@ -29,34 +38,86 @@ def logical_rules(config: MeshConfig) -> tuple[tuple[str, str | None], ...]:
     )
 
 
-def _activation_rules(config: MeshConfig):
-    # Activations are split along the batch, so their model width never is.
-    return [(name, None if name == "embed" else axis) for name, axis in logical_rules(config)]
-
-
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh, config: MeshConfig):
-    """Inside, the model's sharding constraints on activations refer to `mesh`."""
-    with mesh, nn.logical_axis_rules(_activation_rules(config)):
+    """Inside, `constrain` and `gathered` lay arrays out on `mesh`."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(logical_rules(config)):
         yield
 
 
-def _spec(value: nn.LogicallyPartitioned | jax.ShapeDtypeStruct, mesh: Mesh, rules: dict) -> P:
-    if not isinstance(value, nn.LogicallyPartitioned):
-        return P()
-    axes = []
-    for name, size in zip(value.names, value.value.shape, strict=True):
-        axis = rules[name]
-        if axis is not None and size % mesh.shape[axis]:
+def unplaced():
+    """A context in which nothing is laid out, for programs whose arrays are not the model's."""
+    return nn.logical_axis_rules(())
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """`x` with its axes along the mesh's as the rules say; None = whole.
+
+    What is not constrained the compiler may spread otherwise: of a product of rows of the batch
+    with a parameter that is split along the data axis, it would compute all rows on every device.
+
+    Where no rules are, `x` as it is: no mesh is expected there.
+
+    Raises:
+      RuntimeError: there are rules and no mesh. JAX and flax would drop the constraint.
+      CalrecError: an axis does not divide over its mesh axis.
+    """
+    rules = nn.get_logical_axis_rules()
+    if not rules:
+        return x
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        raise RuntimeError(
+            f"an array is to be split along {tuple(axes)}, and there is no mesh: call the program "
+            f"inside partitioning.use_mesh (jax.set_mesh; `with mesh:` alone sets none)"
+        )
+    return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, mesh.shape, rules))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(param: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """A parameter as it is computed with: whole along "embed", which FSDP splits over the rows'
+    devices. Its gradient is split again, so that each device sums its own part alone.
+
+    Args:
+      axes: of `param`, as it is held.
+
+    Raises:
+      RuntimeError, CalrecError: as `constrain`.
+    """
+    return constrain(param, [None if axis == "embed" else axis for axis in axes])
+
+
+def _gathered_forward(param, axes):
+    return gathered(param, axes), None
+
+
+def _gathered_backward(axes, _, gradient):
+    whole = constrain(gradient, [None if axis == "embed" else axis for axis in axes])
+    return (constrain(whole, axes),)
+
+
+gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def _spec(
+    axes: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int], rules: Rules
+) -> P:
+    """How an array of these logical axes is split."""
+    split = []
+    for name, size, axis in zip(axes, shape, nn.logical_to_mesh_axes(axes, rules), strict=True):
+        along = (axis,) if isinstance(axis, str) else axis or ()
+        parts = math.prod(mesh_shape[one] for one in along)
+        if size % parts:
             # Few key/value heads on many devices are held whole on each, as is the custom.
             if name != "kv_heads":
                 raise CalrecError(
-                    f"a parameter's {name!r} axis of {size} does not divide over the mesh's "
-                    f"{axis!r} axis of {mesh.shape[axis]}: change the model or MeshConfig"
+                    f"an array's {name!r} axis of {size} does not divide over the mesh's "
+                    f"{axis!r} axis of {parts}: change the model or MeshConfig"
                 )
             axis = None
-        axes.append(axis)
-    return P(*axes)
+        split.append(axis)
+    return P(*split)
 
 
 def param_shardings(boxed_params, mesh: Mesh, config: MeshConfig):
@@ -65,11 +126,14 @@ def param_shardings(boxed_params, mesh: Mesh, config: MeshConfig):
     Raises:
       CalrecError: an axis does not divide over its mesh axis.
     """
-    rules = dict(logical_rules(config))
+    rules = logical_rules(config)
     is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
-    return jax.tree.map(
-        lambda value: NamedSharding(mesh, _spec(value, mesh, rules)), boxed_params, is_leaf=is_box
-    )
+
+    def sharding(param) -> NamedSharding:
+        spec = _spec(param.names, param.value.shape, mesh.shape, rules) if is_box(param) else P()
+        return NamedSharding(mesh, spec)
+
+    return jax.tree.map(sharding, boxed_params, is_leaf=is_box)
 
 
 def state_shardings(state_shapes, param_shardings_tree, mesh: Mesh):

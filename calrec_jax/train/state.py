@@ -34,16 +34,26 @@ class TrainState:
     opt_state: Any
 
 
-def _boxed_params(decoder: Decoder, key: jax.Array):
+def boxed_params(decoder: Decoder, key: jax.Array):
+    """Fresh parameters, boxed with their logical axes."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return decoder.init(key, tokens, tokens, tokens)["params"]
+    # The one row is there to ask for parameters, and lies along no mesh.
+    with partitioning.unplaced():
+        return decoder.init(key, tokens, tokens, tokens)["params"]
+
+
+def unboxed(boxed):
+    """The parameters alone."""
+    # flax would constrain them, and they are split by `param_shardings`.
+    with partitioning.unplaced():
+        return nn.meta.unbox(boxed)
 
 
 def param_shapes(decoder: Decoder, mesh: Mesh, config: MeshConfig):
     """The decoder's parameters as ShapeDtypeStructs that carry their shardings."""
-    boxed = jax.eval_shape(lambda: _boxed_params(decoder, jax.random.key(0)))
+    boxed = jax.eval_shape(lambda: boxed_params(decoder, jax.random.key(0)))
     shardings = partitioning.param_shardings(boxed, mesh, config)
-    return jax.tree.map(_with_sharding, nn.meta.unbox(boxed), shardings)
+    return jax.tree.map(_with_sharding, unboxed(boxed), shardings)
 
 
 def state_shapes(
@@ -71,7 +81,7 @@ def init_params(decoder: Decoder, seed: int, shapes):
     wanted = flatten_dict(shapes)
 
     def init():
-        fresh = flatten_dict(nn.meta.unbox(_boxed_params(decoder, jax.random.key(seed))))
+        fresh = flatten_dict(unboxed(boxed_params(decoder, jax.random.key(seed))))
         return {path: fresh[path].astype(leaf.dtype) for path, leaf in wanted.items()}
 
     out = {path: leaf.sharding for path, leaf in wanted.items()}

@@ -15,14 +15,18 @@ from calrec_jax.train.state import TrainState
 
 def item_vectors(decoder: Decoder, params, item_tokens_BxKxI, item_mask_BxKxI) -> jax.Array:
     """v_t of every slot: the target read alone, as its own sequence. [B*K, D] float32."""
+    return decoder.apply(
+        {"params": params}, item_tokens_BxKxI, item_mask_BxKxI, method=_item_vectors
+    )
+
+
+def _item_vectors(decoder: Decoder, item_tokens_BxKxI, item_mask_BxKxI) -> jax.Array:
     b, k, i = item_tokens_BxKxI.shape
     tokens_NxI = item_tokens_BxKxI.reshape(b * k, i)
     mask_NxI = item_mask_BxKxI.reshape(b * k, i)
     positions_NxI = jnp.broadcast_to(jnp.arange(i)[None], tokens_NxI.shape)
     # BOS (position 0) is read but enters no mean; padding is last, so no token attends to it.
-    hidden_NxIxD = decoder.apply(
-        {"params": params}, tokens_NxI, positions_NxI, jnp.ones_like(tokens_NxI)
-    )
+    hidden_NxIxD = decoder(tokens_NxI, positions_NxI, jnp.ones_like(tokens_NxI))
     return pooling.pool_items(hidden_NxIxD, mask_NxI)
 
 
@@ -30,16 +34,20 @@ def loss_sums(
     decoder: Decoder, params, batch: dict[str, jax.Array], config: LossConfig, max_loss_tokens: int
 ) -> LossSums:
     """The three losses of a global batch (`batch.BatchSpec`), as sums."""
+    # Both towers in one apply, which shares the embeddings.
+    return decoder.apply({"params": params}, batch, config, max_loss_tokens, method=_loss_sums)
+
+
+def _loss_sums(
+    decoder: Decoder, batch: dict[str, jax.Array], config: LossConfig, max_loss_tokens: int
+) -> LossSums:
     segment_ids_BxS = batch["decoder_segment_ids"]
-    hidden_BxSxD = decoder.apply(
-        {"params": params},
-        batch["decoder_input_tokens"],
-        batch["decoder_positions"],
-        segment_ids_BxS,
+    hidden_BxSxD = decoder(
+        batch["decoder_input_tokens"], batch["decoder_positions"], segment_ids_BxS
     )
     nll, tokens = losses.next_item_nll(
         hidden_BxSxD,
-        lambda hidden: decoder.apply({"params": params}, hidden, method="unembed"),
+        decoder.unembed,
         batch["decoder_target_tokens"],
         batch["decoder_loss_weights"],
         max_loss_tokens,
@@ -58,7 +66,7 @@ def loss_sums(
         return v_BxKxD.reshape(-1, v_BxKxD.shape[-1])
 
     v_u, v_tu = pool(pooling.HISTORY), pool(pooling.TARGET)
-    v_t = item_vectors(decoder, params, batch["item_tokens"], batch["item_mask"])
+    v_t = _item_vectors(decoder, batch["item_tokens"], batch["item_mask"])
     allowed = losses.allowed_pairs(item_ids_BxK.ravel(), batch["domain_ids"].ravel(), config)
     return LossSums(
         nll=nll,

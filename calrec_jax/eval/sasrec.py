@@ -216,7 +216,7 @@ def train(
             params, state, value = _step(model, params, state, rows, lengths, dropout)
             losses.append(value)
         mean = float(np.mean(jax.device_get(losses)))
-        if not np.isfinite([mean, float(optax.global_norm(params))]).all():
+        if not np.isfinite([mean, float(optax.tree.norm(params))]).all():
             raise CalrecError(
                 f"SASRec's loss is {mean} in epoch {epoch}: lower SASRecConfig.learning_rate"
             )

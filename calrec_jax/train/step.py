@@ -105,7 +105,7 @@ def make_train_step(
         metrics = means | {
             "tokens": jnp.sum(batch["decoder_segment_ids"] != 0).astype(jnp.float32),
             "examples": sums.examples,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         params = optax.apply_updates(state.params, updates)

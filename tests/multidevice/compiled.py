@@ -14,6 +14,7 @@ import jax
 
 from calrec_jax.batch import BatchSpec
 from calrec_jax.losses import LossConfig
+from calrec_jax.models import lora
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel import partitioning
@@ -36,15 +37,18 @@ def spec(mesh_config: MeshConfig) -> BatchSpec:
     return BatchSpec.create(ROWS * mesh_config.data, lengths, max_segments=SEGMENTS)
 
 
-def compiled_step(mesh_config: MeshConfig, losses: LossConfig = LossConfig()):
+def compiled_step(
+    mesh_config: MeshConfig, losses: LossConfig = LossConfig(), model: DecoderConfig = MODEL
+):
     """The training step as a stage compiles it, on the first devices."""
     devices = jax.devices()[: mesh_config.data * mesh_config.model]
-    mesh, decoder, optimizer = make_mesh(mesh_config, devices), Decoder(MODEL), OptimizerConfig()
+    mesh, decoder, optimizer = make_mesh(mesh_config, devices), Decoder(model), OptimizerConfig()
     schedule = make_schedule(optimizer, 100)
     tx = make_optimizer(optimizer, schedule)
     batch_spec, rows = spec(mesh_config), partitioning.batch_sharding(mesh)
     with partitioning.use_mesh(mesh, mesh_config):
         state = train_state.state_shapes(decoder, tx, mesh, mesh_config)
+        frozen = lora.split(train_state.param_shapes(decoder, mesh, mesh_config))[1]
         batch = {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
             for name, (shape, dtype) in batch_spec.shapes().items()
@@ -52,7 +56,7 @@ def compiled_step(mesh_config: MeshConfig, losses: LossConfig = LossConfig()):
         one = make_train_step(decoder, tx, schedule, losses, batch_spec.max_loss_tokens)
         out = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
         step = jax.jit(one, donate_argnums=0, out_shardings=out)
-        return step.lower(state, {}, batch).compile()
+        return step.lower(state, frozen, batch).compile()
 
 
 def arrays(compiled) -> set[tuple[int, ...]]:

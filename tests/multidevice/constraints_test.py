@@ -6,6 +6,7 @@ are right all the same, so that only the programs themselves can tell.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ from multidevice.generation_test import SAMPLED, generated
 from train import small_run
 
 from calrec_jax.models.decoder import Decoder
+from calrec_jax.models.lora import LoraConfig
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -86,11 +88,13 @@ def of_the_whole_batch(mesh_config: MeshConfig, compiled) -> set[tuple[int, ...]
     return {shape for shape in arrays(compiled) if {rows, rows * SEGMENTS} & set(shape)}
 
 
+@pytest.mark.parametrize("adapters", [None, LoraConfig(rank=3, pattern=".*")], ids=["all", "lora"])
 @pytest.mark.parametrize("mesh_config", MESHES, ids=str)
-def test_no_device_computes_on_the_whole_batch(mesh_config):
+def test_no_device_computes_on_the_whole_batch(mesh_config, adapters):
     """But for what every user is compared with: the items' vectors, and the similarities."""
     everyone, mine = ROWS * SEGMENTS * mesh_config.data, ROWS * SEGMENTS
-    compared = of_the_whole_batch(mesh_config, compiled_step(mesh_config))
+    model = dataclasses.replace(MODEL, lora=adapters)
+    compared = of_the_whole_batch(mesh_config, compiled_step(mesh_config, model=model))
     assert {(everyone, MODEL.d_model), (mine, everyone)} <= compared
     for shape in compared:
         others = sorted(size for size in shape if size > 2)

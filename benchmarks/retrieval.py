@@ -29,8 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from calrec_jax.decode.dense import DenseIndex
-from calrec_jax.retrieval.bm25 import BM25Index, words
+from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.retrieval.round_robin import ranked
+from calrec_jax.retrieval.words import words
 
 DECIMALS = 9  # scores that are sums in another order are equal to so many
 K = 100

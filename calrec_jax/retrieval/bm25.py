@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import pathlib
-import re
 import types
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,13 +18,13 @@ from scipy.sparse import _sparsetools
 from calrec_jax import npz
 from calrec_jax.errors import CalrecError, is_read_only, local_path
 from calrec_jax.retrieval.round_robin import ranked_rows
+from calrec_jax.retrieval.words import words
 
-_WORD = re.compile(r"\w+")
 # Words of more than one item in so many are "common", like those of the template, in all items.
 # Their scores are held for every item, so that they are added without looking places up.
 _COMMON = 2
 _HELD = 2**16  # scores of a block of queries, which stay in a cache while they are added up
-_FORMAT = "1"
+_FORMAT = "2"  # of the file, and of the words that a text is cut into
 
 
 class _Found(NamedTuple):
@@ -40,11 +39,6 @@ class _Found(NamedTuple):
     totals: list[np.ndarray]
     rows: np.ndarray
     ends: np.ndarray
-
-
-def words(text: str) -> list[str]:
-    """Lower-cased runs of letters, digits and underscores; no stop words, no stemming."""
-    return _WORD.findall(text.lower())
 
 
 def _bm25s() -> types.ModuleType:

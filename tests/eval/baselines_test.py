@@ -83,6 +83,15 @@ def test_bm25_of_the_others_differs_by_the_last_item_alone(kind):
     assert (others[last] == -np.inf).all() and (free[last] > 0).all()
 
 
+@pytest.mark.parametrize("name", ["bm25_title_others", "bm25_text_others", "hybrid"])
+def test_text_without_spaces_between_words_matches(name):
+    titles = ["新款韩版宽松连衣裙女", "不锈钢保温杯大容量", "大容量保温杯便携男女"]
+    items = {f"i{n}": {"title": title} for n, title in enumerate(titles)}
+    catalogue = Catalogue.create("toys", items)
+    (row,) = score(name, [user("a", 2, 1)], [], catalogue, [user("a", 2, 1)])
+    assert row[1] > row[0]
+
+
 @pytest.mark.parametrize("name", ["bm25_title", "hybrid"])
 def test_a_catalogue_without_such_text_is_told_in_one_line(name):
     bare = Catalogue.create("toys", {f"i{n}": {"author": "Someone"} for n in range(8)})

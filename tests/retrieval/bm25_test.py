@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import pathlib
+import random
 import re
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from hypothesis import strategies as st
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
 from calrec_jax.retrieval import bm25
-from calrec_jax.retrieval.bm25 import BM25Index, words
+from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.retrieval.round_robin import ranked
+from calrec_jax.retrieval.words import words
 
 TEXTS = [
     "Title: cast iron pan Brand: Lodge",
@@ -51,11 +53,6 @@ def lucene(texts: list[str], query: str, k1: float, b: float) -> list[float]:
             score += idf * tf / (tf + k1 * (1 - b + b * len(document) / average))
         scores.append(score)
     return scores
-
-
-def test_words():
-    assert words('Title: Pan-Set, 12" (été_x)') == ["title", "pan", "set", "12", "été_x"]
-    assert words(" ... ") == []
 
 
 @pytest.mark.parametrize(("k1", "b"), [(1.5, 0.75), (0.9, 0.4), (2.0, 0.0), (1.2, 1.0)])
@@ -165,6 +162,36 @@ def test_scores_do_not_depend_on_the_hash_seed():
         for seed in ("1", "2")
     }
     assert outputs == {BM25Index(texts).scores(texts).tobytes().hex()}
+
+
+def test_text_without_spaces_is_found():
+    texts = ["Title: 2023新款韩版宽松显瘦连衣裙女夏季", "Title: 不锈钢保温杯大容量便携男女学生"]
+    dress, cup = BM25Index(texts).scores(["Title: 不锈钢保温杯大容量便携"])[0]
+    assert cup > dress
+
+
+# Letters with their marks, of which titles are made.
+LETTERS = {
+    "Chinese": "不 锈 钢 保 温 杯 大 容 量 便 携 男 女 学 生 新 款 韩 版 宽 松 显 瘦 连 衣 裙 夏 2",
+    "Japanese": "水 筒 軽 量 保 冷 お し ゃ れ か わ い い ス テ ン レ ー デ ィ ボ ト ル ポ 々 5",
+    "Korean": "스 테 인 리 보 온 병 대 용 량 휴 남 녀 학 생 신 상 여 름 원 피 방 수 무 선 청 소 값",
+    "Thai": "ก ระ ติ น้ำ เ ก็ บ ค วา ม ร้ อ น พ กพ า ผู้ ห ญิ ง นั ก เ รี ย น เ ด ร ส ฤ ดู",
+    "Khmer": "កែ វ ទឹ ក ដែ អ៊ី ណុ រ ក្សា កំ ដៅ ច ល័ ត សិ ស្ស រ៉ូ ប ដូ វ ស្បែ ជើ ង កា បូ ទូ រ ស័ ព្ទ",
+    "Lao": "ຈ ອ ກ ນ້ຳ ສະ ແ ຕ ນ ເ ລ ດ ເ ກັ ບ ຄ ວາ ມ ຮ້ ພົ ກ ພາ ນັ ຮຽ ຊຸ ດ ລະ ດູ ເກີ ໂ ທ",
+    "Burmese": "ရေ ဘူး သံ မ ဏိ အ ပူ ထိ န်း သ ယ် ဆော င် ကျော င်း သား ဂါ ဝ န် နွေ ရာ သီ စို ခံ ဖိ နပ်",
+}
+
+
+@pytest.mark.parametrize("script", LETTERS)
+def test_of_240_items_each_is_found_with_a_character_missing(script):
+    rng, letters = random.Random(0), LETTERS[script].split()
+    titles = ["".join(rng.choices(letters, k=14)) for _ in range(240)]
+    queries = []
+    for title in titles:
+        missing = rng.randrange(len(title))
+        queries.append(f"Title: {title[:missing]}{title[missing + 1 :]}")
+    _, places = BM25Index([f"Title: {title}" for title in titles]).top_k(queries, 1)
+    assert np.count_nonzero(places[:, 0] == np.arange(240)) == 240
 
 
 @pytest.mark.parametrize("texts", [[], ["", " ? "]])
@@ -291,6 +318,16 @@ def test_another_index_is_another_file(tmp_path):
             index.scores(QUERIES), BM25Index(texts, k1, b).scores(QUERIES)
         )
     assert len({*tmp_path.iterdir()}) == 3
+
+
+def test_an_index_of_other_words_is_not_used(tmp_path, monkeypatch):
+    # As it was when text without spaces was one word.
+    with monkeypatch.context() as patched:
+        patched.setattr(bm25, "_FORMAT", "1")
+        patched.setattr(bm25, "words", lambda text: re.findall(r"\w+", text.lower()))
+        old = BM25Index.cached(tmp_path, "items", ["保温杯大"])
+    assert not old.scores(["保温杯"]).any()
+    assert BM25Index.cached(tmp_path, "items", ["保温杯大"]).scores(["保温杯"]).any()
 
 
 def test_a_damaged_cached_index_is_named(tmp_path):

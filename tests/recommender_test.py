@@ -10,6 +10,7 @@ from calrec_jax.eval.retrievers import BM25Lookup, Texts
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue
+from calrec_jax.text.templates import Template
 
 WORDS = ("anchor", "bottle", "candle", "drum")
 CATALOGUE = Catalogue.create("toys", {f"i{n}": {"title": word} for n, word in enumerate(WORDS)})
@@ -33,7 +34,8 @@ class FakeGenerator:
 
 def made(seen: str = "allow", batch_size: int = 32) -> tuple[Recommender, FakeGenerator]:
     generator = FakeGenerator()
-    retriever = Texts(generator, BM25Lookup(BM25Index(WORDS), 1 / 5000), CATALOGUE, seen)
+    lookup = BM25Lookup(BM25Index(WORDS), CATALOGUE, Template(("title",)), 1 / 5000)
+    retriever = Texts(generator, lookup, CATALOGUE, seen)
     return Recommender(retriever, CATALOGUE, batch_size), generator
 
 

@@ -99,7 +99,8 @@ class TrainedModel:
             lookup, sampler = TrieLookup(len(catalogue), config.epsilon), self._sampler(trie)
         else:
             trie, sampler = None, self._free_sampler
-            lookup = BM25Lookup(self._index(domain), config.epsilon)
+            index = self._index(domain)
+            lookup = BM25Lookup(index, catalogue, domain.template, config.epsilon)
         generate = TextGenerator(sampler, tokens, vocabulary.decode, config.seed, trie)
         return Texts(generate, lookup, catalogue, config.seen)
 

@@ -13,8 +13,10 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.eval.outcomes import MOST_SCORES, Score
 from calrec_jax.retrieval import fusion, round_robin
 from calrec_jax.retrieval.bm25 import BM25Index
+from calrec_jax.retrieval.words import words
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue
+from calrec_jax.text.templates import Template
 
 if TYPE_CHECKING:  # it would bring JAX along, which measuring does not need
     from calrec_jax.decode.dense import DenseIndex
@@ -67,32 +69,58 @@ class Retriever(Protocol):
 class BM25Lookup:
     """From generated texts to scores of the whole catalogue (method: Inference 2-3).
 
+    A text none of whose words, labels aside, is in any item scores nothing. All items have the
+    labels: scaled to [0, 1], what these score would be a vote for the shortest item.
+
     Args:
-      index: of all items' texts, in the catalogue's order.
+      index: of all items' texts, as `template` writes them.
+      catalogue: whose items they are, in the same order.
       epsilon: of quasi-round-robin.
     """
 
-    def __init__(self, index: BM25Index, epsilon: float):
+    def __init__(self, index: BM25Index, catalogue: Catalogue, template: Template, epsilon: float):
         self._index, self._epsilon = index, epsilon
+        self._template = template
+        self._label_words = _label_words(catalogue, template)
 
     def scores(self, outputs: Sequence[Sequence[Generated]]) -> Iterator[np.ndarray]:
         """float64 [items] for each user's outputs.
 
         The texts of as many users as memory allows are looked up together.
         """
-        merged = [merge(some) for some in outputs]
-        while merged:
-            together, merged = self._some(merged)
+        voting = [self._voting(some) for some in outputs]
+        while voting:
+            together, voting = self._some(voting)
             rows = self._index.scores([text for texts, _ in together for text in texts])
             ends = np.cumsum([len(texts) for texts, _ in together])
             for (_, log_probs), of_user in zip(together, np.split(rows, ends[:-1]), strict=True):
                 yield round_robin.quasi_round_robin(of_user, log_probs, self._epsilon)
 
-    def _some(self, merged: list) -> tuple[list, list]:
+    def _voting(self, outputs: Sequence[Generated]) -> tuple[list[str], np.ndarray]:
+        """Those of one user's distinct texts that have a word of an item, and what `merge` says."""
+        texts, log_probs = merge(outputs)
+        places = [place for place, text in enumerate(texts) if self._has_word_of_an_item(text)]
+        return [texts[place] for place in places], log_probs[places]
+
+    def _has_word_of_an_item(self, text: str) -> bool:
+        said = words(self._template.without_labels(text))
+        return any(word in self._index and word not in self._label_words for word in said)
+
+    def _some(self, voting: list) -> tuple[list, list]:
         """(the users whose scores are at most `MOST_SCORES`, but one at least; the others)."""
-        sizes = np.cumsum([len(texts) for texts, _ in merged]) * self._index.num_items
+        sizes = np.cumsum([len(texts) for texts, _ in voting]) * self._index.num_items
         users = max(1, int(np.searchsorted(sizes, MOST_SCORES, side="right")))
-        return merged[:users], merged[users:]
+        return voting[:users], voting[users:]
+
+
+def _label_words(catalogue: Catalogue, template: Template) -> set[str]:
+    """Words of the labels that no item has in a value."""
+    left = {word for label in template.labels for word in words(label)}
+    for fields in catalogue.fields:
+        if not left:
+            break
+        left.difference_update(words(" ".join(fields.get(name) or "" for name in template.fields)))
+    return left
 
 
 class TrieLookup:
@@ -132,7 +160,7 @@ def merge(outputs: Sequence[Generated]) -> tuple[list[str], np.ndarray]:
 class Texts:
     """The method's way: the model writes items, and they are looked up.
 
-    A user whose texts match no item has zeros for all of them: a tie over the whole catalogue.
+    A user whose texts find no item has zeros for all of them: a tie over the whole catalogue.
 
     Args:
       generate: the model.

@@ -101,6 +101,10 @@ class BM25Index:
         """Of the catalogue."""
         return self._scores.shape[1]
 
+    def __contains__(self, word: str) -> bool:
+        """Whether some item has it; a word as `words` gives it."""
+        return word in self._vocabulary
+
     def scores(self, queries: Sequence[str]) -> np.ndarray:
         """float64 [queries, items]; zeros where no word of the query is known.
 

@@ -63,6 +63,10 @@ class Template:
         }
         return {name: value for name, value in values.items() if value}
 
+    def without_labels(self, text: str) -> str:
+        """A rendered (or generated) item with a space in place of each label, repeated ones too."""
+        return self._label_pattern.sub(" ", text)
+
     def render_prompt(self, history: Sequence[Fields]) -> str:
         """What the model reads before it writes the target."""
         items = self.separator.join(self.render_item(item) for item in history)
@@ -73,9 +77,14 @@ class Template:
         return self.render_prompt(history) + self.render_item(target)
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """What stands before each field's value, without its colon."""
+        return tuple(map(_label, self.fields))
+
+    @property
     def fixed_strings(self) -> tuple[str, ...]:
         """What stands in every text: the sentences, and each field's label as items show it."""
-        labels = [f"{_label(name)}: " for name in self.fields]
+        labels = [f"{label}: " for label in self.labels]
         return (
             self.opening,
             self.separator,

@@ -252,9 +252,9 @@ def test_k1_and_b_are_those_of_the_index(model_dir, samplers, change):
     (found,) = model(model_dir, **change).retriever(DOMAIN, never).scores(output, [history])
 
     def scores(**parameters) -> list[float]:
-        (row,) = BM25Lookup(BM25Index(inference.item_texts(where), **parameters), 1 / 5000).scores(
-            output
-        )
+        index = BM25Index(inference.item_texts(where), **parameters)
+        lookup = BM25Lookup(index, where.catalogue(), where.template, 1 / 5000)
+        (row,) = lookup.scores(output)
         return row.tolist()
 
     assert found.tolist() == scores(**change)

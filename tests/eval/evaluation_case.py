@@ -73,9 +73,10 @@ def texts_of(catalogue: Catalogue, template: Template = TEMPLATE) -> list[str]:
     return [template.render_item(fields) for fields in catalogue.fields]
 
 
-def writer(generate, c: EvaluationConfig, catalogue: Catalogue, texts: list[str]) -> Texts:
+def writer(generate, c: EvaluationConfig, catalogue: Catalogue, template: Template) -> Texts:
     """A model that writes texts, as a retriever."""
-    lookup = BM25Lookup(BM25Index(texts, c.k1, c.b), c.epsilon)
+    index = BM25Index(texts_of(catalogue, template), c.k1, c.b)
+    lookup = BM25Lookup(index, catalogue, template, c.epsilon)
     if c.retrieval == "trie":
         lookup = TrieLookup(len(catalogue), c.epsilon)
     return Texts(generate, lookup, catalogue, c.seen)
@@ -100,14 +101,14 @@ def run(directory: pathlib.Path, generate=None, retriever=None, **changes):
     }
     given = arguments | {name: changes.pop(name) for name in arguments if name in changes}
     c, catalogue = config(**changes), given["catalogue"]
-    texts = texts_of(catalogue, given["template"])
+    template = given["template"]
     subject = Subject(
         Known(given["train"], catalogue, given["validation"], c.k1, c.b, c.seen),
         given["users"],
-        texts,
-        lambda: retriever or writer(generate or FakeModel(), c, catalogue, texts),
+        texts_of(catalogue, template),
+        lambda: retriever or writer(generate or FakeModel(), c, catalogue, template),
     )
-    settings = {**c.asked(), "template": dataclasses.asdict(given["template"]), **given["settings"]}
+    settings = {**c.asked(), "template": dataclasses.asdict(template), **given["settings"]}
     return evaluate("calrec", [subject], c, directory, settings, given["progress"])
 
 

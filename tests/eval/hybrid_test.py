@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from evaluation_case import CATALOGUE, TEMPLATE, WORDS, config, said, texts_of, user, writer
+from evaluation_case import CATALOGUE, TEMPLATE, WORDS, config, said, user, writer
 
 from calrec_jax import metrics
 from calrec_jax.decode.dense import DenseIndex
@@ -45,7 +45,7 @@ def dense() -> Dense:
 
 
 def choose(directory, model=None, users=USERS, settings=None, told=None):
-    texts = writer(model or Writer(), config(), CATALOGUE, texts_of(CATALOGUE, TEMPLATE))
+    texts = writer(model or Writer(), config(), CATALOGUE, TEMPLATE)
     return hybrid.choose(
         texts,
         dense(),
@@ -63,7 +63,7 @@ def test_the_weight_is_that_of_the_best_ndcg_on_these_users(tmp_path):
     choice = choose(tmp_path, told=told)
     assert told == [(2, 5), (4, 5), (5, 5)]
     histories = [u.history for u in USERS]
-    texts = writer(Writer(), config(), CATALOGUE, texts_of(CATALOGUE, TEMPLATE))
+    texts = writer(Writer(), config(), CATALOGUE, TEMPLATE)
     a = texts.scores(texts.generate(histories, [u.user_id for u in USERS]), histories)
     b = dense().scores(histories)
     targets = CATALOGUE.places([u.target for u in USERS])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +16,8 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.eval import retrievers
 from calrec_jax.eval.retrievers import BM25Lookup, Dense, Hybrid, Scored, Texts
 from calrec_jax.retrieval.bm25 import BM25Index
+from calrec_jax.text.items import Catalogue
+from calrec_jax.text.templates import Template
 
 TEXTS = [f"{TEMPLATE.render_item(fields)} {WORDS[0]}" for fields in CATALOGUE.fields]
 INDEX = BM25Index(TEXTS)
@@ -25,7 +26,7 @@ NAMES = [user.user_id for user in USERS]
 TARGETS = [user.target for user in USERS]
 SEEN = ("allow", "exclude", "exclude_last")
 
-text = st.lists(st.sampled_from([*WORDS, "unknown"]), max_size=3).map(" ".join)
+text = st.lists(st.sampled_from([*WORDS, "unknown", "Title:"]), max_size=3).map(" ".join)
 outputs = st.lists(st.tuples(text, st.floats(-100, 0)), max_size=6)
 outputs_of_all = st.lists(outputs, min_size=len(USERS), max_size=len(USERS))
 # Of few and round numbers, so that cosines tie exactly.
@@ -36,7 +37,7 @@ def texts_of(said_to_users, seen: str = "allow") -> Texts:
     def generate(histories, names):
         return [said(*pairs) for pairs in said_to_users]
 
-    return Texts(generate, BM25Lookup(INDEX, 1 / 5000), CATALOGUE, seen)
+    return Texts(generate, BM25Lookup(INDEX, CATALOGUE, TEMPLATE, 1 / 5000), CATALOGUE, seen)
 
 
 def dense_of(items, queries, seen: str = "allow") -> Dense:
@@ -68,6 +69,8 @@ def slow_scores(pairs) -> list[float]:
     """Each output looked up alone and nothing merged."""
     scores = [0.0] * len(CATALOGUE)
     for some, log_prob in pairs:
+        if not set(some.split()) & set(WORDS):
+            continue
         row = INDEX.scores([some])[0]
         low, span = row.min(), row.max() - row.min()
         for item, value in enumerate(row):
@@ -81,6 +84,92 @@ def test_texts_rank_as_the_method_says(said_to_users, seen):
     rankings = check(texts_of(said_to_users, seen), [*map(slow_scores, said_to_users)], seen)
     for pairs, ranking in zip(said_to_users, rankings, strict=True):
         assert {g.text for g in ranking.generated} == {some for some, _ in pairs}
+
+
+GARDEN = Catalogue.create(
+    "garden",
+    {
+        "hose": {
+            "title": "Garden hose 25 m",
+            "category": "Garden",
+            "brand": "Velmo",
+            "price": "$19.99",
+        },
+        "pen": {"title": "Pen"},
+        "spade": {"title": "Steel garden spade", "brand": "Velmo", "price": "$7.50"},
+    },
+)
+
+
+def looked_up(*pairs, catalogue=GARDEN, template=Template()) -> dict[str, float]:
+    """{item id: score} of one user's outputs."""
+    index = BM25Index([template.render_item(fields) for fields in catalogue.fields])
+    (row,) = BM25Lookup(index, catalogue, template, 1 / 5000).scores([said(*pairs)])
+    return dict(zip(catalogue.item_ids, row.tolist(), strict=True))
+
+
+def test_a_text_of_labels_alone_does_not_vote_for_the_shortest_item():
+    hose = ("Title: Garden hose 25 m Brand: Velmo", -3.0)
+    found = looked_up(("Title: zzqq", -1.0), hose)
+    assert found == looked_up(hose)
+    assert found["hose"] == math.exp(-3 / 5000) and found["pen"] < 0.1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Title:",
+        "Title: zzqq Category: yyxx Brand: Price: $",
+        "Title: Title: zzqq Title: zzqq Price: Price:",
+        "zzqq Title:\nyyxx\nBrand: ",
+        "title: zzqq Brand yyxx Price:9 Pric",
+    ],
+)
+def test_words_of_labels_find_nothing(text):
+    assert not any(looked_up((text, -1.0)).values())
+
+
+@pytest.mark.parametrize("title", ["Brand new", "Title, brand and price"])
+def test_a_word_of_a_label_that_an_item_has_in_its_text_is_a_word(title):
+    items = {"a": {"title": title}, "b": {"title": "Pen", "brand": "Velmo"}}
+    catalogue = Catalogue.create("garden", items)
+    assert looked_up(("Title: brand", -1.0), catalogue=catalogue)["a"] > 0.99
+    assert not any(looked_up(("Title: zzqq Brand: yyxx", -1.0), catalogue=catalogue).values())
+    # A field that the template does not show is no text of the item.
+    hidden = Template(fields=("brand", "price"))
+    shown = Catalogue.create("garden", {"a": {"title": title, "price": "$1"}, "b": items["b"]})
+    assert not any(looked_up(("Brand: brand", -1.0), catalogue=shown, template=hidden).values())
+
+
+def test_labels_are_those_of_the_template():
+    template = Template(fields=("film name", "标题"))
+    items = {"a": {"film name": "Heat"}, "b": {"film name": "Ronin", "标题": "冷血悍将"}}
+    catalogue = Catalogue.create("films", items)
+    for text, best in (("Film name: zzqq", None), ("标题: 无此", None), ("标题: 悍将", "b")):
+        found = looked_up((text, -1.0), catalogue=catalogue, template=template)
+        assert [item for item, score in found.items() if score > 0.5] == [best] * (best is not None)
+    assert looked_up(("Title: ronin", -1.0), catalogue=catalogue, template=template)["b"] > 0.99
+
+
+def test_a_user_of_whose_texts_none_has_a_word_leaves_the_others_as_they_are():
+    nothing, something = [("Title: zzqq", -1.0), ("", -2.0)], [("Title: drum", -1.0)]
+    rows = texts_of([nothing, something, nothing, []]).scores(
+        [said(*pairs) for pairs in (nothing, something, nothing, [])], HISTORIES
+    )
+    assert not rows[[0, 2, 3]].any()
+    assert rows[1].argmax() == 3
+    rankings = list(texts_of([nothing] * 4)(HISTORIES, NAMES, TARGETS, 3))
+    assert [ranking.bounds for ranking in rankings] == [(1, 8)] * 4
+    assert [g.text for g in rankings[0].generated] == ["Title: zzqq", ""]
+
+
+def test_in_the_hybrid_a_text_of_labels_alone_leaves_the_towers_alone():
+    vectors = [(1, n) for n in range(8)]
+    dense, nothing = dense_of(vectors, [(0, 1)] * 4), texts_of([[("Title: zzqq", -1.0)]] * 4)
+    both = list(Hybrid(nothing, dense, CATALOGUE, 0.1)(HISTORIES, NAMES, TARGETS, 8))
+    alone = list(dense(HISTORIES, NAMES, TARGETS, 8))
+    assert [r.places.tolist() for r in both] == [r.places.tolist() for r in alone]
 
 
 def cosines(items, queries) -> list[list[float]]:
@@ -154,7 +243,9 @@ def test_texts_of_a_batch_are_looked_up_together_as_far_as_memory_allows(
     def generate(histories, names):
         return [said(("drum", -1.0), ("fan", -2.0), ("drum", -3.0)) for _ in names]
 
-    lookup = BM25Lookup(SimpleNamespace(scores=scores, num_items=8), 1 / 5000)
+    index = BM25Index(TEXTS)
+    monkeypatch.setattr(index, "scores", scores)
+    lookup = BM25Lookup(index, CATALOGUE, TEMPLATE, 1 / 5000)
     monkeypatch.setattr(retrievers, "MOST_SCORES", most)
     found = list(Texts(generate, lookup, CATALOGUE, "allow")(HISTORIES, NAMES, TARGETS, 3))
     assert calls == [["drum", "fan"] * users for users in together]

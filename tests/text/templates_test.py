@@ -154,3 +154,14 @@ def test_templates_are_values():
     assert Template() == Template()
     assert hash(Template()) == hash(Template())
     assert Template(fields=("title",)) != Template()
+
+
+def test_labels_are_left_out_wherever_they_stand():
+    text = "Title: Title: Pan Brand:\nLodge (Brand: x) Brand:x title: y Price:"
+    assert TEMPLATE.labels == ("Title", "Category", "Brand", "Price")
+    assert TEMPLATE.without_labels(text).split() == "Pan Lodge (Brand: x) Brand:x title: y".split()
+    named = Template(fields=("c++", "a.b"))
+    assert (
+        named.without_labels("C++: x A.b: y Aab: z Title: w").split()
+        == "x y Aab: z Title: w".split()
+    )

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--domains names no domain")
 
     local_path(args.out, "--out")
-    from calrec_jax.data import vocabularies
+    from calrec_jax.data import sentencepiece_training, vocabularies
     from calrec_jax.text.templates import Template
 
     template = Template()
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     with full_disk_named(args.out):
         # The template's own sentences stand in every prompt: one piece each.
         try:
-            vocabularies.train_sentencepiece(texts, args.out, args.size, template.fixed_strings)
+            sentencepiece_training.train(texts, args.out, args.size, template.fixed_strings)
         except OSError as error:
             if is_full_disk(error):
                 raise

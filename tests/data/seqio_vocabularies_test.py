@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from calrec_jax.data import vocabularies
+from calrec_jax.data import sentencepiece_training, vocabularies
 from calrec_jax.data.seqio_vocabularies import RunVocabulary, as_seqio
 
 TEXTS = [f"Title: garden hose {n} Brand: Velmo Price: ${n}.99" for n in range(200)]
@@ -19,7 +19,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 @pytest.fixture(scope="session")
 def sentencepiece(tmp_path_factory):
     path = tmp_path_factory.mktemp("sentencepiece") / "tiny.model"
-    vocabularies.train_sentencepiece(TEXTS, path, 400)
+    sentencepiece_training.train(TEXTS, path, 400)
     return vocabularies.sentencepiece(str(path))
 
 

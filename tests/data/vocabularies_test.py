@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from calrec_jax.data import vocabularies
+from calrec_jax.data import sentencepiece_training, vocabularies
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.templates import Template
 
@@ -72,7 +72,7 @@ def unigram(path: pathlib.Path, special: list[str]) -> str:
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("vocabulary") / "tiny.model"
-    vocabularies.train_sentencepiece(TEXTS, path, 500, MARKERS)
+    sentencepiece_training.train(TEXTS, path, 500, MARKERS)
     return path
 
 
@@ -163,32 +163,6 @@ def test_no_text_makes_special_ids(trained):
 def test_fixed_strings_of_a_template_are_one_piece_each(trained):
     for marker in MARKERS:
         assert len(trained.encode(marker)) == 1
-
-
-def test_training_again_gives_the_same_file(model_file, tmp_path):
-    again = tmp_path / "again.model"
-    vocabularies.train_sentencepiece(iter(TEXTS), again, 500, MARKERS)
-    assert again.read_bytes() == model_file.read_bytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["again.model"]
-
-
-def test_no_more_pieces_than_asked_for(trained):
-    assert trained.vocab_size <= 500
-
-
-def test_too_many_pieces_are_refused(tmp_path):
-    with pytest.raises(CalrecError, match="no vocabulary of 1000001 pieces is made: 1000000 are m"):
-        vocabularies.train_sentencepiece(TEXTS, tmp_path / "a.model", 1_000_001)
-
-
-def test_too_few_pieces_are_refused(tmp_path):
-    with pytest.raises(CalrecError, match="no vocabulary of 20 pieces"):
-        vocabularies.train_sentencepiece(TEXTS, tmp_path / "a.model", 20)
-
-
-def test_a_model_file_needs_its_suffix(tmp_path):
-    with pytest.raises(CalrecError, match=r"ends in \.model"):
-        vocabularies.train_sentencepiece(TEXTS, tmp_path / "a.vocab", 500)
 
 
 def test_a_missing_model_file_is_named(tmp_path):
@@ -309,7 +283,7 @@ def test_a_file_that_is_no_tokenizer(tmp_path, content, message):
     [
         ("tokenizers", lambda path: vocabularies.huggingface(str(path))),
         ("sentencepiece", lambda path: vocabularies.sentencepiece(str(path))),
-        ("sentencepiece", lambda path: vocabularies.train_sentencepiece(TEXTS, path, 500)),
+        ("sentencepiece", lambda path: sentencepiece_training.train(TEXTS, path, 500)),
     ],
 )
 def test_a_missing_library_is_one_line(monkeypatch, tmp_path, library, make):
@@ -330,7 +304,7 @@ class Shifted(seqio.ByteVocabulary):
 
 def test_fingerprints_tell_vocabularies_apart(trained, model_file, gpt2, t5, tmp_path):
     other = tmp_path / "other.model"
-    vocabularies.train_sentencepiece(TEXTS[:50], other, 400)
+    sentencepiece_training.train(TEXTS[:50], other, 400)
     found = [
         trained,
         vocabularies.sentencepiece(str(other)),
@@ -400,7 +374,7 @@ def test_neither_tensorflow_nor_seqio_is_needed(model_file, gpt2_file):
     code = f"""
 import sys
 sys.modules["tensorflow"] = sys.modules["seqio"] = sys.modules["google.protobuf"] = None
-from calrec_jax.data import vocabularies
+from calrec_jax.data import sentencepiece_training, vocabularies
 assert not {{"sentencepiece", "tokenizers"}} & sys.modules.keys()
 for vocabulary in (
     vocabularies.byte(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -147,7 +148,10 @@ class Domain:
             return arrays.read_text(
                 domain.data_dir, domain.dataset, domain.template, domain.vocabulary
             )
-        return TextTokens.encode(catalogue, domain.template, domain.vocabulary.encode)
+        encode_template = functools.partial(vocabularies.encode_template, domain.vocabulary)
+        return TextTokens.encode(
+            catalogue, domain.template, domain.vocabulary.encode, encode_template
+        )
 
 
 def _reader(domain: Domain):

@@ -12,6 +12,7 @@ from calrec_jax.data.vocabularies import (
     ByteVocabulary,
     SentencePieceVocabulary,
     Vocabulary,
+    encode_template,
     fingerprint,
 )
 
@@ -56,6 +57,10 @@ class _StandIn(seqio.Vocabulary):
     @property
     def fingerprint(self) -> str:
         return fingerprint(self._vocabulary)
+
+    def encode_template(self, text: str) -> list[int]:
+        """As `vocabularies.encode_template`."""
+        return encode_template(self._vocabulary, text)
 
     @property
     def _base_vocab_size(self):

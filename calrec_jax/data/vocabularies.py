@@ -6,6 +6,7 @@ Nothing here imports TensorFlow or SeqIO; `seqio_vocabularies` makes SeqIO's of 
 from __future__ import annotations
 
 import abc
+import copy
 import hashlib
 import json
 import pathlib
@@ -14,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from calrec_jax.data.libraries import optional_library
 from calrec_jax.data.special_tokens import read_object, special_tokens
 from calrec_jax.errors import CalrecError
+
+_BYTES = {f"<0x{byte:02X}>" for byte in range(256)}  # of a model that falls back to bytes
 
 
 class Vocabulary(abc.ABC):
@@ -40,7 +43,17 @@ class Vocabulary(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without BOS and EOS."""
+        """The ids of a text, without BOS and EOS.
+
+        Text stays text: where a special token's name stands in it, its letters are encoded.
+        """
+
+    def encode_template(self, text: str) -> list[int]:
+        """The ids of a template's sentence, in which special tokens are meant.
+
+        Such as those around the turns of a chat; they are special in a tokenizer.json alone.
+        """
+        return self.encode(text)
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -119,8 +132,9 @@ class SentencePieceVocabulary(Vocabulary):
 class HuggingFaceVocabulary(Vocabulary):
     """A tokenizer.json, read by the library tokenizers, whose ids these are.
 
-    A special token that stands in a text becomes its id. Truncation and padding that the file asks
-    for are left out: whole texts are encoded.
+    Special tokens that stand in a text are spelled out: BOS, EOS, padding, what the file calls
+    special, and added tokens that take white space along. Other added tokens become their ids.
+    Truncation and padding that the file asks for are left out: whole texts are encoded.
 
     Which tokens are BOS, EOS and padding is taken from the arguments, else from a
     tokenizer_config.json beside the file, else from the model's family. Where no padding is named,
@@ -173,6 +187,8 @@ class HuggingFaceVocabulary(Vocabulary):
         self.bos_id = ids.get(tokens["bos_token"])
         self.pad_id = ids.get(tokens["pad_token"], self.eos_id)
         self.unk_id = _unk_id(content["model"], ids)
+        self._special = self._mark_special(tokens.values(), content["model"], ids)
+        self._tokenizer.encode_special_tokens = True
         self.fingerprint = f"{type(self).__name__}:{self._content_digest(content)}"
 
     def _content_digest(self, content: dict) -> str:
@@ -180,8 +196,59 @@ class HuggingFaceVocabulary(Vocabulary):
         special = [self.bos_id, self.eos_id, self.pad_id, self.unk_id]
         return _digest(json.dumps([meaning, special], sort_keys=True).encode())
 
+    def _mark_special(
+        self, named: Iterable[str], model: Mapping[str, object], ids: Mapping[str, int]
+    ) -> dict[int, str]:
+        """{id: token} of all whose names are text as any other, where they stand in a text.
+
+        Args:
+          named: as BOS, EOS and padding; "" for none.
+        """
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        for token in added:
+            if token.content in named or token.lstrip or token.rstrip:
+                token.special = True
+        special = [token for token in added if token.special]
+        self._tokenizer.add_special_tokens(special)
+        tokens = {*named, *(token.content for token in special)} - {""}
+        if model.get("byte_fallback"):
+            tokens |= ids.keys() & _BYTES
+        if self.unk_id is not None:
+            tokens.add(self._tokenizer.id_to_token(self.unk_id))
+        return {ids[token]: token for token in tokens}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ = state
+        self._tokenizer.encode_special_tokens = True  # the library leaves it out of a copy
+
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        if self._special.keys().isdisjoint(encoded.ids):
+            return encoded.ids
+        spans = zip(encoded.ids, encoded.offsets, strict=True)
+        return [i for id_, (start, end) in spans for i in self._spelled(id_, text[start:end])]
+
+    def _spelled(self, id_: int, text: str) -> list[int]:
+        """The ids of the letters of a special token whose name stands in a text; `id_` of others.
+
+        The model finds it where it is one of its pieces, as in T5's. The unknown token and bytes
+        mostly stand for other letters.
+        """
+        token = self._special.get(id_)
+        if token is None or token not in self._normalized(text):
+            return [id_]
+        return [found.id for letter in token for found in self._tokenizer.model.tokenize(letter)]
+
+    def _normalized(self, text: str) -> str:
+        normalizer = self._tokenizer.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
+
+    def encode_template(self, text: str) -> list[int]:
+        if not any(token in text for token in self._special.values()):
+            return self.encode(text)
+        tokenizer = copy.deepcopy(self._tokenizer)  # the setting is for all threads
+        tokenizer.encode_special_tokens = False
+        return tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """As the base class says. Where EOS is BOS, too, nothing may stand before the text."""
@@ -273,6 +340,15 @@ def bos_id(vocabulary) -> int:
     except NotImplementedError:  # of some seqio vocabularies without BOS
         own = None
     return own if own is not None and own >= 0 else vocabulary.pad_id
+
+
+def encode_template(vocabulary, text: str) -> list[int]:
+    """The ids of a template's sentence, see `Vocabulary.encode_template`.
+
+    Args:
+      vocabulary: a `Vocabulary` or a `seqio.Vocabulary`. One of SeqIO's own encodes it as any text.
+    """
+    return getattr(vocabulary, "encode_template", vocabulary.encode)(text)
 
 
 _PROBE = (

@@ -37,23 +37,34 @@ class TextTokens:
     splits: np.ndarray
 
     @classmethod
-    def encode(cls, catalogue: Catalogue, template: Template, encode: Encode) -> TextTokens:
+    def encode(
+        cls,
+        catalogue: Catalogue,
+        template: Template,
+        encode: Encode,
+        encode_template: Encode | None = None,
+    ) -> TextTokens:
         """The text of `catalogue` as `template` writes it.
 
         Args:
           encode: text -> ids, without BOS or EOS.
+          encode_template: the same of the template's sentences; None: as all other text.
         """
 
-        def tokens(text: str) -> np.ndarray:
+        def tokens(text: str, encode: Encode = encode) -> np.ndarray:
             return np.asarray(encode(text), np.int32)
 
         items = [tokens(template.render_item(fields)) for fields in catalogue.fields]
+        opening, separator, target_separator = (
+            tokens(sentence, encode_template or encode)
+            for sentence in (template.opening, template.separator, template.target_separator)
+        )
         splits = np.zeros(len(items) + 1, np.int64)
         np.cumsum([len(item) for item in items], out=splits[1:])
         return cls(
-            tokens(template.opening),
-            tokens(template.separator),
-            tokens(template.target_separator),
+            opening,
+            separator,
+            target_separator,
             np.concatenate([np.zeros(0, np.int32), *items]),
             splits,
         )

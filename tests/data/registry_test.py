@@ -5,6 +5,7 @@ import pytest
 import seqio
 
 from calrec_jax.data import domains, registry, vocabularies
+from calrec_jax.data.seqio_vocabularies import as_seqio
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.templates import Template
 
@@ -188,3 +189,17 @@ def test_a_domain_may_bring_its_own(name, tiny_config):
 def test_a_split_that_is_not_there(tiny_config):
     with pytest.raises(CalrecError, match="no split 'training'"):
         examples(seqio.get_mixture_or_task("tiny_books"), "training")
+
+
+class Shouted(vocabularies.ByteVocabulary):
+    """Knows a template's sentences, which it encodes in capitals."""
+
+    def encode_template(self, text):
+        return self.encode(text.upper())
+
+
+@pytest.mark.parametrize("wrap", [lambda vocabulary: vocabulary, as_seqio])
+def test_sentences_of_the_template_are_encoded_as_such(name, tiny_config, wrap):
+    registry.register_domain(name, dataset="tiny_games", vocabulary=wrap(Shouted()))
+    prompt = Shouted().decode(domains.get_domain(name).tokens(LENGTHS).prompt(["i00", "i01"]))
+    assert prompt == "BOUGHT: Title: games 0; Title: games x1. NEXT: "

@@ -54,7 +54,10 @@ def wrapped(file):
 @example(text="garden <eos> hose")
 @example(text="caf\u00e9 \x00 \U0001f6b4")
 def test_ids_are_those_of_the_tokenizers_library(wrapped, file, text):
-    expected = tokenizers.Tokenizer.from_file(file).encode(text, add_special_tokens=False).ids
+    library = tokenizers.Tokenizer.from_file(file)
+    library.encode_special_tokens = True
+    expected = library.encode(text, add_special_tokens=False).ids
+    assert not {0, 1, 2, 3} & set(expected)
     assert wrapped.encode(text) == expected
     ids = wrapped.encode_tf(tf.constant(text))
     assert ids.dtype == tf.int32 and ids.numpy().tolist() == expected
@@ -64,9 +67,18 @@ def test_ids_are_those_of_the_tokenizers_library(wrapped, file, text):
 
 
 def test_a_text_comes_back(wrapped):
-    text = "caf\u00e9 \x00 \U0001f6b4 "
+    text = "caf\u00e9 \x00 \U0001f6b4 <eos> "
     assert wrapped.decode(wrapped.encode(text)) == text
     assert wrapped.decode_tf(wrapped.encode_tf(text)).numpy().decode() == text
+
+
+def test_special_tokens_of_a_template_are_meant(wrapped, sentencepiece):
+    current = [wrapped]
+    stand_in = RunVocabulary(lambda: current[0])
+    assert wrapped.encode_template("<bos>") == stand_in.encode_template("<bos>") == [1]
+    assert vocabularies.encode_template(wrapped, "<bos>") == [1]
+    for current[0] in (sentencepiece, seqio.ByteVocabulary()):
+        assert stand_in.encode_template("<bos>") == current[0].encode("<bos>")
 
 
 def test_attributes(wrapped, file):

@@ -1,6 +1,7 @@
 import json
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -194,6 +195,7 @@ def test_a_model_without_eos_is_refused(tmp_path):
 @tricky
 @given(text=ANY_TEXT)
 def test_ids_are_those_of_the_tokenizers_library(gpt2, gpt2_file, t5, t5_file, text):
+    text = re.sub("<pad>|</s>|<unk>|<.endoftext.>", "", text)  # of which it would make tokens
     for vocabulary, path in ((gpt2, gpt2_file), (t5, t5_file)):
         library = tokenizers.Tokenizer.from_file(path)
         assert vocabulary.encode(text) == library.encode(text, add_special_tokens=False).ids
@@ -202,7 +204,6 @@ def test_ids_are_those_of_the_tokenizers_library(gpt2, gpt2_file, t5, t5_file, t
 @tricky
 @given(text=ANY_TEXT)
 def test_byte_level_tokens_give_every_text_back(gpt2, text):
-    text = text.replace("<|endoftext|>", "")  # which would be EOS
     assert gpt2.decode(gpt2.encode(text)) == text
 
 
@@ -219,7 +220,7 @@ def test_special_tokens_are_not_shown(tmp_path):
     special = ["<bos>", "<eos>", "<pad>", "<|other|>"]
     path = byte_level(tmp_path / "tokenizer.json", special)
     vocabulary = vocabularies.huggingface(path)
-    bos, eos, pad, other = (vocabulary.encode(token)[0] for token in special)
+    bos, eos, pad, other = map(tokenizers.Tokenizer.from_file(path).token_to_id, special)
     ids = vocabulary.encode("garden")
     assert vocabulary.decode([bos, pad, *ids, other, pad, eos, *ids]) == "garden"
     # BOS and padding may be ordinary tokens.
@@ -256,7 +257,7 @@ def test_the_unknown_token(gpt2, t5, tmp_path):
     assert t5.unk_id == 2 and t5.encode("\u6f22")[-1] == 2
     path = byte_level(tmp_path / "tokenizer.json", ["<s>", "</s>", "<unk>"], unk_token="<unk>")
     vocabulary = vocabularies.huggingface(path)
-    assert [vocabulary.unk_id] == vocabulary.encode("<unk>")
+    assert vocabulary.unk_id == tokenizers.Tokenizer.from_file(path).token_to_id("<unk>")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def main(argv: Sequence[str]) -> int:
         type=positive_int,
         default=2000,
         metavar="N",
-        help="pieces at most; few texts give fewer (default: 2000)",
+        help="pieces at most, 256 bytes and each character of the texts among them; few texts give "
+        "fewer (default: 2000)",
     )
     parser.add_argument("--out", required=True, metavar="FILE.model", help="the file to write")
     args = parser.parse_args(argv)

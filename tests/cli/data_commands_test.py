@@ -16,6 +16,7 @@ from calrec_jax.cli import main as cli
 from calrec_jax.cli import prepare as prepare_command
 from calrec_jax.data import store, stored
 from calrec_jax.data.sequences import Rules
+from calrec_jax.text.items import Catalogue, UserSequence
 
 
 @pytest.fixture
@@ -253,6 +254,7 @@ def test_vocab_learns_from_the_items_of_training_histories(calrec, prepared, tmp
     [
         (["--domains=thing"], "no dataset of 'thing' in "),
         (["--out=gs://bucket/a.model"], "--out is gs://bucket/a.model, and only paths of a file"),
+        (["--size=1"], "every character is a piece, so at least "),
         (["--size=20"], "every character is a piece, so at least "),
         (["--out=a.txt"], "a.txt: a SentencePiece model's file ends in .model"),
         (["--out=/proc/a.model"], "cannot write /proc/a.model: "),
@@ -263,3 +265,25 @@ def test_wrong_input_of_vocab_is_one_line(calrec, prepared, tmp_path, flags, mes
     code, out, err = calrec(*vocab, *flags)
     assert (code, out) == (1, "")
     assert message in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_vocab_of_items_without_text_is_told(calrec, tmp_path):
+    items = {f"i{n}": {"director": f"Someone {n}"} for n in range(3)}
+    sequences = [UserSequence("u", "films", tuple(items))]
+    splits = {split: sequences for split in ("train", "validation", "test")}
+    store.write_domain(tmp_path, Catalogue.create("films", items), splits, {})
+    vocab = ["vocab", f"--data_dir={tmp_path}", "--domains=films", f"--out={tmp_path}/a.model"]
+    code, out, err = calrec(*vocab)
+    assert (code, out) == (1, "")
+    assert "the items have none of the fields that the template shows" in err.splitlines()[-1]
+
+
+def test_vocab_learns_a_long_title_too(calrec, tmp_path):
+    items = {"a": {"title": "Tape"}, "b": {"title": "ёжик" * 820 + "Tape"}}  # 6,564 bytes
+    sequences = [UserSequence("u", "things", ("a", "b"))]
+    splits = {split: sequences for split in ("train", "validation", "test")}
+    store.write_domain(tmp_path, Catalogue.create("things", items), splits, {})
+    vocab = ["vocab", f"--data_dir={tmp_path}", "--domains=things", "--size=300"]
+    assert calrec(*vocab, f"--out={tmp_path}/a.model")[0] == 0
+    model = sentencepiece.SentencePieceProcessor(model_file=f"{tmp_path}/a.model")
+    assert len(model.encode("ёжик")) <= 4  # of 8 bytes

@@ -55,18 +55,19 @@ class Recommender:
             moved, or `mesh.MeshConfig.model=1`, on another machine.
 
         Raises:
-          CalrecError: no such run, domain, or checkpoint; or the weight of retrieval "hybrid" is
-            neither bound nor chosen by an evaluation.
+          CalrecError: no such run, domain, or checkpoint; the run has no evaluation; or the weight
+            of retrieval "hybrid" is neither bound nor chosen by an evaluation.
         """
         from calrec_jax.cli import inference
         from calrec_jax.cli import run as runs
 
         run = runs.from_model_dir(model_dir, bindings)
-        name = domain or run.evaluation.domains[0]
+        config = run.require_evaluation()
+        name = domain or config.domains[0]
         model = inference.TrainedModel(run, checkpoint)
         retriever = model.retriever(name, lambda *_: inference.chosen_weight(run, model, name))
         catalogue = inference.domain_of(run, name).catalogue()
-        return cls(retriever, catalogue, run.evaluation.users_per_batch)
+        return cls(retriever, catalogue, config.users_per_batch)
 
     def recommend(
         self, histories: Sequence[Sequence[str]], k: int = 10

@@ -13,7 +13,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors"},
-    {"text", "retrieval", "metrics", "batch", "npz"},
+    {"locks"},
+    {"text", "retrieval", "metrics", "batch", "npz", "folders"},
     {"data", "models", "losses", "parallel", "checkpoints"},
     {"tasks", "train"},
     {"decode"},

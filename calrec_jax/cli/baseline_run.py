@@ -83,7 +83,8 @@ def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
         config.b,
         config.seen,
     )
-    trained = _trained(run, domain, known)
+    with manifest.held(model_dir):
+        trained = _trained(run, domain, known)
     config = dataclasses.replace(config, checkpoint=f"{_NAME}, epoch {trained.epoch}")
     subject = Subject(
         known,

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from calrec_jax.cli import gin_config
 from calrec_jax.cli.main import run_command
 from calrec_jax.errors import CalrecError, full_disk_named, local_path
+from calrec_jax.folders import made_whole
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,38 +53,34 @@ def save(run, out: pathlib.Path) -> dict[str, dict[str, Any]]:
     from calrec_jax.cli.run import domain_of
     from calrec_jax.data import arrays, domains
 
-    # Whole or not at all: it is made beside its place.
-    making = out.with_name(f".making_{out.name}")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
     mixtures = {stage.mixture: domains.get_mixture(stage.mixture) for stage in run.stages}
     names = {name for mixture in mixtures.values() for name in mixture.domains}
     index, sizes = {}, {}
-    for name in sorted(names | {run.evaluation.domain}):
-        domain = domain_of(run, name)
-        catalogue, text = domain.catalogue(), domain.text()
-        sequences = {split: domain.sequences(split) for split in arrays.SPLITS}
-        arrays.write_domain(making, name, catalogue, text, sequences)
-        index[name] = {
-            "dataset": domain.dataset,
-            "template": json.loads(json.dumps(dataclasses.asdict(domain.template))),
-            "own_template": domains.get_domain(name).template is not None,
-            "checksums": domain.checksums(),
-            "sizes": arrays.sizes(catalogue, text, sequences),
+    with made_whole(out) as making:
+        for name in sorted(names.union(run.evaluated)):
+            domain = domain_of(run, name)
+            catalogue, text = domain.catalogue(), domain.text()
+            sequences = {split: domain.sequences(split) for split in arrays.SPLITS}
+            arrays.write_domain(making, name, catalogue, text, sequences)
+            index[name] = {
+                "dataset": domain.dataset,
+                "template": json.loads(json.dumps(dataclasses.asdict(domain.template))),
+                "own_template": domains.get_domain(name).template is not None,
+                "checksums": domain.checksums(),
+                "sizes": arrays.sizes(catalogue, text, sequences),
+            }
+            train = len(sequences["train"])
+            sizes[name] = {"items": len(catalogue), "tokens": len(text.values), "train": train}
+        saved = {
+            name: {
+                "domains": mixture.domains,
+                "rates": mixture.rates,
+                "temperature": mixture.temperature,
+            }
+            for name, mixture in mixtures.items()
+            if name not in names
         }
-        train = len(sequences["train"])
-        sizes[name] = {"items": len(catalogue), "tokens": len(text.values), "train": train}
-    saved = {
-        name: {
-            "domains": mixture.domains,
-            "rates": mixture.rates,
-            "temperature": mixture.temperature,
-        }
-        for name, mixture in mixtures.items()
-        if name not in names
-    }
-    arrays.write_index(making, run.data.vocabulary, index, saved)
-    making.rename(out)
+        arrays.write_index(making, run.data.vocabulary, index, saved)
     return sizes
 
 

@@ -6,13 +6,13 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calrec_jax.cli.main import run_command
 from calrec_jax.errors import CalrecError, full_disk_named, local_path
+from calrec_jax.folders import made_whole
 
 _SHARD_GB = 5.0  # transformers' custom
 
@@ -27,17 +27,8 @@ def main(argv: Sequence[str]) -> int:
     target = local_path(getattr(args, way), f"--{way}")
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise CalrecError(f"{target} is there already: give a folder that is empty or new")
-    whole = target.absolute()
-    making = whole.with_name(f"{whole.name}.making")
-    shutil.rmtree(making, ignore_errors=True)
-    with full_disk_named(target):
-        try:
-            told = {"to": _import, "to_hf": _export, "to_peft": _export_adapters}[way](args, making)
-            if whole.exists():
-                whole.rmdir()
-            making.replace(whole)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
+    with full_disk_named(target), made_whole(target) as making:
+        told = {"to": _import, "to_hf": _export, "to_peft": _export_adapters}[way](args, making)
     print(f"{target}: {told}")
     return 0
 
@@ -126,7 +117,6 @@ def _import(args: argparse.Namespace, making: pathlib.Path) -> str:
     weights = hf_io.read(source)
     vocabulary = vocabularies.beside_weights(source)
     weights.config.with_vocab_size(vocabulary.vocab_size)  # which must hold it
-    making.mkdir(parents=True)
     hf_io.carry(source, making / pretrained.CARRIED)
     hf_io.import_weights(weights, making / pretrained.STAGE / "checkpoints")
     dtypes = sorted({str(weights.dtype_of(entry)) for entry in weights.table})
@@ -161,7 +151,6 @@ def _export(args: argparse.Namespace, making: pathlib.Path) -> str:
     dtype = str(dtypes["embedding"])
     described = _config(args, there, origin, dtype)
 
-    making.mkdir(parents=True)
     if origin is None:
         _warn_without_tokenizer(args.source)
     else:

@@ -212,9 +212,9 @@ def evaluate(run: Run, progress: Progress) -> dict[str, Any]:
       progress: told (users done, users in all, verb of the line).
 
     Raises:
-      CalrecError: as `evaluator.evaluate`, or there is no such checkpoint.
+      CalrecError: as `evaluator.evaluate`, or there is no such checkpoint, or no evaluation.
     """
-    config = run.evaluation
+    config = run.require_evaluation()
     directory = pathlib.Path(run.model_dir) / "eval" / config.folder
     found = {name: domain_of(run, name) for name in config.domains}
     _check_datasets(found)

@@ -44,7 +44,7 @@ class Run:
       data: store, vocabulary, template.
       modules: MIXTURE_OR_TASK_MODULE(s), which register the domains.
       stages: in the order in which they run.
-      evaluation: of one checkpoint, on one domain.
+      evaluation: of one checkpoint, on domains; None = the run trains, and is not asked.
       mesh: how devices are laid out.
       seed: of fresh weights and of the order of examples.
 
@@ -57,7 +57,7 @@ class Run:
     data: DataConfig
     modules: str | Sequence[str]
     stages: Sequence[Stage]
-    evaluation: EvaluationConfig
+    evaluation: EvaluationConfig | None
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
 
@@ -82,6 +82,20 @@ class Run:
         if self.model.lora is not None:
             raise CalrecError("DecoderConfig.lora is bound: adapters are a stage's, Stage.lora")
         return self.model.with_vocab_size(self.data.vocabulary.vocab_size)
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The domains of the evaluation, if there is one."""
+        return () if self.evaluation is None else self.evaluation.domains
+
+    def require_evaluation(self) -> EvaluationConfig:
+        """The evaluation. Raises CalrecError where there is none."""
+        if self.evaluation is None:
+            raise CalrecError(
+                "Run.evaluation is None, so nothing says how the model is asked: bind it to "
+                "@evaluator.EvaluationConfig(), as gin/stages/two_stage.gin does"
+            )
+        return self.evaluation
 
     @property
     def identity(self) -> dict[str, object]:
@@ -143,11 +157,11 @@ def train(run: Run) -> None:
         seed=run.seed,
         identity=run.identity,
     )
-    trainer.claim(run.stages)
-    if jax.process_index() == 0:
-        gin_config.write_operative_config(trainer.model_dir)
-        write_json(trainer.model_dir / training_data.NAME, _described(run, data, examples=3))
-    trainer.run(run.stages)
+    with trainer.claimed(run.stages):
+        if jax.process_index() == 0:
+            gin_config.write_operative_config(trainer.model_dir)
+            write_json(trainer.model_dir / training_data.NAME, _described(run, data, examples=3))
+        trainer.run(run.stages)
 
 
 def _check_all(run: Run) -> None:
@@ -167,7 +181,7 @@ def _check_all(run: Run) -> None:
             if weights.lora_of(stage_dir) is not None:
                 weights.base_checkpoint(stage_dir)
         before.append(stage.name)
-    for name in run.evaluation.domains:
+    for name in run.evaluated:
         domain_of(run, name).num_sequences(run.evaluation.split)
 
 

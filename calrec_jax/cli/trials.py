@@ -9,7 +9,6 @@ from __future__ import annotations
 import concurrent.futures
 import csv
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 
 from calrec_jax.cli.sweep_file import Sweep, Trial
 from calrec_jax.errors import CalrecError
+from calrec_jax.locks import try_flock
 
 STOPPED = 42  # exit code of a command that has saved, and would go on if started again
 
@@ -170,13 +170,11 @@ def _last_line(path: str) -> str:
 
 def _lock(log: BinaryIO, trial: Trial) -> None:
     """Holds the log while the trial runs, even if a command is all that is left of its sweep."""
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if try_flock(log) is False:
         raise CalrecError(
             f"trial {trial.id} ({trial.name}) is still run by another process: wait for its end, "
             f"or end it (`fuser {log.name}` names it)"
-        ) from error
+        )
 
 
 def commands(sweep: Sweep, trial: Trial, model_dir: pathlib.Path) -> dict[str, list[str]]:

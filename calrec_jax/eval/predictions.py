@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from calrec_jax import locks
 from calrec_jax.errors import CalrecError, is_full_disk
 from calrec_jax.eval.outcomes import BEST
 from calrec_jax.eval.retrievers import Ranking, Retriever
@@ -149,19 +149,18 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
     Raises:
       CalrecError: another one does, or the directory cannot be written.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / "lock").open("ab")
-    except OSError as error:
-        raise _unwritable(directory, error) from error
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CalrecError(
-                f"another process evaluates into {directory}: wait for its end, or bind "
-                f"EvaluationConfig.name to another one"
-            ) from error
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(
+                locks.held(
+                    directory / "lock",
+                    lambda holder: f"{holder} evaluates into {directory}: wait for its end, or "
+                    f"bind EvaluationConfig.name to another one",
+                )
+            )
+        except OSError as error:
+            raise _unwritable(directory, error) from error
         yield
 
 

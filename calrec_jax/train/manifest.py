@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import calrec_jax
-from calrec_jax.errors import CalrecError
+from calrec_jax import locks
+from calrec_jax.errors import CalrecError, is_full_disk
 
 NAME = "manifest.json"
 _BASE = "base"  # of a stage with LoRA, see `weights`
@@ -28,7 +30,7 @@ def read(model_dir: str | pathlib.Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CalrecError(f"{path} is damaged: {error}") from error
     lacking = _READ - manifest.keys() if isinstance(manifest, dict) else _READ
     if lacking:
@@ -41,6 +43,31 @@ def versions() -> dict[str, str]:
     packages = ("jax", "flax", "optax", "orbax-checkpoint")
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"calrec_jax": calrec_jax.__version__} | found
+
+
+@contextlib.contextmanager
+def held(model_dir: str | pathlib.Path) -> Iterator[None]:
+    """While active, no other process trains in `model_dir`; to read there is free.
+
+    Raises:
+      CalrecError: another one does; or `model_dir` cannot be written.
+    """
+    path = pathlib.Path(model_dir)
+    with contextlib.ExitStack() as stack:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(
+                locks.held(
+                    path / "lock",
+                    lambda holder: f"{holder} trains in MODEL_DIR {path}: wait for its end, or "
+                    f"give this run a MODEL_DIR of its own",
+                )
+            )
+        except OSError as error:
+            if is_full_disk(error):
+                raise
+            raise CalrecError(f"cannot write MODEL_DIR {path}: {error.strerror}") from error
+        yield
 
 
 def claim(model_dir: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import loop, manifest, weights
+from calrec_jax.train import loop, manifest, processes, weights
 from calrec_jax.train import state as train_state
 from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from calrec_jax.train.step import make_train_step, make_validation_step
@@ -134,12 +134,13 @@ class Trainer:
     epochs: Epochs = lambda stage, step: {}
     data_of: Callable[[Stage], Mapping[str, object]] = lambda stage: {}
 
-    def claim(self, stages: Sequence[Stage]) -> None:
-        """Makes MODEL_DIR this run's, before anything else is written there.
+    @contextlib.contextmanager
+    def claimed(self, stages: Sequence[Stage]) -> Iterator[None]:
+        """Makes MODEL_DIR this run's, before anything else is written there, and keeps others out.
 
         Raises:
-          CalrecError: it was made with another configuration, stages share a name, or the model or
-            a batch cannot be spread over the mesh.
+          CalrecError: it was made with another configuration, another process trains there, stages
+            share a name, or the model or a batch cannot be spread over the mesh.
         """
         names = [stage.name for stage in stages]
         if len(set(names)) != len(names) or not names:
@@ -148,11 +149,14 @@ class Trainer:
         for stage in stages:
             _host_spec(stage, mesh)
         train_state.param_shapes(Decoder(self.model), mesh, self.mesh)
-        if jax.process_index() == 0:
-            manifest.claim(self.model_dir, self._manifest(stages))
+        with processes.held_by_first(manifest.held(self.model_dir)):
+            processes.in_first(lambda: manifest.claim(self.model_dir, self._manifest(stages)))
+            yield
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Runs the chain; finished stages are left as they are, a begun one goes on.
+
+        MODEL_DIR is `claimed` meanwhile.
 
         Raises:
           CalrecError: a stage's start cannot be had.

@@ -73,6 +73,37 @@ def test_a_stage_alone_saves_its_domains_and_the_evaluations(calrec_batches):
     assert index["mixtures"] == {}
 
 
+@pytest.mark.parametrize("of", ["['synthetic_garden', 'synthetic_sports']",
+                                "('synthetic_garden', 'synthetic_sports')"])  # fmt: skip
+def test_all_domains_of_the_evaluation_are_saved(calrec_batches, of):
+    one = ["--gin.STAGES=[@stage1/stages.Stage()]", "--gin.MIXTURE_OR_TASK_NAME='synthetic_office'"]
+    assert calrec_batches("--out=saved", *one, f"--gin.EvaluationConfig.domain={of}")[0] == 0
+    index = arrays.read_index("saved")
+    assert list(index["domains"]) == ["synthetic_garden", "synthetic_office", "synthetic_sports"]
+
+
+def test_a_run_without_an_evaluation_saves_what_it_trains_on(calrec_batches):
+    one = ["--gin.STAGES=[@stage1/stages.Stage()]", "--gin.MIXTURE_OR_TASK_NAME='synthetic_office'"]
+    assert calrec_batches("--out=saved", *one, "--gin.Run.evaluation=None")[0] == 0
+    assert list(arrays.read_index("saved")["domains"]) == ["synthetic_office"]
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("broken"), CalrecError("no"), OSError(13, "denied")], ids=str
+)
+def test_any_failure_leaves_no_folder(calrec_batches, monkeypatch, tmp_path, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(arrays, "write_index", fails)
+    if isinstance(error, TypeError):
+        with pytest.raises(TypeError):
+            calrec_batches("--out=new/saved")
+    else:
+        assert calrec_batches("--out=new/saved")[0] == 1
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("binding", "message"),
     [

@@ -246,8 +246,8 @@ def test_what_was_begun_is_gone_when_it_is_broken_off(
 
 
 def test_what_a_killed_one_left_is_cleared_away(calrec, llama, tmp_path):
-    (tmp_path / "ours.making" / "hf").mkdir(parents=True)
-    (tmp_path / "ours.making" / "hf" / "old.json").write_text("{}")
+    (tmp_path / ".making_ours" / "hf").mkdir(parents=True)
+    (tmp_path / ".making_ours" / "hf" / "old.json").write_text("{}")
     assert calrec("--from_hf=llama", "--to=ours")[0] == 0
     assert files(tmp_path) == {"llama", "ours"}
     assert "old.json" not in files(tmp_path / "ours" / "hf")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
 
 import pytest
 from evaluation_case import FakeModel, run
@@ -101,7 +103,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_asked(tmp_p
 
 def test_two_processes_do_not_evaluate_into_one_folder(tmp_path):
     with locked(tmp_path / "a"):
-        with pytest.raises(CalrecError, match=r"another process evaluates into .*a: wait"):
+        line = rf"process {os.getpid()} on host {socket.gethostname()} evaluates into .*a: wait"
+        with pytest.raises(CalrecError, match=line):
             with locked(tmp_path / "a"):
                 raise AssertionError("both are in")
         with locked(tmp_path / "b"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 import pytest
 from train import worker
 from train.small_run import curve, metrics
+
+from calrec_jax import locks
 
 pytestmark = pytest.mark.slow
 
@@ -64,3 +67,11 @@ def test_a_killed_process_ends_its_peer_and_both_go_on(one):
     assert metrics(model_dir)[-1]["step"] <= 9
     worker.finish(worker.start(model_dir, stages=STAGES, launcher=TWO))
     assert_same_curves(model_dir, one)
+
+
+def test_all_processes_are_told_who_trains_there_already(tmp_path):
+    with locks.held(tmp_path / "lock", str):
+        two = worker.start(tmp_path, stages=STAGES, launcher=TWO)
+        stderr = worker.finish(two, 1)
+    assert stderr.count(f"process {os.getpid()} on host") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]

@@ -74,7 +74,8 @@ def entry(model_dir, name) -> dict:
 def begin(model_dir, of):
     """(adapters or all that is trained, what is frozen) with which a stage would begin."""
     made = trainer(model_dir)
-    made.claim([of])
+    with made.claimed([of]):
+        pass
     mesh = make_mesh(ONE, jax.devices()[:1])
     decoder, tx = Decoder(dataclasses.replace(MODEL, lora=of.lora)), optax.sgd(0.1)
     none_yet = Checkpoints(made.checkpoint_dir(of.name))

@@ -99,8 +99,8 @@ def trainer(model_dir, **changes) -> Trainer:
 def run(model_dir, *stages: Stage, **changes) -> Trainer:
     """Claims `model_dir` and runs `stages`."""
     made = trainer(model_dir, **changes)
-    made.claim(stages)
-    made.run(stages)
+    with made.claimed(stages):
+        made.run(stages)
     return made
 
 

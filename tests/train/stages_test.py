@@ -72,7 +72,9 @@ def two_stages(tmp_path_factory):
 
 
 def test_a_run_leaves_what_its_layout_says(two_stages):
-    assert {path.name for path in two_stages.iterdir()} == {"manifest.json", "stage1", "stage2"}
+    assert {path.name for path in two_stages.iterdir()} == {
+        *["lock", "manifest.json", "stage1", "stage2"]
+    }
     for name in ("stage1", "stage2"):
         files = {path.name.split(".")[0] for path in (two_stages / name).iterdir()}
         assert files == {"checkpoints", "metrics", "events"}
@@ -233,7 +235,8 @@ def test_a_start_that_cannot_be_had_is_an_error_and_no_fresh_start(tmp_path):
         run(tmp_path, wrong)
     assert not (tmp_path / "stage2" / "metrics.jsonl").exists()
     # Nothing was saved, so the mistake can be mended in place.
-    trainer(tmp_path).claim([dataclasses.replace(wrong, init_from=None)])
+    with trainer(tmp_path).claimed([dataclasses.replace(wrong, init_from=None)]):
+        pass
 
 
 def test_weights_of_another_vocabulary_are_refused(two_stages, tmp_path):

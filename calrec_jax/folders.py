@@ -1,0 +1,57 @@
+"""Folders that are whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from calrec_jax.errors import CalrecError
+from calrec_jax.locks import try_flock
+
+
+@contextlib.contextmanager
+def made_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder beside `target`, which it becomes at the end; a failure leaves nothing.
+
+    What a kill has left of it goes when it is made again.
+
+    Args:
+      target: a folder that is empty or not there.
+
+    Raises:
+      CalrecError: another process is making it.
+      OSError: it cannot be written.
+    """
+    target = target.absolute()
+    making = target.with_name(f".making_{target.name}")
+    missing = [parent for parent in making.parents if not parent.exists()]
+    making.mkdir(parents=True, exist_ok=True)
+    lock = os.open(making, os.O_RDONLY)
+    try:
+        if try_flock(lock) is False:
+            raise CalrecError(f"another process is making {target}: wait until it has ended")
+        try:
+            _empty(making)
+            yield making
+            if target.exists():
+                target.rmdir()
+            making.rename(target)
+        except BaseException:
+            shutil.rmtree(making, ignore_errors=True)
+            with contextlib.suppress(OSError):  # something else is there by now
+                for parent in missing:
+                    parent.rmdir()
+            raise
+    finally:
+        os.close(lock)
+
+
+def _empty(folder: pathlib.Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,180 @@
+"""Folders that one process at a time may write, on one machine or on several that share a disk.
+
+A lock is a file that names its holder. On one machine the kernel holds it (flock), and lets go of
+it with the process, however that ends. Other machines may not see that (a bucket that is mounted),
+or see it for longer than the process lives (NFS 3): for them, the holder touches the file every few
+seconds, and what another machine has left behind and nobody touches any more is taken over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from calrec_jax.errors import CalrecError
+
+_BEAT_SECONDS = 10.0
+# Longer than a file system keeps what it knows of a file: a minute with NFS and gcsfuse.
+_WATCH_SECONDS = 120.0
+_POLL_SECONDS = 1.0
+_BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """Who holds a lock.
+
+    Attributes:
+      host, pid: for users.
+      machine: within which flock decides: a kernel that runs, and the file system as it mounted it.
+      token: another one each time a lock is taken.
+    """
+
+    host: str
+    pid: int
+    machine: str
+    token: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on host {self.host}"
+
+
+def try_flock(file: IO | int) -> bool | None:
+    """Locks an open file or folder for this process and those that inherit it, if no other one has.
+
+    Returns:
+      Whether it is locked now; None where the file system knows no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+@contextlib.contextmanager
+def held(path: pathlib.Path, refusal: Callable[[str], str]) -> Iterator[None]:
+    """While active, no other process holds the lock at `path`.
+
+    A process that hung for minutes may find that another machine has taken its lock over: it ends
+    at once, with a line and code 1, before it writes anything else.
+
+    Args:
+      path: of a file, which stays; its folder is there.
+      refusal: (who holds it) -> what is said to whoever comes second.
+
+    Raises:
+      CalrecError: another process holds it.
+      OSError: the file cannot be written.
+    """
+    file, me = _acquire(path, refusal)
+    ended = threading.Event()
+    beats = threading.Thread(target=_beat, args=(path, me, refusal, ended), daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beats.join()
+        with file, contextlib.suppress(OSError):
+            if _read(path) == me:
+                file.truncate(0)
+
+
+def _acquire(path: pathlib.Path, refusal: Callable[[str], str]) -> tuple[IO, Holder]:
+    """The open file, which says who holds it now."""
+    with contextlib.ExitStack() as opened:
+        file = opened.enter_context(path.open("a"))
+        locked, holder = try_flock(file), _read(path)
+        machine = f"{_boot_id()}-{os.fstat(file.fileno()).st_dev}"
+        of_ours = holder is None or holder.machine == machine
+        if locked is False and of_ours:
+            raise CalrecError(refusal(str(holder or "another process")))
+        if holder is not None and not (locked and of_ours):
+            _require_still(path, holder, refusal)
+        me = Holder(socket.gethostname(), os.getpid(), machine, uuid.uuid4().hex)
+        if locked is False:  # for ever: its machine is gone
+            file = opened.enter_context(_new_file(path, me.token))
+        file.truncate(0)
+        file.write(json.dumps(dataclasses.asdict(me)))
+        file.flush()
+        if locked is False:
+            os.replace(file.name, path)
+        opened.pop_all()
+        return file, me
+
+
+def _new_file(path: pathlib.Path, token: str) -> IO:
+    file = path.with_name(f"{path.name}.{token}.tmp").open("a")
+    try_flock(file)
+    return file
+
+
+def _require_still(path: pathlib.Path, holder: Holder, refusal: Callable[[str], str]) -> None:
+    """Raises CalrecError where whoever holds the lock, out of our kernel's sight, is alive."""
+    print(
+        f"{path} is of {holder}, which may be gone: waiting {_WATCH_SECONDS:.0f} s for a sign of "
+        f"it",
+        file=sys.stderr,
+        flush=True,
+    )
+    before, deadline = _touched(path), time.monotonic() + _WATCH_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        if _touched(path) != before:
+            now = _read(path)
+            if now is None:  # it has let go
+                return
+            raise CalrecError(refusal(str(now)))
+
+
+def _touched(path: pathlib.Path) -> int:
+    """When the file was written or touched. Opened: NFS asks its server then."""
+    with path.open() as file:
+        return os.fstat(file.fileno()).st_mtime_ns
+
+
+def _read(path: pathlib.Path) -> Holder | None:
+    """Who holds the lock; None = nobody."""
+    try:
+        text = path.read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return None
+    if not text:
+        return None
+    try:
+        return Holder(**json.loads(text))
+    except (ValueError, TypeError, RecursionError):  # half written
+        return Holder("unknown", 0, "", "")
+
+
+def _beat(
+    path: pathlib.Path, me: Holder, refusal: Callable[[str], str], ended: threading.Event
+) -> None:
+    """Shows other machines that this process is alive, until it has ended or lost the lock."""
+    while not ended.wait(_BEAT_SECONDS):
+        with contextlib.suppress(OSError):  # of the network: the next beat may come through
+            now = _read(path)
+            if now != me:
+                line = refusal(str(now)) if now else f"{path} was removed"
+                sys.stderr.write(f"calrec: error: stopped: {line}\n")
+                sys.stderr.flush()
+                os._exit(1)
+            os.utime(path)
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else socket.gethostname()

@@ -12,8 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"errors"},
-    {"locks"},
+    {"errors", "locks"},
     {"text", "retrieval", "metrics", "batch", "npz", "folders"},
     {"data", "models", "losses", "parallel", "checkpoints"},
     {"tasks", "train"},

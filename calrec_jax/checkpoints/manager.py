@@ -162,6 +162,10 @@ class Checkpoints:
         """The step with the lowest validation loss, or None."""
         return self._manager.best_step()
 
+    def step_before(self, step: int) -> int | None:
+        """The last checkpoint's step before `step`, or None."""
+        return max((s for s in self._manager.all_steps() if s < step), default=None)
+
     def resolve(self, which: str) -> int:
         """The step that "best", "latest" or a number names.
 

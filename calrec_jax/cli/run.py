@@ -153,6 +153,7 @@ def train(run: Run) -> None:
         make_batches=data.make_batches,
         epochs=data.epochs,
         data_of=_data_of,
+        decode=run.data.vocabulary.decode,
         mesh=run.mesh,
         seed=run.seed,
         identity=run.identity,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError
+from calrec_jax.train import divergence
 from calrec_jax.train.preemption import Preempted, PreemptionNotice
 from calrec_jax.train.state import TrainState
 from calrec_jax.train.telemetry import Telemetry
@@ -39,31 +40,45 @@ def train(
     checkpoints: Checkpoints,
     telemetry: Telemetry,
     periods: Periods,
+    diverged: Callable[[int, Mapping[str, float], Mapping | None], CalrecError],
 ) -> TrainState:
-    """Trains from `state.step` to `last_step`.
+    """Trains from `state.step` to `last_step`, and stops where a number is not finite.
 
-    A validation that was due when the run was told to stop comes first.
+    A validation that was due when the run was told to stop comes first. No state is saved that is
+    not finite, or whose step or validation was not.
 
     Args:
       train_step: jitted, (state, batch) -> (state, metrics); may donate the state.
       validate: a state's validation losses.
       batches: global batches on the device, from that of `state.step` on.
+      diverged: (step, what is not finite, the step's batch or None) -> the error to end with.
 
     Raises:
       Preempted: SIGTERM came; the state was saved.
-      CalrecError: the batches end before `last_step`, or as `Checkpoints.save`.
+      CalrecError: the batches end before `last_step`; that of `diverged`; or as `Checkpoints.save`.
     """
 
     def validates(step: int) -> bool:
         return _due(step, periods.validate) or step == last_step
 
+    def read(step: int, metrics, batch) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if bad := divergence.bad(values):
+            raise diverged(step, bad, batch)
+        telemetry.training(step, values)
+
+    def validation(step: int) -> dict[str, float]:
+        losses = validate(state)
+        if bad := divergence.bad(losses):
+            raise diverged(step, {f"validation {name}": bad[name] for name in bad}, None)
+        telemetry.validation(step, losses)
+        return losses
+
     first_step = int(state.step)
-    pending = None  # metrics of the step before, still being computed
+    pending = None  # the step before: its metrics, which are still being computed, and its batch
     with PreemptionNotice() as notice:
         if first_step and validates(first_step) and not checkpoints.validated(first_step):
-            losses = validate(state)
-            telemetry.validation(first_step, losses)
-            checkpoints.add_metrics(first_step, losses)
+            checkpoints.add_metrics(first_step, validation(first_step))
             telemetry.restart_clock()
         for step in range(first_step + 1, last_step + 1):
             batch = next(batches, None)
@@ -73,17 +88,18 @@ def train(
                 state, metrics = train_step(state, batch)
             # Step n is under way; only now wait for n - 1.
             if pending is not None:
-                telemetry.training(*pending)
-            pending = (step, metrics)
+                read(*pending)
+            pending = (step, metrics, batch)
 
             stop = notice.received()
             if stop or validates(step) or (periods.save and _due(step, periods.save)):
-                telemetry.training(*pending)
+                read(*pending)
                 pending = None
+                # An update may overflow where its loss and gradients did not.
+                if not divergence.all_finite(state):
+                    raise diverged(step, {"the updated state": float("nan")}, batch)
                 # Told to stop: save first, there may be seconds. Validation waits for the next run.
-                losses = validate(state) if validates(step) and not stop else None
-                if losses is not None:
-                    telemetry.validation(step, losses)
+                losses = validation(step) if validates(step) and not stop else None
                 checkpoints.save(state, {"batches": step}, losses)
                 telemetry.restart_clock()
             if stop:

@@ -21,7 +21,7 @@ from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import loop, manifest, processes, weights
+from calrec_jax.train import divergence, loop, manifest, processes, weights
 from calrec_jax.train import state as train_state
 from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from calrec_jax.train.step import make_train_step, make_validation_step
@@ -123,6 +123,7 @@ class Trainer:
       identity: what else must stay the same in this MODEL_DIR: {"vocabulary": ..., "data": ...}.
       epochs: see `Epochs`; told in metrics.jsonl.
       data_of: stage -> what its data is, which must stay the same too.
+      decode: tokens -> text; by it the examples of a batch that cannot be trained on are told.
     """
 
     model_dir: pathlib.Path
@@ -133,6 +134,7 @@ class Trainer:
     identity: Mapping[str, object]
     epochs: Epochs = lambda stage, step: {}
     data_of: Callable[[Stage], Mapping[str, object]] = lambda stage: {}
+    decode: divergence.Decode | None = None
 
     @contextlib.contextmanager
     def claimed(self, stages: Sequence[Stage]) -> Iterator[None]:
@@ -201,6 +203,9 @@ class Trainer:
                     telemetry=telemetry,
                     periods=loop.Periods(
                         stage.log_period, stage.validate_period, stage.save_period
+                    ),
+                    diverged=functools.partial(
+                        divergence.error, self.model_dir / stage.name, checkpoints, self.decode
                     ),
                 )
 

@@ -42,9 +42,8 @@ class Telemetry:
             # A process that was killed may have written events of later steps.
             self._events = SummaryWriter(str(directory), purge_step=first_step + 1)
 
-    def training(self, step: int, metrics) -> None:
-        """Takes the metrics of one step (device scalars); waits for them."""
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    def training(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes the metrics of one step."""
         rates = self._progress.update(step, metrics)
         if step % self._period == 0 or step == self._last:
             epochs = {f"epochs/{name}": value for name, value in self._epochs(step).items()}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 
+import numpy as np
 import pytest
 from train import worker
-from train.small_run import curve, metrics
+from train.small_run import curve, metrics, random_batch
 
 from calrec_jax import locks
 
@@ -20,6 +21,7 @@ STAGES = [
     ("stage2", {"train_steps": 3, "validate_period": 2, "init_from": "stage1:best"}),
 ]
 LASTS = {"stage1": 12, "stage2": 3}
+WEIGHTS = "decoder_loss_weights"
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +77,16 @@ def test_all_processes_are_told_who_trains_there_already(tmp_path):
         stderr = worker.finish(two, 1)
     assert stderr.count(f"process {os.getpid()} on host") == 2
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_all_processes_stop_where_the_loss_is_no_number_each_with_its_rows(tmp_path):
+    two = worker.start(tmp_path, stages=STAGES, launcher=TWO, nan_at=5)
+    stderr = worker.finish(two, 1)
+    assert stderr.count("stage1 stopped at step 6: ") == 2
+    assert stderr.count("the last good checkpoint is stage1:5") == 2
+    halves = [np.load(tmp_path / "stage1" / f"diverged_6_process_{n}.npz") for n in (0, 1)]
+    for name, whole in random_batch(5).items():
+        found = np.concatenate([half[name] for half in halves])
+        np.testing.assert_array_equal(np.isnan(found), (found != 0) & (name == WEIGHTS))
+        if name != WEIGHTS:
+            np.testing.assert_array_equal(found, whole)

@@ -21,33 +21,47 @@ from calrec_jax.train.preemption import Preempted
 @flax.struct.dataclass
 class State:
     step: jax.Array
+    weight: jax.Array
 
 
 class Diary:
-    """Stands for step, validation, checkpoints and telemetry; `events` is what they were asked."""
+    """Stands for step, validation, checkpoints and telemetry; `events` is what they were asked.
 
-    def __init__(self, terminate_at=None, validated=()):
+    Args:
+      metrics: {step: more of its metrics}.
+      losses: {step: validation's, if not 1}.
+      overflow: the step that makes the state infinite.
+    """
+
+    def __init__(self, terminate_at=None, validated=(), metrics=None, losses=None, overflow=None):
         self.events = []
         self._terminate_at = terminate_at
         self._validated = set(validated)
-        self._add = jax.jit(lambda state, batch: State(state.step + batch))
+        self._metrics, self._losses = metrics or {}, losses or {}
+        limit = overflow or 1_000
+        self._add = jax.jit(
+            lambda state, batch: State(
+                state.step + batch,
+                jnp.where(state.step + batch < limit, state.weight, jnp.inf),
+            )
+        )
 
     def train_step(self, state, batch):
         step = int(jax.device_get(state.step)) + 1
         self.events.append(f"dispatch {step}")
         if self._terminate_at == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return self._add(state, batch), {"n": step}
+        return self._add(state, batch), {"n": step} | self._metrics.get(step, {})
 
     def validate(self, state):
         self.events.append(f"validate {int(state.step)}")
         if self._terminate_at == f"validate {int(state.step)}":
             os.kill(os.getpid(), signal.SIGTERM)
-        return {"loss": 1.0}
+        return {"loss": self._losses.get(int(state.step), 1.0)}
 
     # Telemetry
     def training(self, step, metrics):
-        assert metrics == {"n": step}
+        assert metrics == {"n": step} | self._metrics.get(step, {})
         self.events.append(f"read {step}")
 
     def validation(self, step, losses):
@@ -71,10 +85,14 @@ class Diary:
         self.events.append("wait")
 
 
+def diverged(step, found, batch):
+    return CalrecError(f"step {step}: {found}, batch {batch}")
+
+
 def train(diary, last_step, first_step=0, log=100, validate=100, save=None, batches=None):
     ones = [jnp.int32(1)] * (last_step - first_step)
     return loop.train(
-        State(jnp.int32(first_step)),
+        State(jnp.int32(first_step), jnp.float32(1.0)),
         last_step,
         train_step=diary.train_step,
         validate=diary.validate,
@@ -82,6 +100,7 @@ def train(diary, last_step, first_step=0, log=100, validate=100, save=None, batc
         checkpoints=diary,
         telemetry=diary,
         periods=loop.Periods(log, validate, save),
+        diverged=diverged,
     )
 
 
@@ -158,6 +177,41 @@ def test_told_to_stop_during_a_validation_it_stops_after_the_next_step():
     with pytest.raises(Preempted, match="after step 3"):
         train(diary, 9, validate=2)
     assert "save 2 with losses" in diary.events
+
+
+@pytest.mark.parametrize("metrics", [{"loss": np.nan}, {"loss": 1.0, "grad_norm": np.inf}], ids=str)
+def test_a_step_that_is_not_finite_ends_it_when_it_is_read(metrics):
+    """The step after it is under way by then, and is forgotten."""
+    diary = Diary(metrics={2: metrics})
+    ((name, value),) = (pair for pair in metrics.items() if not np.isfinite(pair[1]))
+    with pytest.raises(CalrecError, match=f"^step 2: {{'{name}': {value}}}, batch 1$"):
+        train(diary, 9)
+    assert diary.events == ["dispatch 1", "dispatch 2", "read 1", "dispatch 3"]
+
+
+@pytest.mark.parametrize("due", [{"validate": 2}, {"save": 2}, {"terminate_at": 2}], ids=str)
+def test_it_is_not_saved_where_that_is_due(due):
+    diary = Diary(metrics={2: {"loss": np.nan}}, terminate_at=due.pop("terminate_at", None))
+    with pytest.raises(CalrecError, match="^step 2: {'loss': nan}, batch 1$"):
+        train(diary, 9, **due)
+    assert diary.events == ["dispatch 1", "dispatch 2", "read 1"]
+
+
+@pytest.mark.parametrize("due", [{"validate": 2}, {"save": 2}, {"terminate_at": 2}], ids=str)
+def test_an_update_that_overflows_is_not_saved(due):
+    diary = Diary(overflow=2, terminate_at=due.pop("terminate_at", None))
+    with pytest.raises(CalrecError, match="^step 2: {'the updated state': nan}, batch 1$"):
+        train(diary, 9, **due)
+    assert diary.events == ["dispatch 1", "dispatch 2", "read 1", "read 2"]
+
+
+@pytest.mark.parametrize("first_step", [0, 2])
+def test_a_validation_that_is_not_finite_ends_it(first_step):
+    """Also one that was left for this run to make up for."""
+    diary = Diary(losses={2: np.inf})
+    with pytest.raises(CalrecError, match="^step 2: {'validation loss': inf}, batch None$"):
+        train(diary, 9, first_step=first_step, validate=2)
+    assert diary.events[-1] == "validate 2"
 
 
 def test_a_hidden_transfer_in_the_step_is_an_error():

@@ -1,7 +1,8 @@
 """A training process of its own, as `calrec train` would be: python worker.py MODEL_DIR JSON.
 
 JSON: "stages" [[name, changes of small_run.STAGE]], "seconds" per batch, "kill_at" (SIGKILL when
-this training batch is asked for). Joins other processes as the command line does.
+this training batch is asked for), "nan_at" (its weights are no numbers). Joins other processes as
+the command line does.
 """
 
 import json
@@ -53,7 +54,13 @@ def wait_for_lines(model_dir, stage_name: str, lines: int, process) -> None:
         time.sleep(0.02)
 
 
-def main(model_dir: str, stages=(), seconds: float = 0.0, kill_at: int | None = None) -> int:
+def main(
+    model_dir: str,
+    stages=(),
+    seconds: float = 0.0,
+    kill_at: int | None = None,
+    nan_at: int | None = None,
+) -> int:
     if "CALREC_COORDINATOR" in os.environ:
         from calrec_jax.cli import run as runs
 
@@ -65,6 +72,8 @@ def main(model_dir: str, stages=(), seconds: float = 0.0, kill_at: int | None = 
             if split == "train" and n == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(seconds)
+            if split == "train" and n == nan_at:
+                batch["decoder_loss_weights"][batch["decoder_loss_weights"] != 0] = float("nan")
             yield batch
 
     chain = [small_run.stage(name=name, **changes) for name, changes in stages]

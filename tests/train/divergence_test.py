@@ -1,0 +1,107 @@
+"""A training that diverges: where it stops, what it keeps, and from where it can go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from train.small_run import make_batches, metrics, random_batch, run, stage
+
+from calrec_jax.errors import CalrecError
+from calrec_jax.train.optimizer import OptimizerConfig
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+LONG = stage(train_steps=8, validate_period=8, save_period=2)
+
+
+def broken(split, number):
+    """Batches of which one has a weight that is no number."""
+
+    def make(of, asked, start):
+        for n, batch in enumerate(make_batches(of, asked, start), start):
+            if (asked, n) == (split, number):
+                weights = batch["decoder_loss_weights"]
+                batch |= {"decoder_loss_weights": np.where(weights != 0, np.float32(np.nan), 0)}
+            yield batch
+
+    return make
+
+
+def saved(model_dir) -> list[str]:
+    return sorted(path.name for path in (model_dir / "stage1" / "checkpoints").iterdir())
+
+
+def test_it_stops_with_the_batch_and_the_last_good_checkpoint(tmp_path):
+    of_five = broken("train", 4)
+    with pytest.raises(CalrecError) as error:
+        run(tmp_path, LONG, make_batches=of_five, decode=lambda ids: " ".join(map(str, ids)))
+    kept = tmp_path / "stage1" / "diverged_5.npz"
+    assert str(error.value) == (
+        "stage1 stopped at step 5: grad_norm is nan, loss is nan, nig is nan; its batch is in "
+        f"{kept}, and as texts in diverged_5.jsonl; the last good checkpoint is stage1:4: train on "
+        f"from there in a MODEL_DIR of its own, with Stage.init_from='{tmp_path}/stage1:4' and a "
+        "lower OptimizerConfig.learning_rate"
+    )
+    assert saved(tmp_path) == ["checkpoint_4"]
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4]
+
+    batch = random_batch(4)
+    with np.load(kept) as found:
+        assert set(found.files) == set(batch)
+        for name in found.files:
+            if name != "decoder_loss_weights":
+                np.testing.assert_array_equal(found[name], batch[name])
+        assert np.isnan(found["decoder_loss_weights"]).any()
+    examples = [json.loads(line) for line in kept.with_suffix(".jsonl").open()]
+    assert len(examples) == (batch["target_item_ids"] != 0).sum()
+    for told in examples:
+        row, place = told["row"], told["segment"] - 1
+        assert told["target_item_id"] == batch["target_item_ids"][row, place]
+        assert told["domain_id"] == batch["domain_ids"][row, place]
+        of_it = batch["decoder_segment_ids"][row] == told["segment"]
+        for name, span in (("history", 1), ("target", 2)):
+            tokens_of = of_it & (batch["decoder_span_ids"][row] == span)
+            tokens = batch["decoder_input_tokens"][row, tokens_of]
+            assert told[name] == " ".join(map(str, tokens))
+
+    # What the line says to do does help.
+    own = dataclasses.replace(LONG, init_from=f"{tmp_path}/stage1:4")
+    run(tmp_path / "own", own)
+    assert metrics(tmp_path / "own")[-1]["step"] == 8
+
+
+def test_before_anything_was_saved_it_says_so(tmp_path):
+    with pytest.raises(CalrecError, match="diverged_1.npz; nothing was saved before: lower"):
+        run(tmp_path, LONG, make_batches=broken("train", 0))
+    assert not saved(tmp_path) and not (tmp_path / "stage1" / "diverged_1.jsonl").exists()
+
+
+def test_an_update_that_overflows_is_not_saved(tmp_path):
+    """Its loss and gradients are finite."""
+    wild = OptimizerConfig(learning_rate=1e20, warmup_steps=1, weight_decay=1e20)
+    with pytest.raises(CalrecError, match="stage1 stopped at step 1: the updated state is nan"):
+        run(tmp_path, dataclasses.replace(LONG, optimizer=wild, save_period=1))
+    assert not saved(tmp_path)
+
+
+def test_a_validation_that_is_not_finite_is_not_saved(tmp_path):
+    with pytest.raises(CalrecError) as error:
+        run(tmp_path, LONG, make_batches=broken("validation", 1))
+    assert "step 8: validation loss is nan, validation nig is nan; the last good" in str(
+        error.value
+    )
+    assert "stage1:6" in str(error.value)
+    assert saved(tmp_path) == ["checkpoint_6"]
+
+
+def test_a_batch_that_cannot_be_kept_does_not_hide_the_divergence(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("calrec_jax.npz.save", full)
+    line = r"loss is nan, .*diverged_1.npz \(No space left on device\); nothing was saved before"
+    with pytest.raises(CalrecError, match=line):
+        run(tmp_path, LONG, make_batches=broken("train", 0))

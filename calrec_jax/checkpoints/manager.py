@@ -17,10 +17,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
+from calrec_jax.checkpoints import damage
+from calrec_jax.checkpoints.damage import PREFIX
 from calrec_jax.errors import CalrecError, full_disk_named
 
 _METRIC = "loss"
-PREFIX = "checkpoint"
 # What is stored together: a reader of a part of an array reads whole ones.
 _CHUNK_BYTES = 1 << 26
 
@@ -51,6 +52,9 @@ class Checkpoints:
     """The checkpoints in one directory, each holding parameters, optimizer state and data position.
 
     The best by validation loss and the latest are kept, whatever else goes.
+
+    Raises:
+      CalrecError: the losses of a checkpoint are damaged; as its parts are, where they are read.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Checkpoints:
             "optimizer": ocp.StandardCheckpointHandler(),
             "position": ocp.JsonCheckpointHandler(),
         }
+        damage.require_losses(self.directory)
         self._manager = _Manager(self.directory, options=options, item_handlers=handlers)
 
     def save(self, state, position: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
@@ -135,7 +140,7 @@ class Checkpoints:
         """
         if jax.process_index() == 0:
             # As orbax lays them out; in one go, so that a kill leaves all or nothing.
-            item = self.directory / f"{PREFIX}_{step}" / "metrics"
+            item = damage.folder_of(self.directory, step) / "metrics"
             temporary = item.with_name("metrics.tmp")
             with full_disk_named(self.directory):
                 temporary.mkdir(exist_ok=True)
@@ -184,43 +189,54 @@ class Checkpoints:
         return found
 
     def fingerprint(self, step: int) -> str:
-        """Another one for each save, also of the same step: Orbax notes when it was made."""
-        path = self.directory / f"{PREFIX}_{step}" / "_CHECKPOINT_METADATA"
-        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+        """Another one for each save, also of the same step: Orbax notes when it was made.
+
+        Raises:
+          CalrecError: the checkpoint is damaged.
+        """
+        path = damage.folder_of(self.directory, step) / damage.METADATA
+        with damage.reading(self.directory, step):
+            return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
     def restore(self, step: int, shapes):
         """(state, position) as saved at `step`, in the shardings of `shapes` (a TrainState).
 
         Raises:
-          CalrecError: the checkpoint's tree differs from `shapes`.
+          CalrecError: the checkpoint is damaged, or its tree differs from `shapes`.
         """
         optimizer = {"step": shapes.step, "opt_state": shapes.opt_state}
-        self._check(step, "params", shapes.params)
-        self._check(step, "optimizer", optimizer)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(shapes.params),
-                optimizer=ocp.args.StandardRestore(optimizer),
-                position=ocp.args.JsonRestore(),
-            ),
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(shapes.params),
+            optimizer=ocp.args.StandardRestore(optimizer),
+            position=ocp.args.JsonRestore(),
         )
+        with damage.reading(self.directory, step):
+            self._check(step, "params", shapes.params)
+            self._check(step, "optimizer", optimizer)
+            restored = self._manager.restore(step, args=args)
         state = type(shapes)(params=restored["params"], **restored["optimizer"])
         return state, restored["position"]
 
     def param_shapes(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """{"layers/mlp/up/kernel": (shape, dtype)} of the parameters saved at `step`."""
-        return self._saved(step, "params")
+        """{"layers/mlp/up/kernel": (shape, dtype)} of the parameters saved at `step`.
+
+        Raises:
+          CalrecError: the checkpoint is damaged.
+        """
+        with damage.reading(self.directory, step):
+            return self._saved(step, "params")
 
     def restore_params(self, step: int, shapes):
         """Parameters alone, in the shardings of `shapes`, which may ask for wider numbers.
 
         Raises:
-          CalrecError: the checkpoint's tree differs from `shapes`, or would lose precision.
+          CalrecError: the checkpoint is damaged, its tree differs from `shapes`, or it would lose
+            precision.
         """
-        self._check(step, "params", shapes, may_widen=True)
         args = ocp.args.Composite(params=ocp.args.StandardRestore(shapes))
-        return self._manager.restore(step, args=args)["params"]
+        with damage.reading(self.directory, step):
+            self._check(step, "params", shapes, may_widen=True)
+            return self._manager.restore(step, args=args)["params"]
 
     def _saved(self, step: int, item: str) -> dict[str, tuple[tuple[int, ...], str]]:
         """What `_leaves` gives of an item; nothing where the checkpoint has not got it."""

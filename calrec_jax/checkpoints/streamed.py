@@ -12,7 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from calrec_jax.checkpoints.manager import PREFIX, Checkpoints
+from calrec_jax.checkpoints import damage
+from calrec_jax.checkpoints.damage import PREFIX
+from calrec_jax.checkpoints.manager import Checkpoints
 
 _CACHE_BYTES = 1 << 27  # of chunks that are read again
 
@@ -81,16 +83,48 @@ def write_params(directory: pathlib.Path, params) -> None:
         manager.save(0, args=ocp.args.Composite(params=ocp.args.PyTreeSave(params)))
 
 
-def open_params(directory: str | os.PathLike, step: int) -> Mapping[str, ts.TensorStore]:
-    """The parameters of a checkpoint, {"layers/mlp/up/kernel": ...}; nothing is read yet."""
-    item = pathlib.Path(directory).absolute() / f"{PREFIX}_{step}" / "params"
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A parameter of a checkpoint, read in parts.
+
+    Attributes:
+      directory, step: the checkpoint.
+    """
+
+    store: ts.TensorStore
+    directory: pathlib.Path
+    step: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.store.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.store.dtype.numpy_dtype
+
+    def read(self, where: Index = ()) -> np.ndarray:
+        """The part at an index. Raises CalrecError where the checkpoint is damaged."""
+        with damage.reading(self.directory, self.step):
+            return self.store[where].read().result()
+
+
+def open_params(directory: str | os.PathLike, step: int) -> Mapping[str, Stored]:
+    """The parameters of a checkpoint, {"layers/mlp/up/kernel": ...}; nothing is read yet.
+
+    Raises:
+      CalrecError: the checkpoint is damaged.
+    """
+    directory = pathlib.Path(directory).absolute()
     checkpoints = Checkpoints(directory, read_only=True)
     try:
         names = checkpoints.param_shapes(step)
     finally:
         checkpoints.close()
+    item = damage.folder_of(directory, step) / "params"
     context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
-    return {name: _open(item, name, context) for name in names}
+    with damage.reading(directory, step):
+        return {name: Stored(_open(item, name, context), directory, step) for name in names}
 
 
 def _open(item: pathlib.Path, name: str, context: ts.Context) -> ts.TensorStore:

@@ -190,7 +190,7 @@ def _export_adapters(args: argparse.Namespace, making: pathlib.Path) -> str:
     if config.lora is None:
         raise CalrecError(f"{args.source!r} holds whole weights and no adapters: give --to_hf")
     stores = streamed.open_params(stage_dir / "checkpoints", step)
-    adapters = {tuple(name.split("/")): store.read().result() for name, store in stores.items()}
+    adapters = {tuple(name.split("/")): store.read() for name, store in stores.items()}
     base = _base(stage_dir)
     peft.write_adapters(making, unflatten_dict(adapters), config, base)
     return f"adapters of rank {config.lora.rank}, of {base}"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from calrec_jax.checkpoints import streamed
-from calrec_jax.checkpoints.streamed import Index
+from calrec_jax.checkpoints.streamed import Index, Stored
 from calrec_jax.errors import CalrecError
 from calrec_jax.models import lora
 from calrec_jax.train import weights
@@ -50,16 +50,15 @@ def open_weights(stage_dir: pathlib.Path, step: int) -> dict[str, Weight]:
     for name in stores:
         at, _, leaf = name.rpartition("/")
         if leaf == lora.A:
-            a, b = (stores[f"{at}/{part}"].read().result() for part in (lora.A, lora.B))
+            a, b = (stores[f"{at}/{part}"].read() for part in (lora.A, lora.B))
             kernel = f"{at}/{lora.KERNEL}"
             axes = lora.PROJECTIONS["/".join(at.split("/")[-2:])]
             found[kernel] = _with_adapters(found[kernel], a, b, axes, config.scale)
     return found
 
 
-def _of_store(store) -> Weight:
-    dtype = store.dtype.numpy_dtype
-    return Weight(tuple(store.shape), dtype, lambda where: store[where].read().result())
+def _of_store(store: Stored) -> Weight:
+    return Weight(store.shape, store.dtype, store.read)
 
 
 def _with_adapters(kernel: Weight, a, b, axes: tuple[int, int], scale: float) -> Weight:

@@ -38,18 +38,47 @@ def reading(directory: pathlib.Path, step: int) -> Iterator[None]:
     """While active, what a damaged checkpoint makes Orbax and TensorStore raise is one line.
 
     Raises:
-      CalrecError: a part of it is missing or damaged.
+      CalrecError: a part of it is missing or damaged, or it was removed meanwhile.
     """
+    folder = folder_of(directory, step)
+
+    def told(error: Exception) -> CalrecError:
+        if not _goes(folder):
+            return _damaged(directory, step, error)
+        return CalrecError(
+            f"checkpoint {step} in {directory} was removed while it was read, as by a training "
+            f"that has a better one: run the same command again"
+        )
+
+    with _told(told):
+        _require_items(folder)
+        yield
+
+
+@contextlib.contextmanager
+def reading_t5xs(folder: pathlib.Path) -> Iterator[None]:
+    """As `reading`, of the folder of one of T5X's checkpoints."""
+
+    def told(error: Exception) -> CalrecError:
+        return CalrecError(f"{folder} is damaged ({_what(folder, error)}): copy it whole")
+
+    with _told(told):
+        if not (folder / "state" / "_METADATA").is_file():
+            raise NotWhole("state/_METADATA is missing")
+        yield
+
+
+@contextlib.contextmanager
+def _told(make_error: Callable[[Exception], CalrecError]) -> Iterator[None]:
     before = sys.unraisablehook
     sys.unraisablehook = functools.partial(_tell_unraisable, before)
     try:
-        _require_items(folder_of(directory, step))
         yield
     except Exception as error:
         if not _tells_of_damage(error):
             sys.unraisablehook = before
             raise
-        raise _damaged(directory, step, error) from error
+        raise make_error(error) from error
     sys.unraisablehook = before
 
 
@@ -76,8 +105,8 @@ def require_losses(directory: pathlib.Path) -> None:
             elif losses.parent.is_dir() or (
                 (folder / METADATA).is_file() and "metrics" in _items(folder)
             ):
-                raise _NotWhole("metrics/metrics is missing")
-        except (OSError, ValueError, _NotWhole) as error:
+                raise NotWhole("metrics/metrics is missing")
+        except (OSError, ValueError, NotWhole) as error:
             if not _goes(folder):
                 raise _damaged(directory, step, error) from error
 
@@ -94,7 +123,7 @@ def _goes(folder: pathlib.Path) -> bool:
 
 def _tells_of_damage(error: Exception) -> bool:
     """What TensorStore raises is a ValueError that begins as "DATA_LOSS: "; Orbax hides some."""
-    if isinstance(error, (OSError, json.JSONDecodeError, UnicodeDecodeError, _NotWhole)):
+    if isinstance(error, (OSError, json.JSONDecodeError, UnicodeDecodeError, NotWhole)):
         return True
     text = str(error)
     if isinstance(error, ValueError):
@@ -102,26 +131,26 @@ def _tells_of_damage(error: Exception) -> bool:
     return type(error) is Exception and text.startswith(_UNREADABLE)
 
 
-class _NotWhole(Exception):
+class NotWhole(Exception):
     """What is missing, in words."""
 
 
 def _require_items(folder: pathlib.Path) -> None:
-    """Raises _NotWhole where something that was saved is not there, or as `_items`."""
+    """Raises NotWhole where something that was saved is not there, or as `_items`."""
     for item in _items(folder):
         name = f"{item}/{_FILES.get(item, '_METADATA')}"
         if not (folder / name).is_file():
-            raise _NotWhole(f"{name} is missing")
+            raise NotWhole(f"{name} is missing")
 
 
 def _items(folder: pathlib.Path) -> list[str]:
-    """What was saved together. Raises _NotWhole or JSONDecodeError where nothing says so."""
+    """What was saved together. Raises NotWhole or JSONDecodeError where nothing says so."""
     path = folder / METADATA
     if not path.is_file():
-        raise _NotWhole(f"{METADATA} is missing")
+        raise NotWhole(f"{METADATA} is missing")
     described = json.loads(path.read_text())
     if not isinstance(described, dict) or not isinstance(described.get(_ITEMS), dict):
-        raise _NotWhole(f"{METADATA} does not say what was saved")
+        raise NotWhole(f"{METADATA} does not say what was saved")
     return list(described[_ITEMS])
 
 
@@ -143,7 +172,7 @@ def _damaged(directory: pathlib.Path, step: int, error: Exception) -> CalrecErro
 
 def _what(folder: pathlib.Path, error: Exception) -> str:
     """What is wrong, by the file where one is empty or cut, else as the error says it."""
-    if isinstance(error, _NotWhole):
+    if isinstance(error, NotWhole):
         return str(error)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if not path.stat().st_size:

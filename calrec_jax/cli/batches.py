@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from calrec_jax import whole
 from calrec_jax.cli import gin_config
 from calrec_jax.cli.main import run_command
 from calrec_jax.errors import CalrecError, full_disk_named, local_path
-from calrec_jax.folders import made_whole
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,7 +56,7 @@ def save(run, out: pathlib.Path) -> dict[str, dict[str, Any]]:
     mixtures = {stage.mixture: domains.get_mixture(stage.mixture) for stage in run.stages}
     names = {name for mixture in mixtures.values() for name in mixture.domains}
     index, sizes = {}, {}
-    with made_whole(out) as making:
+    with whole.made(out) as making:
         for name in sorted(names.union(run.evaluated)):
             domain = domain_of(run, name)
             catalogue, text = domain.catalogue(), domain.text()

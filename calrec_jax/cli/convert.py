@@ -10,9 +10,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from calrec_jax import whole
 from calrec_jax.cli.main import run_command
 from calrec_jax.errors import CalrecError, full_disk_named, local_path
-from calrec_jax.folders import made_whole
 
 _SHARD_GB = 5.0  # transformers' custom
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     target = local_path(getattr(args, way), f"--{way}")
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise CalrecError(f"{target} is there already: give a folder that is empty or new")
-    with full_disk_named(target), made_whole(target) as making:
+    with full_disk_named(target), whole.made(target) as making:
         told = {"to": _import, "to_hf": _export, "to_peft": _export_adapters}[way](args, making)
     print(f"{target}: {told}")
     return 0

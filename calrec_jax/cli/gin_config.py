@@ -19,6 +19,7 @@ from typing import Any
 import gin
 from gin import config as gin_config
 
+from calrec_jax import whole
 from calrec_jax.cli import gin_errors, type_checks
 from calrec_jax.errors import CalrecError, local_path
 
@@ -150,10 +151,7 @@ def operative_config() -> str:
 
 def write_operative_config(model_dir: str | os.PathLike) -> None:
     """Writes MODEL_DIR/config.gin, all at once."""
-    path = pathlib.Path(model_dir) / CONFIG
-    temporary = path.with_name(f"{CONFIG}.tmp")
-    temporary.write_text(operative_config(), "utf-8")
-    os.replace(temporary, path)
+    whole.write_text(pathlib.Path(model_dir) / CONFIG, operative_config())
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import csv
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
+from calrec_jax import whole
 from calrec_jax.cli.sweep_file import Sweep, Trial
 from calrec_jax.errors import CalrecError
 from calrec_jax.locks import try_flock
@@ -55,12 +57,16 @@ class Journal:
         if not self.path.exists():
             return {}
         events = {}
-        for number, line in enumerate(self.path.read_text("utf-8").splitlines(), start=1):
+        lines = self.path.read_text("utf-8", "replace").splitlines()
+        for number, line in enumerate(lines, start=1):
             try:
                 event = json.loads(line)
                 events[event["id"]] = event
-            except (ValueError, KeyError, TypeError) as error:
-                raise CalrecError(f"{self.path} is damaged in line {number}") from error
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise CalrecError(
+                    f"{self.path} is damaged in line {number}: remove that line; a trial of which "
+                    f"no line says that it finished goes on"
+                ) from error
         return events
 
 
@@ -219,8 +225,8 @@ def results(sweep: Sweep, sweep_dir: pathlib.Path) -> list[Result]:
 
 def _metrics(path: pathlib.Path) -> Mapping[str, Mapping[str, float]]:
     try:
-        return json.loads(path.read_text("utf-8"))["metrics"]
-    except (OSError, ValueError, KeyError) as error:
+        return dict(json.loads(path.read_text("utf-8"))["metrics"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CalrecError(
             f"{path} of a finished trial is missing or damaged: remove the trial's last line from "
             f"trials.jsonl to run it again"
@@ -234,14 +240,11 @@ def write_csv(results: Iterable[Result], path: pathlib.Path) -> None:
     metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
     parts = ("value", "low", "high")
     columns = [f"{name} {part}".removesuffix(" value") for name in metrics for part in parts]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "name", "state", *names, *columns])
-        for result in results:
-            given = [result.trial.overrides.get(name, "") for name in names]
-            values = [
-                result.metrics.get(name, {}).get(part, "") for name in metrics for part in parts
-            ]
-            writer.writerow([result.trial.id, result.trial.name, result.state, *given, *values])
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["id", "name", "state", *names, *columns])
+    for result in results:
+        given = [result.trial.overrides.get(name, "") for name in names]
+        values = [result.metrics.get(name, {}).get(part, "") for name in metrics for part in parts]
+        writer.writerow([result.trial.id, result.trial.name, result.state, *given, *values])
+    whole.write_text(path, text.getvalue())

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import calrec_jax
-from calrec_jax import locks
+from calrec_jax import locks, whole
 from calrec_jax.errors import CalrecError, is_full_disk
 
 NAME = "manifest.json"
@@ -35,6 +34,9 @@ def read(model_dir: str | pathlib.Path) -> dict[str, Any] | None:
     lacking = _READ - manifest.keys() if isinstance(manifest, dict) else _READ
     if lacking:
         raise CalrecError(f"{path} is damaged: it has no {', '.join(sorted(lacking))}")
+    stages = manifest["stages"]
+    if not isinstance(stages, dict) or not all(isinstance(s, dict) for s in stages.values()):
+        raise CalrecError(f"{path} is damaged: its stages are none")
     return manifest
 
 
@@ -105,9 +107,7 @@ def note_base(model_dir: pathlib.Path, stage: str, base: Mapping[str, Any]) -> N
 
 
 def _write(model_dir: pathlib.Path, manifest: Mapping[str, Any]) -> None:
-    temporary = model_dir / f"{NAME}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, model_dir / NAME)
+    whole.write_text(model_dir / NAME, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
 
 
 def require(model_dir: str | pathlib.Path, needs: Mapping[str, Any], source: str) -> None:

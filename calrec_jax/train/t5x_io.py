@@ -17,7 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
-from calrec_jax.checkpoints.manager import PREFIX
+from calrec_jax.checkpoints import damage
+from calrec_jax.checkpoints.damage import PREFIX
 from calrec_jax.errors import CalrecError, full_disk_named, local_path
 from calrec_jax.train import manifest
 
@@ -34,12 +35,13 @@ def load_params(source: str, shapes, needs: Mapping[str, Any]):
       needs: what the manifest beside it must share, see `manifest.require`.
 
     Raises:
-      CalrecError: there is no such checkpoint, or its tree or what it needs differs.
+      CalrecError: there is no such checkpoint, it is damaged, or its tree or what it needs differs.
     """
     checkpoint = _found(source)
     manifest.require(checkpoint.parent, needs, source)
-    _require_same(source, _saved_shapes(checkpoint), shapes)
-    return _read(checkpoint, shapes, ocp.checkpoint_utils.construct_restore_args(shapes))
+    with damage.reading_t5xs(checkpoint):
+        _require_same(source, _saved_shapes(checkpoint), shapes)
+        return _read(checkpoint, shapes, ocp.checkpoint_utils.construct_restore_args(shapes))
 
 
 def to_stage(source: str, stage_dir: str | os.PathLike) -> int:
@@ -56,8 +58,9 @@ def to_stage(source: str, stage_dir: str | os.PathLike) -> int:
       The checkpoint's step: "stage2:60" names it.
 
     Raises:
-      CalrecError: there is no such checkpoint, the stage is there already or does not belong in its
-        MODEL_DIR, or the disk is full. Nothing is written but where it is full.
+      CalrecError: there is no such checkpoint or it is damaged, the stage is there already or does
+        not belong in its MODEL_DIR, another process trains there, or the disk is full. Nothing is
+        written but where it is full.
     """
     checkpoint, stage_dir = _found(source), local_path(stage_dir, "the stage").absolute()
     if manifest.has_saved(stage_dir):
@@ -65,15 +68,16 @@ def to_stage(source: str, stage_dir: str | os.PathLike) -> int:
     manifest.require(checkpoint.parent, {}, source)
     described = manifest.read(checkpoint.parent)
     (stage,) = described["stages"].values()
-    shapes = _saved_shapes(checkpoint)
-    whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-    params = _read(checkpoint, shapes, whole)
+    with damage.reading_t5xs(checkpoint):
+        shapes = _saved_shapes(checkpoint)
+        whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        params = _read(checkpoint, shapes, whole)
 
     of_stage = stage | {"name": stage_dir.name, "t5x_checkpoint": str(checkpoint)}
-    manifest.claim(stage_dir.parent, described | {"stages": {stage_dir.name: of_stage}})
     step = int(_STEP.fullmatch(checkpoint.name)[1])
     options = ocp.CheckpointManagerOptions(step_prefix=PREFIX)
-    with full_disk_named(stage_dir):
+    with full_disk_named(stage_dir), manifest.held(stage_dir.parent):
+        manifest.claim(stage_dir.parent, described | {"stages": {stage_dir.name: of_stage}})
         with ocp.CheckpointManager(stage_dir / "checkpoints", options=options) as manager:
             manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
     return step
@@ -98,7 +102,10 @@ def _handler() -> ocp.Checkpointer:
 def _saved_shapes(checkpoint: pathlib.Path):
     """The saved parameters as a dict of ShapeDtypeStructs."""
     with _handler() as handler:
-        saved = handler.metadata(checkpoint / "state").item_metadata.tree[_PARAMS]
+        described = handler.metadata(checkpoint / "state").item_metadata
+    if described is None:
+        raise damage.NotWhole("what is in `state` cannot be told")
+    saved = described.tree[_PARAMS]
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import sys
 import time
@@ -11,6 +10,8 @@ from collections.abc import Callable, Mapping
 
 import jax
 from tensorboardX import SummaryWriter
+
+from calrec_jax import whole
 
 
 class Telemetry:
@@ -84,11 +85,9 @@ class MetricsFile:
         """Opens for appending. Lines after `resume_step` are dropped: they will come again."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            lines = path.read_text().splitlines()
+            lines = path.read_text("utf-8", "replace").splitlines()
             kept = [line for line in lines if _step_of(line) <= resume_step]
-            temporary = path.with_name(f"{path.name}.tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(temporary, path)
+            whole.write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
@@ -102,8 +101,8 @@ class MetricsFile:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")  # torn by a kill
 
 

@@ -196,6 +196,14 @@ def test_a_checkpoint_that_is_just_being_removed_is_none(directory, monkeypatch)
         assert checkpoints.resolve("best") == 5
 
 
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_no_damaged_one(directory):
+    """As by a training that goes on while its best is evaluated."""
+    line = f"^checkpoint 7 in {directory} was removed while it was read, as by a training that has"
+    with pytest.raises(CalrecError, match=line), damage.reading(directory, 7):
+        shutil.rmtree(directory / "checkpoint_7")
+        (directory / "checkpoint_7" / "params").open()
+
+
 @pytest.mark.parametrize(
     ("kept", "remedy"),
     [

@@ -339,10 +339,13 @@ def test_results_the_best_first(tmp_path, mode, order):
     assert rows[3]["state"] == "failed" and rows[3]["ndcg@10"] == ""
 
 
-def test_a_finished_trial_without_metrics_is_told(grid, ids, tmp_path):
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "3", '{"metrics": 3}', "[" * 9999], ids=lambda text: text[:3]
+)
+def test_a_finished_trial_without_metrics_is_told(grid, ids, tmp_path, text):
     run(grid, tmp_path, Calrec())
     path = tmp_path / "sweep" / ids[0] / "eval" / "validation" / "metrics.json"
-    path.write_text("{")
+    path.write_text(text)
     with pytest.raises(CalrecError, match="metrics.json of a finished trial is missing or damaged"):
         trials.results(grid, tmp_path / "sweep")
 
@@ -360,9 +363,10 @@ def test_a_torn_journal_gives_all_whole_lines(tmp_path_factory, cut):
     assert "new" in trials.Journal(folder).last()
 
 
-def test_a_damaged_journal_is_told(grid, tmp_path):
+@pytest.mark.parametrize("line", ["[]", "3", "{}", "[" * 9999], ids=lambda line: line[:3])
+def test_a_damaged_journal_is_told(grid, tmp_path, line):
     (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / "trials.jsonl").write_text("[]\n")
+    (tmp_path / "sweep" / "trials.jsonl").write_text(f"{line}\n")
     with pytest.raises(CalrecError, match="trials.jsonl is damaged in line 1"):
         run(grid, tmp_path, Calrec())
 

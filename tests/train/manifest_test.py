@@ -157,7 +157,16 @@ def test_what_was_noted_of_a_stage_that_saved_nothing_is_forgotten(tmp_path):
     assert manifest.read(tmp_path) == json.loads(json.dumps(MADE))
 
 
-@pytest.mark.parametrize("text", ["", '{"model": ', "[]", "7", '{"model": {}}'])
+_OF_NO_STAGES = [
+    json.dumps(MADE | {"stages": stages}) for stages in ([], 3, None, {"stage1": None})
+]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"model": ', "[]", "7", '{"model": {}}', "[" * 9999, *_OF_NO_STAGES],
+    ids=lambda text: repr(text[-20:]),
+)
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / manifest.NAME).write_text(text)
     with pytest.raises(CalrecError, match=r"manifest\.json is damaged") as error:

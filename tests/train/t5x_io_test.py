@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
+import shutil
+
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -147,3 +150,23 @@ def test_a_stage_made_of_it_has_no_best(written, tmp_path):
     assert checkpoints.latest_step() == 7 and not checkpoints.validated(7)
     with pytest.raises(CalrecError, match=r"no checkpoint 'best' .* it holds steps \[7\]"):
         checkpoints.resolve("best")
+
+
+@pytest.mark.parametrize("file", ["_METADATA", "_sharding", "manifest.ocdbt", "d/*"])
+@pytest.mark.parametrize("how", ["emptied", "cut", "removed"])
+def test_one_that_is_not_whole_is_one_line_or_read_rightly(written, tmp_path, file, how):
+    checkpoint = shutil.copytree(written, tmp_path / "t5x" / "checkpoint_7")
+    shutil.copy(pathlib.Path(written).with_name("manifest.json"), checkpoint.parent)
+    for path in (checkpoint / "state").glob(file):
+        if how == "removed":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 * (how == "cut")])
+    try:
+        assert same(t5x_io.load_params(str(checkpoint), shapes(), {}))
+        assert file == "_sharding"
+    except CalrecError as error:
+        assert str(error).startswith(f"{checkpoint} is damaged (") and "\n" not in str(error)
+        with pytest.raises(CalrecError, match=f"^{checkpoint} is damaged"):
+            t5x_io.to_stage(str(checkpoint), tmp_path / "model" / "stage2")
+        assert not (tmp_path / "model").exists()

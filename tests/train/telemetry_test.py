@@ -75,15 +75,20 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
     file.close()
 
 
-def test_going_on_drops_later_lines_and_torn_ones(tmp_path):
+@pytest.mark.parametrize(
+    "torn",
+    [b'{"step": 2, "split": "tr', b"3", b"[1]", b'{"step": null}', b"[" * 9999, b'{"step": "\xc3'],
+    ids=lambda torn: repr(torn[:9]),
+)
+def test_going_on_drops_later_lines_and_torn_ones(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path, 0)
     for step in range(1, 6):
         file.write(step, "train", {"loss": float(step)})
         file.write(step, "validation", {"loss": float(step)})
     file.close()
-    with path.open("a") as torn:
-        torn.write('{"step": 2, "split": "tr')
+    with path.open("ab") as cut:
+        cut.write(torn)
     file = MetricsFile(path, 3)
     file.write(4, "train", {"loss": 40.0})
     file.close()
@@ -103,7 +108,7 @@ def test_a_kill_while_lines_are_dropped_loses_none(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(telemetry.os, "replace", killed)
+    monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         MetricsFile(path, 0)
     assert path.read_bytes() == before

@@ -1,4 +1,4 @@
-"""Folders that are whole or not there."""
+"""Folders and files that are whole or not there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import uuid
 from collections.abc import Iterator
 
 from calrec_jax.errors import CalrecError
@@ -13,7 +14,7 @@ from calrec_jax.locks import try_flock
 
 
 @contextlib.contextmanager
-def made_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
+def made(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """An empty folder beside `target`, which it becomes at the end; a failure leaves nothing.
 
     What a kill has left of it goes when it is made again.
@@ -47,6 +48,22 @@ def made_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
             raise
     finally:
         os.close(lock)
+
+
+def write_text(path: pathlib.Path, text: str, errors: str = "strict") -> None:
+    """Writes the whole file, in UTF-8, or, when it fails or is killed, none of it.
+
+    Args:
+      errors: see `str.encode`.
+    """
+    # Processes that write the same file at once do not write into one another's.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(text, "utf-8", errors)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _empty(folder: pathlib.Path) -> None:

@@ -99,6 +99,9 @@ def _acquire(path: pathlib.Path, refusal: Callable[[str], str]) -> tuple[IO, Hol
     with contextlib.ExitStack() as opened:
         file = opened.enter_context(path.open("a"))
         locked, holder = try_flock(file), _read(path)
+        if locked is False and holder is None:  # it comes or goes just now
+            time.sleep(_POLL_SECONDS)
+            holder = _read(path)
         machine = f"{_boot_id()}-{os.fstat(file.fileno()).st_dev}"
         of_ours = holder is None or holder.machine == machine
         if locked is False and of_ours:

@@ -65,6 +65,18 @@ def test_the_second_one_is_refused_with_the_first_ones_host_and_process(path):
     assert_taken_and_let_go(path)
 
 
+def test_one_that_has_only_just_come_is_named_too(path, monkeypatch):
+    """It holds the file, and has not said yet who it is."""
+    monkeypatch.setattr(locks, "_POLL_SECONDS", 1.0)
+    with path.open("a") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        here = f"{locks._boot_id()}-{path.stat().st_dev}"
+        holder = dataclasses.replace(ELSEWHERE, machine=here)
+        threading.Timer(0.1, lambda: write(path, holder)).start()
+        with pytest.raises(CalrecError, match="^process 12 on host elsewhere has it$"), held(path):
+            raise AssertionError("both are in")
+
+
 def test_an_error_lets_go(path):
     with pytest.raises(ZeroDivisionError), held(path):
         raise ZeroDivisionError

@@ -178,7 +178,8 @@ def _check_all(run: Run) -> None:
         # evaluation reads may come from a stage that is run later, alone.
         comes = stage.init_from is None or stage.init_from.rpartition(":")[0] in before
         if not comes and not manifest.has_saved(pathlib.Path(run.model_dir) / stage.name):
-            stage_dir, _ = weights.find_checkpoint(run.model_dir, stage.init_from)
+            stage_dir, step = weights.find_checkpoint(run.model_dir, stage.init_from)
+            weights.require_whole(stage_dir, step)
             if weights.lora_of(stage_dir) is not None:
                 weights.base_checkpoint(stage_dir)
         before.append(stage.name)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from calrec_jax.errors import CalrecError
 
 _LONGEST = 4096  # bytes of an error
+# Longer than a lock of another machine is watched; a collective operation waits for 30 s.
+_PATIENCE_MS = 600_000
+_calls = itertools.count()
 
 
 def in_first(do: Callable[[], None]) -> None:
@@ -27,6 +32,8 @@ def in_first(do: Callable[[], None]) -> None:
         except CalrecError as found:
             error = found
     if jax.process_count() > 1:
+        barrier = multihost.get_barrier_sync_fn()
+        barrier(key=f"calrec_jax_in_first_{next(_calls)}", timeout_ms=_PATIENCE_MS)
         told = _from_first(str(error or ""))
         error = error or (CalrecError(told) if told else None)
     if error:

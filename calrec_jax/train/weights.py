@@ -55,6 +55,13 @@ def find_checkpoint(model_dir: ModelDir, source: str) -> tuple[pathlib.Path, int
     return stage_dir, step
 
 
+def require_whole(stage_dir: pathlib.Path, step: int) -> None:
+    """Raises CalrecError where a checkpoint does not tell what it holds, as half a one may not."""
+    checkpoints = Checkpoints(stage_dir / "checkpoints", read_only=True)
+    checkpoints.param_shapes(step)
+    checkpoints.close()
+
+
 def lora_of(stage_dir: pathlib.Path) -> LoraConfig | None:
     """The adapters of a stage's checkpoints, or None where they hold whole weights."""
     there = manifest.read(stage_dir.parent) or {"stages": {}}

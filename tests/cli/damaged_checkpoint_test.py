@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
 import shutil
 
 import pytest
 import trained_run
 
+from calrec_jax import locks
 from calrec_jax.cli import main as cli
 
 
@@ -51,3 +53,18 @@ def test_a_stage_that_goes_on_and_one_that_starts_from_it(run, small_store, capf
         f"calrec train: error: checkpoint 2 in {run}/stage1/checkpoints is damaged "
         f"(params/manifest.ocdbt is empty): copy it whole, there is no other"
     )
+
+
+def test_a_later_stages_start_is_known_before_the_first_one_trains(run, small_store, capfd):
+    (run / "stage2/checkpoints/checkpoint_2/params/_METADATA").unlink()
+    new = [f"--gin.DATA_DIR={str(small_store)!r}", "--gin.MODEL_DIR='new'"]
+    start = "--gin.stage2/stages.Stage.init_from='model/stage2:best'"
+    assert cli.main(["train", *trained_run.TRAIN, *new, start]) == 1
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert "is damaged (params/_METADATA is missing): copy it whole" in line
+    assert not pathlib.Path("new").exists()
+
+
+def test_a_run_is_evaluated_while_it_is_trained(model_dir):
+    with locks.held(model_dir / "lock", str):
+        assert trained_run.evaluate(model_dir, "meanwhile")["n"] == trained_run.SMALL["max_users"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 
@@ -90,3 +91,13 @@ def test_all_processes_stop_where_the_loss_is_no_number_each_with_its_rows(tmp_p
         np.testing.assert_array_equal(np.isnan(found), (found != 0) & (name == WEIGHTS))
         if name != WEIGHTS:
             np.testing.assert_array_equal(found, whole)
+
+
+def test_all_processes_wait_while_the_lock_of_another_machine_is_watched(tmp_path):
+    """For longer than JAX's collective operations do: half a minute."""
+    gone = {"host": "taken-away", "pid": 1, "machine": "another", "token": "theirs"}
+    (tmp_path / "lock").write_text(json.dumps(gone))
+    short = [("stage1", {"train_steps": 2})]
+    stderr = worker.finish(worker.start(tmp_path, stages=short, launcher=TWO, watch=35))
+    assert stderr.count("on host taken-away, which may be gone: waiting 35 s") == 1
+    assert metrics(tmp_path)[-1]["step"] == 2

@@ -1,8 +1,8 @@
 """A training process of its own, as `calrec train` would be: python worker.py MODEL_DIR JSON.
 
 JSON: "stages" [[name, changes of small_run.STAGE]], "seconds" per batch, "kill_at" (SIGKILL when
-this training batch is asked for), "nan_at" (its weights are no numbers). Joins other processes as
-the command line does.
+this training batch is asked for), "nan_at" (its weights are no numbers), "watch" (seconds for which
+another machine's lock is watched). Joins other processes as the command line does.
 """
 
 import json
@@ -60,12 +60,17 @@ def main(
     seconds: float = 0.0,
     kill_at: int | None = None,
     nan_at: int | None = None,
+    watch: float | None = None,
 ) -> int:
     if "CALREC_COORDINATOR" in os.environ:
         from calrec_jax.cli import run as runs
 
         assert runs.join_processes()
     from train import small_run
+
+    from calrec_jax import locks
+
+    locks._WATCH_SECONDS = watch or locks._WATCH_SECONDS
 
     def make_batches(stage, split, first):
         for n, batch in enumerate(small_run.make_batches(stage, split, first), first):

@@ -8,13 +8,17 @@ from __future__ import annotations
 import decimal
 import html
 import math
+import numbers
 import re
+import uuid
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 MAX_PRICE_LENGTH = 40  # "$1,234.56 - $2,345.67" is 21; longer ones are remains of a web page
 TEXT_LENGTH = 500  # of a rejected line, in characters
 _YEAR_2100 = 4_102_444_800  # in Unix seconds
+_WIDEST_ID = 2**128  # wider than integers of databases; Python would not write the longest
+_EXACT_FLOAT = 2**53
 _MARKUP = re.compile(r"</?[A-Za-z!][^<>]*>")
 
 
@@ -76,19 +80,49 @@ def given(record: Mapping[str, Any], key: str) -> Any:
 
 
 def identifier(record: Mapping[str, Any], key: str) -> str:
-    """The id under `key`, a string or an integer, without white space around it.
-
-    Raises:
-      Reject: there is none, or it is not Unicode.
-    """
+    """The id under `key`, as `id_text` writes it. Raises Reject where there is none."""
     value = record.get(key)
-    if type(value) is int and _is_int64(value):
-        return str(value)
-    if type(value) is str:
+    if type(value) is str and value.isascii():  # nearly all are, and there are millions
         value = value.strip()
         if value:
-            return _unicode(value, key)
-    raise Reject(f"no {key}")
+            return value
+    return id_text(value, key)
+
+
+def id_text(value: Any, key: str) -> str:
+    """An id, found under `key`, as text: a string without white space around it, or digits.
+
+    An integer may come as a float or a decimal (12.0, as which pandas has it in a column where one
+    is missing), or as one of NumPy's.
+
+    Raises:
+      Reject: there is none, it is neither a string nor an integer, or it is not Unicode.
+    """
+    if isinstance(value, str):
+        value = value.strip()
+    elif isinstance(value, (float, decimal.Decimal)):
+        value = _integer_of(value, key)
+    if value is None or value == "":
+        raise Reject(f"no {key}")
+    if isinstance(value, str):
+        return _unicode(value, key)
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    whole_number = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole_number or abs(value) >= _WIDEST_ID:
+        raise Reject(f"{key} is neither a string nor an integer")
+    return str(value)
+
+
+def _integer_of(value: float | decimal.Decimal, key: str) -> int | None:
+    """The integer that `value` is; None for NaN and the infinities. Raises Reject for fractions."""
+    if not math.isfinite(value):
+        return None
+    if value != int(value):
+        raise Reject(f"{key} is neither a string nor an integer")
+    if isinstance(value, float) and abs(value) >= _EXACT_FLOAT:
+        raise Reject(f"{key} is a float of 2**53 or more, in which integers lose digits")
+    return int(value)
 
 
 def text(record: Mapping[str, Any], key: str) -> str:

@@ -200,11 +200,27 @@ def _values(column, per_second: int) -> list:
     """A column as Python's values. Bytes that are no UTF-8 become halves of surrogate pairs."""
     import pyarrow
 
-    if pyarrow.types.is_timestamp(column.type) or pyarrow.types.is_date(column.type):
+    types, kind = pyarrow.types, column.type
+    if types.is_timestamp(kind) or types.is_date(kind):
         seconds = column.cast(pyarrow.timestamp("s"), safe=False).cast(pyarrow.int64())
         return [None if value is None else value * per_second for value in seconds.to_pylist()]
+    if _holds_bytes(kind):  # strings that are not marked as such
+        return _decoded(column)
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        values = column.cast(pyarrow.large_binary()).to_pylist()
-        return [None if v is None else v.decode(errors="surrogateescape") for v in values]
+        return _decoded(column.cast(pyarrow.large_binary()))
+
+
+def _holds_bytes(kind) -> bool:
+    import pyarrow
+
+    types = pyarrow.types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    tests = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    return types.is_fixed_size_binary(kind) or any(test(kind) for test in tests)
+
+
+def _decoded(column) -> list[str | None]:
+    values = column.to_pylist()
+    return [None if v is None else v.decode(errors="surrogateescape") for v in values]

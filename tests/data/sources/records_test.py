@@ -1,3 +1,8 @@
+import decimal
+import re
+import uuid
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,18 +82,59 @@ def test_half_a_surrogate_pair_is_no_unicode(read):
         read({"k": "half \ud83d"}, "k")
 
 
-def test_identifiers_are_strings_or_integers():
-    assert records.identifier({"i": " a b "}, "i") == "a b"
-    assert records.identifier({"i": 7}, "i") == "7"
-    assert records.identifier({"i": "é"}, "i") == "é"
+UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
 
 
 @pytest.mark.parametrize(
-    "value", [None, "", "  ", 1.5, True, ["a"], pytest.param(16**9000, id="huge")]
+    ("value", "written"),
+    [
+        (" a b ", "a b"),
+        ("é", "é"),
+        (" \u00a0é", "é"),
+        ("12.0", "12.0"),
+        (7, "7"),
+        (-7, "-7"),
+        (2**64 - 1, "18446744073709551615"),
+        (10**38 - 1, "9" * 38),
+        (12.0, "12"),
+        (-0.0, "0"),
+        (2.0**53 - 1, "9007199254740991"),
+        (decimal.Decimal("12.00"), "12"),
+        (decimal.Decimal("9" * 38), "9" * 38),
+        (np.int64(7), "7"),
+        (np.uint64(2**64 - 1), "18446744073709551615"),
+        (np.float64(7), "7"),
+        (np.str_("a "), "a"),
+        (UUID, "12345678-1234-5678-1234-567812345678"),
+    ],
 )
-def test_what_is_no_identifier(value):
-    with pytest.raises(Reject, match="^no i$"):
+def test_identifiers_are_strings_or_integers(value, written):
+    assert records.identifier({"i": value}, "i") == records.id_text(value, "i") == written
+    assert type(records.id_text(value, "i")) is str
+
+
+NO_ID = [None, "", "  ", "\u00a0", float("nan"), float("inf"), decimal.Decimal("NaN")]
+NEITHER = [1.5, True, ["a"], {"a": 1}, 1j, decimal.Decimal("1.5"), 2**128]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        *((value, "no i") for value in NO_ID),
+        *((value, "i is neither a string nor an integer") for value in NEITHER),
+        pytest.param(16**9000, "i is neither a string nor an integer", id="huge"),
+        (2.0**53, "i is a float of 2**53 or more, in which integers lose digits"),
+        (1e300, "i is a float of 2**53 or more, in which integers lose digits"),
+    ],
+)
+def test_what_is_no_identifier(value, reason):
+    with pytest.raises(Reject, match=f"^{re.escape(reason)}$"):
         records.identifier({"i": value}, "i")
+
+
+def test_an_identifier_that_is_not_there():
+    with pytest.raises(Reject, match="^no i$"):
+        records.identifier({}, "i")
 
 
 @pytest.mark.parametrize("value", ["$15.99", "$1,234.56 - $2,345.67", "4" * 40])

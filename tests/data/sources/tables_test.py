@@ -1,5 +1,6 @@
 import csv
 import datetime
+import decimal
 import io
 import json
 
@@ -322,6 +323,51 @@ def test_parquet_is_read_in_batches_and_numbered_through(read):
     assert [number for number, _ in found] == list(range(1, 10_001))
     assert found[8_999] == (9_000, Event("u", "i8999", 8_999, None))
     assert found[9_000][1].reason == "no item_id" and found[9_000][1].line == 9_001
+
+
+@pytest.mark.parametrize(
+    ("column", "written"),
+    [
+        (
+            pa.array([7, None], pa.float64()),
+            "7",
+        ),  # as pandas writes integers of which one is missing
+        (pa.array([decimal.Decimal(7), None], pa.decimal128(10, 2)), "7"),
+        (pa.array([2**64 - 1, None], pa.uint64()), "18446744073709551615"),
+        (pa.array([b" caf\xc3\xa9 ", None], pa.binary()), "café"),
+        (pa.array([b"a", None], pa.large_binary()), "a"),
+        (pa.array([b"a", None], pa.binary_view()), "a"),
+        (pa.array([b"abcd", None], pa.binary(4)), "abcd"),
+        (pa.array([b"a", None]).dictionary_encode(), "a"),
+        (pa.array(["a", None]).dictionary_encode(), "a"),
+        (pa.array([bytes(16), None], pa.uuid()), "00000000-0000-0000-0000-000000000000"),
+    ],
+    ids=lambda value: str(getattr(value, "type", value)),
+)
+def test_ids_of_all_types_of_parquet(read, tmp_path, column, written):
+    ids = {"user_id": column, "item_id": column}
+    pq.write_table(pa.table(ids | {"order": [1, 2]}), tmp_path / "file")
+    content = (tmp_path / "file").read_bytes()
+    (_, event), (_, rejected) = read(sources.read_events, "parquet", content)
+    assert event == Event(written, written, 1, None) and rejected.reason == "no user_id"
+    (_, item), (_, rejected) = read(sources.read_items, "parquet", content)
+    assert item == Item(written, {}) and rejected.reason == "no item_id"
+
+
+def test_texts_of_parquet_may_be_bytes(read, tmp_path):
+    titles = pa.array(["café".encode(), b"b\xffd"], pa.binary())
+    pq.write_table(pa.table({"item_id": ["a", "b"], "title": titles}), tmp_path / "file")
+    content = (tmp_path / "file").read_bytes()
+    (_, item), (_, rejected) = read(sources.read_items, "parquet", content)
+    assert item == Item("a", {"title": "café"}) and rejected.reason == "title is not Unicode"
+
+
+@pytest.mark.parametrize("source", ["jsonl", "parquet"])
+def test_ids_that_are_fractions_are_told_as_such(read, source):
+    events = [{"user_id": 1.5, "item_id": "a", "order": 0}]
+    [(_, rejected)] = read(sources.read_events, source, events)
+    assert rejected.reason == "user_id is neither a string nor an integer"
+    assert '"user_id": 1.5' in rejected.text
 
 
 def test_strings_of_parquet_that_are_no_utf8_are_rejected(read, tmp_path):

@@ -50,7 +50,10 @@ def main(argv: Sequence[str]) -> int:
             events=args.events,
             items=args.items,
             columns=args.columns,
+            event_columns=args.event_columns,
+            item_columns=args.item_columns,
             time_unit=args.time_unit,
+            delimiter=args.delimiter,
             engine=args.engine,
             beam_options=args.beam_options,
             beam_scratch=args.beam_scratch,
@@ -128,11 +131,25 @@ def _add_files(group) -> None:
         help="where columns have other names: user_id=uid,title=name; other names become fields "
         "of items",
     )
+    for kind in ("event", "item"):
+        group.add_argument(
+            f"--{kind}_columns",
+            type=_columns,
+            metavar="OURS=THEIRS,...",
+            help=f"the same for the files of {kind}s alone, where the others have other columns",
+        )
     group.add_argument(
         "--time_unit",
         default="s",
         choices=("s", "ms", "us", "ns"),
         help="of time stamps that are numbers (default: %(default)s)",
+    )
+    group.add_argument(
+        "--delimiter",
+        type=_delimiter,
+        metavar="CHARACTER",
+        help="between the cells of csv: a character, or the word tab (default: the one of , tab ; "
+        "and | that the header line has between the columns' names)",
     )
 
 
@@ -284,6 +301,10 @@ def _columns(text: str) -> dict[str, str]:
     if not all(ours and theirs for ours, theirs in columns.items()) or len(columns) < len(pairs):
         raise argparse.ArgumentTypeError(f"{text!r} is not like user_id=uid,title=name")
     return columns
+
+
+def _delimiter(text: str) -> str:
+    return "\t" if text in ("tab", "\\t") else text
 
 
 def _time(text: str) -> int:

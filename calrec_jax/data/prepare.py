@@ -27,7 +27,10 @@ def prepare(
     events: Sequence[str] = (),
     items: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
+    event_columns: Mapping[str, str] | None = None,
+    item_columns: Mapping[str, str] | None = None,
     time_unit: str = "s",
+    delimiter: str | None = None,
     engine: str = "duckdb",
     beam_options: Sequence[str] = (),
     beam_scratch: str | None = None,
@@ -41,7 +44,8 @@ def prepare(
     the same bytes, with any engine.
 
     Args:
-      source, columns, time_unit: how to read, see `sources.get_source`.
+      source, columns, event_columns, item_columns, time_unit, delimiter: how to read, see
+        `sources.get_source`.
       input_dir, events, items: what to read, see `sources.find_files`.
       engine: "duckdb" (one machine), or "beam" (Apache Beam, an extra: one or many).
       beam_options, beam_scratch: see `beam_engine.run`.
@@ -56,7 +60,14 @@ def prepare(
         another process that prepares the same domain.
     """
     run = _run_of(engine, beam_options, beam_scratch)
-    made_by = get_source(source, columns, time_unit)
+    made_by = get_source(
+        source,
+        columns,
+        time_unit,
+        event_columns=event_columns,
+        item_columns=item_columns,
+        delimiter=delimiter,
+    )
     store.check_name(domain)
     downloads = store.domain_dir(data_dir, ".downloads")
     folder = None if input_dir is None else os.fspath(input_dir)
@@ -64,7 +75,8 @@ def prepare(
     with store.workspace(data_dir, domain) as scratch:
         writer = store.DomainWriter(scratch, domain)
         prepared = run(domain, made_by, files, rules, scratch, writer, report)
-        _check_columns(columns or {}, prepared)
+        _check_columns("--item_columns", item_columns or {}, prepared)
+        _check_columns("--columns", columns or {}, prepared)
         _check(domain, rules, prepared)
         stats = _describe(domain, source, files, rules, prepared)
         made = writer.finish({name: stats[name] for name in ("source", "rules", "checksums")})
@@ -136,7 +148,7 @@ def _check(domain: str, rules: Rules, prepared: Prepared) -> None:
     raise CalrecError(problem + _what_was_rejected(prepared))
 
 
-def _check_columns(columns: Mapping[str, str], prepared: Prepared) -> None:
+def _check_columns(flag: str, columns: Mapping[str, str], prepared: Prepared) -> None:
     """Raises CalrecError where a field of items was mapped to a column that no line has."""
     if not (prepared.items.items or prepared.counts["items_without_text"]):
         return  # all were left out by the rules
@@ -144,7 +156,7 @@ def _check_columns(columns: Mapping[str, str], prepared: Prepared) -> None:
     for name, theirs in columns.items():
         if name not in others and not prepared.items.with_field[name]:
             raise CalrecError(
-                f"--columns has {name}={theirs}, and no item has anything in {theirs!r}: is it "
+                f"{flag} has {name}={theirs}, and no item has anything in {theirs!r}: is it "
                 f"spelt as in the files?"
             )
 

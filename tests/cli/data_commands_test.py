@@ -67,6 +67,9 @@ WRONG = {
     "--source=amazon2018": "amazon2018 reads them from",
     "--columns=user_id=who": "no who",
     "--columns=title=name": "--columns has title=name, and no item has anything in 'name'",
+    "--item_columns=title=name": "--item_columns has title=name, and no item has anything in 'nam",
+    "--event_columns=title=name": "--event_columns has title=name: events have user_id, item_id, o",
+    "--delimiter=;": "jsonl has no delimiter: --delimiter is for csv",
     "--data_dir=gs://bucket/store": "the store is gs://bucket/store, and only paths of a file sys",
     "--input_dir=nowhere": "there is no folder nowhere",
     "--events=nowhere": "no file matches nowhere",
@@ -94,6 +97,7 @@ MISUSED = {
     "--latest=31.1.2018": "'31.1.2018' is neither a date like 2018-01-31 nor Unix seconds",
     "--columns=user_id": "'user_id' is not like user_id=uid,title=name",
     "--columns=a=b,a=c": "'a=b,a=c' is not like user_id=uid,title=name",
+    "--event_columns=user_id": "'user_id' is not like user_id=uid,title=name",
     "--require=title,": "'title,' is not a list of names with commas in between",
     "--k_core=0": "'0' is not a positive whole number",
     "--data_dir=": "is empty",
@@ -120,7 +124,8 @@ def test_every_rule_has_a_flag(calrec, raw, tmp_path, monkeypatch):
         "--keep_repeats --min_events=4 --k_core=5 --k_core_once --same_time=random "
         "--require=title,brand --split=temporal --validation_from=2018-01-31 "
         "--test_from=1520000000 --latest=2018-06-01 --max_history=50 --sample=0.5 --seed=7 "
-        "--catalogue=bought --columns=user_id=uid,title=name --time_unit=ms --events=a,b --items=c "
+        "--catalogue=bought --columns=user_id=uid,title=name --event_columns=item_id=a "
+        "--item_columns=item_id=b,author=c --delimiter=tab --time_unit=ms --events=a,b --items=c "
         "--engine=beam --beam_options=--runner=X --beam_scratch=tmp"
     )
     files = ["--source=csv", "--data_dir=store", "--domain=things"]
@@ -150,7 +155,10 @@ def test_every_rule_has_a_flag(calrec, raw, tmp_path, monkeypatch):
         "events": ("a", "b"),
         "items": ("c",),
         "columns": {"user_id": "uid", "title": "name"},
+        "event_columns": {"item_id": "a"},
+        "item_columns": {"item_id": "b", "author": "c"},
         "time_unit": "ms",
+        "delimiter": "\t",
         "engine": "beam",
         "beam_options": ["--runner=X"],
         "beam_scratch": "tmp",

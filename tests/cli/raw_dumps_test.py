@@ -234,6 +234,15 @@ def test_a_bad_line_costs_itself_and_nothing_else(prepare, tmp_path, form):
     assert err == [told]
 
 
+@every_format
+def test_blank_lines_are_no_lines(prepare, tmp_path, form):
+    good, _ = prepare(form.source, form.write(tmp_path / "raw", EVENTS, ITEMS))
+    records_of_good = records()
+    events = [*EVENTS[:9], b"", b" \t\r", *EVENTS[9:], b"", b""]
+    raw = form.write(tmp_path / "raw", events, [b"", *ITEMS[:2], b"\r", *ITEMS[2:]])
+    assert prepare(form.source, raw) == (good, []) and records() == records_of_good
+
+
 def test_a_record_of_50_mb_costs_itself_and_nothing_else(prepare, tmp_path):
     form = FORMATS["amazon2018"]
     good, _ = prepare(form.source, form.write(tmp_path / "raw", EVENTS, ITEMS))
@@ -337,6 +346,60 @@ def test_parquet_holds_what_lines_of_json_do(prepare, tmp_path):
     stats, (line,) = prepare("parquet", raw)
     assert stats is None and "interactions.parquet cannot be read to its end: " in line
     assert records() == records_of_lines
+
+
+def test_tables_of_other_shapes_hold_what_lines_of_json_do(prepare, tmp_path):
+    raw = FORMATS["jsonl"].write(tmp_path / "raw", EVENTS, ITEMS)
+    expected, _ = prepare("jsonl", raw)
+    records_of_lines = records()
+
+    def same(source, folder, *flags):
+        stats, err = prepare(source, folder, *flags)
+        assert err == [] and records() == records_of_lines
+        assert stats["checksums"] == expected["checksums"]
+
+    def rows(*records) -> str:
+        return "".join(f"{';'.join(map(str, record))}\n" for record in records)
+
+    table = [(item, title, " ".join(path), price) for item, title, path, _, price in ITEMS]
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    (shop / "interactions.csv").write_text(rows(("Email", "Lineitem sku", "at"), *EVENTS))
+    (shop / "items.csv").write_text(rows(("Variant SKU", "title", "category", "price"), *table))
+    events = "--event_columns=user_id=Email,item_id=Lineitem sku"
+    same("csv", shop, "--columns=timestamp=at", events, "--item_columns=item_id=Variant SKU")
+    same(
+        "csv",
+        shop,
+        "--columns=timestamp=at",
+        events,
+        "--item_columns=item_id=Variant SKU",
+        "--delimiter=;",
+    )
+
+    recbole = tmp_path / "recbole"
+    recbole.mkdir()
+    header = ("user_id:token", "item_id:token", "timestamp:float")
+    (recbole / "toys.inter").write_text(rows(header, *EVENTS).replace(";", "\t"))
+    header = ("item_id:token", "title:token_seq", "category:token_seq", "price:token")
+    (recbole / "toys.item").write_text(rows(header, *table).replace(";", "\t"))
+    same("csv", recbole)
+
+    arrays = tmp_path / "arrays"
+    arrays.mkdir()
+    for name in ("interactions", "items"):
+        lines = gzip.decompress((raw / f"{name}.jsonl.gz").read_bytes()).decode().splitlines()
+        (arrays / f"{name}.json").write_text(f"[{','.join(lines)}]")
+    same("jsonl", arrays)
+
+    spark = tmp_path / "spark"
+    for name in ("interactions", "items"):
+        (spark / f"{name}.jsonl").mkdir(parents=True)
+        lines = (arrays / f"{name}.json").read_text()[1:-1].replace("},{", "}\n{").splitlines()
+        for n, part in enumerate((lines[:5], lines[5:])):
+            (spark / f"{name}.jsonl" / f"part-0000{n}.json").write_text("\n".join(part))
+        (spark / f"{name}.jsonl" / "_SUCCESS").touch()
+    same("jsonl", spark)
 
 
 def test_wherever_the_files_are_the_dataset_is_the_same(prepare, tmp_path, monkeypatch):

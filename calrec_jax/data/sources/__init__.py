@@ -14,35 +14,48 @@ from calrec_jax.data.sources.files import RawFiles, find_files
 from calrec_jax.data.sources.movies import MOVIES
 from calrec_jax.data.sources.records import Event, Item, Reject, Rejected
 from calrec_jax.data.sources.source import Source, read_events, read_items
-from calrec_jax.data.sources.tables import TABLES, Table
+from calrec_jax.data.sources.tables import TABLES, Table, TableOptions
 from calrec_jax.errors import CalrecError
 
 SOURCES: dict[str, Source] = {source.name: source for source in (*AMAZON, *MOVIES, *TABLES)}
 
 
-def get_source(name: str, columns: Mapping[str, str] | None = None, time_unit: str = "s") -> Source:
-    """The source called `name`.
+def get_source(
+    name: str,
+    columns: Mapping[str, str] | None = None,
+    time_unit: str = "s",
+    *,
+    event_columns: Mapping[str, str] | None = None,
+    item_columns: Mapping[str, str] | None = None,
+    delimiter: str | None = None,
+) -> Source:
+    """The source called `name`. All else is for jsonl, csv and parquet alone.
 
     Args:
-      columns: {our name: their column}, of jsonl, csv and parquet alone. Our names are user_id,
-        item_id, order and timestamp, and those of text fields.
+      columns: {our name: their column}, of both kinds of files. Our names are user_id, item_id,
+        order and timestamp, and those of text fields.
       time_unit: of their timestamps that are numbers: "s", "ms", "us" or "ns".
+      event_columns, item_columns: as `columns`, of one kind of files; they go before it.
+      delimiter: the character between the cells of csv, if the header line is not to tell it.
 
     Raises:
-      CalrecError: there is no such source, or it takes no columns or no unit, or not these.
+      CalrecError: there is no such source, or it takes no columns and so on, or not these.
     """
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1)
         hint = f", did you mean {near[0]}?" if near else ""
         raise CalrecError(f"unknown source {name!r}{hint}; known: {', '.join(sorted(SOURCES))}")
     source = SOURCES[name]
+    options = TableOptions(
+        columns or {}, event_columns or {}, item_columns or {}, time_unit, delimiter
+    )
     if isinstance(source, Table):
-        return source.with_columns(columns or {}, time_unit)
-    if columns or time_unit != "s":
+        return source.configured(options)
+    if options != TableOptions():
         tables = ", ".join(table.name for table in TABLES)
         raise CalrecError(
-            f"{name} has columns and a time unit of its own: --columns and --time_unit are for "
-            f"{tables}"
+            f"{name} has columns and a time unit of its own: --columns, --time_unit and the like "
+            f"are for {tables}"
         )
     return source
 

@@ -32,12 +32,13 @@ class Amazon(Source):
     category_keys: tuple[str, ...] = ("category",)
     brand_key: str = "brand"
     python_literals: bool = False
+    several: bool = True
 
     def event_rows(self, path: str) -> Rows:
-        return rows.lines(path)
+        return rows.json_lines(path)
 
     def item_rows(self, path: str) -> Rows:
-        return rows.lines(path)
+        return rows.json_lines(path)
 
     def parse_event(self, row: Row) -> Event:
         record = self._object(row)

@@ -8,6 +8,7 @@ import fnmatch
 import glob
 import gzip
 import io
+import itertools
 import os
 import pathlib
 import zlib
@@ -28,6 +29,10 @@ _OTHER_PACKING = {
     b"\xfd7zXZ": "packed with xz",
     b"\x28\xb5\x2f\xfd": "packed with zstd",
 }
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+_MARKERS = ("_SUCCESS", "_committed_*", "_started_*", "_metadata", "_common_metadata")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +58,7 @@ def find_files(
         by `source`'s names.
       events, items: files instead of those in `input_dir`. Each is a local path, an fsspec URL
         (gs://bucket/name), either with the wild cards *, ? and [, or an http(s) URL, after which
-        #sha256=HEX may say what it must hold.
+        #sha256=HEX may say what it must hold. A folder stands for its parts, see `_parts`.
       download_dir: where files of the web are kept.
 
     Returns:
@@ -61,7 +66,7 @@ def find_files(
 
     Raises:
       CalrecError: nothing matches a pattern, a folder or a URL cannot be read, a download fails,
-        or a folder holds a file twice, plain and as gzip.
+        or which files of a folder are meant is not clear.
     """
     return RawFiles(
         _find(source, "events", input_dir, events, download_dir),
@@ -80,21 +85,24 @@ def _find(source: Source, kind: str, input_dir, given, download_dir) -> tuple[st
 
 def _in_folder(source: Source, kind: str, folder: str) -> tuple[str, ...]:
     patterns = source.item_names if kind == "items" else source.event_names
-    paths = {os.path.basename(path): path for path in _folder(folder)}
-    names = [name for name in sorted(paths) if _fits(name, patterns)]
+    fitting = {_name(path): path for path in _folder(folder) if _fits(_name(path), patterns)}
     if kind == "events":
-        names = [name for name in names if not _fits(name, source.item_names)]
+        fitting = {n: path for n, path in fitting.items() if not _fits(n, source.item_names)}
+    found = {name: files for name, path in fitting.items() if (files := _files_of(path))}
+    names = sorted(found)
     if not names:
+        plain = [pattern for pattern in patterns if not pattern.endswith(".gz")]
         raise CalrecError(
-            f"no {kind} in {folder}: {source.name} reads them from {' or '.join(patterns)}; "
-            f"name the files with --{kind} where they are called otherwise"
+            f"no {kind} in {folder}: {source.name} reads them from {' or '.join(plain)}"
+            f"{' (or .gz of that)' * (plain != list(patterns))}; name the files with --{kind} "
+            f"where they are called otherwise"
         )
-    for name in names:
-        if f"{name}.gz" in names:
-            raise CalrecError(
-                f"{folder} has both {name} and {name}.gz: name the one to read with --{kind}"
-            )
-    return tuple(paths[name] for name in names)
+    twice = [[name, f"{name}.gz"] for name in names if f"{name}.gz" in names]
+    for one, other in twice or ([] if source.several else itertools.pairwise(names)):
+        raise CalrecError(
+            f"{folder} has both {one} and {other}: name the one to read with --{kind}"
+        )
+    return tuple(path for name in names for path in found[name])
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
@@ -102,8 +110,12 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
     return not hidden and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def _name(path: str) -> str:
+    return os.path.basename(path.rstrip("/"))
+
+
 def _folder(folder: str) -> list[str]:
-    """The files in a folder."""
+    """What is in a folder: files, and folders, with a slash at their end."""
     if is_web(folder):
         raise CalrecError(
             f"{folder} is no folder that can be listed: name the files with --events and --items"
@@ -114,7 +126,12 @@ def _folder(folder: str) -> list[str]:
         raise CalrecError(f"{folder} is a file, no folder: name files with --events and --items")
     if not os.path.isdir(folder):
         raise CalrecError(f"there is no folder {folder}")
-    return [str(path) for path in pathlib.Path(folder).iterdir() if path.is_file()]
+    return [_marked(str(path)) for path in pathlib.Path(folder).iterdir()]
+
+
+def _marked(path: str) -> str:
+    """A local path, with a slash at its end where it is a folder."""
+    return path.rstrip("/") + "/" if os.path.isdir(path) else path
 
 
 def _matches(pattern: str, download_dir) -> list[str]:
@@ -123,12 +140,13 @@ def _matches(pattern: str, download_dir) -> list[str]:
     if is_web(pattern):
         return [download(pattern, pathlib.Path(download_dir))]
     if "://" in pattern:
-        found = _remote(pattern)
+        matching = _remote(pattern)
     elif os.path.exists(pattern):
-        found = [pattern]
+        matching = [_marked(pattern)]
     else:
-        found = glob.glob(pattern, recursive=True)
-    found = sorted(path for path in found if "://" in path or os.path.isfile(path))
+        matching = map(_marked, glob.glob(pattern, recursive=True))
+        matching = [path for path in matching if not _is_marker(path)]
+    found = [file for path in sorted(matching) for file in _files_of(path)]
     if not found:
         name = pattern.rstrip("/")
         hint = f": it is a folder; name its files ({name}/*)" if os.path.isdir(pattern) else ""
@@ -136,14 +154,46 @@ def _matches(pattern: str, download_dir) -> list[str]:
     return found
 
 
+def _files_of(path: str) -> list[str]:
+    """The file itself; of a folder, its parts."""
+    return _parts(path) if path.endswith("/") else [path]
+
+
+def _parts(folder: str) -> list[str]:
+    """The files part* of a folder, sorted, as Spark writes a table; none where it has none.
+
+    Raises:
+      CalrecError: it holds something else, too: how to read that is not known.
+    """
+    inside = sorted(path for path in _folder(folder) if not _name(path).startswith("."))
+    inside = [path for path in inside if not _is_marker(path)]
+    parts = [path for path in inside if _name(path).startswith("part") and path[-1] != "/"]
+    others = [path for path in inside if path not in parts]
+    if parts and others:
+        raise CalrecError(
+            f"{folder} holds {_name(others[0])} beside its parts: name the files to read with "
+            f"--events and --items"
+        )
+    return parts
+
+
+def _is_marker(path: str) -> bool:
+    """Whether it is a file that Spark writes beside a table's parts."""
+    return any(fnmatch.fnmatchcase(_name(path), marker) for marker in _MARKERS)
+
+
 def _remote(pattern: str) -> list[str]:
-    """The URLs of the files that match a URL, which may have wild cards."""
+    """The URLs that match a URL, which may have wild cards; those of folders end in a slash."""
     with _remote_errors(pattern):
         system, path = fsspec.core.url_to_fs(pattern)
         found = system.glob(path, detail=True)
-        names = [name for name, info in found.items() if info["type"] == "file"]
+        names = {name: "/" * (info["type"] == "directory") for name, info in found.items()}
         # Some file systems keep the protocol in their names.
-        return [name if "://" in name else system.unstrip_protocol(name) for name in names]
+        urls = [
+            (name if "://" in name else system.unstrip_protocol(name)).rstrip("/") + slash
+            for name, slash in names.items()
+        ]
+        return [url for url in urls if not _is_marker(url)]
 
 
 @contextlib.contextmanager
@@ -207,6 +257,8 @@ def opened(path: str) -> Iterator[BinaryIO]:
         for magic, packing in _OTHER_PACKING.items():
             if start.startswith(magic):
                 raise CalrecError(f"{path} is {packing}: unpack it first (gzip alone is read)")
+        if start.startswith(_UTF_16):
+            raise CalrecError(f"{path} is UTF-16: save it as UTF-8, which alone is read")
         if start.startswith(_GZIP):
             unpacked = io.BufferedReader(gzip.GzipFile(fileobj=packed), 2**18)
         else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from calrec_jax.data.sources import records, rows, tables
 from calrec_jax.data.sources.records import Event, Item, Reject
-from calrec_jax.data.sources.source import Row, Rows, Source
+from calrec_jax.data.sources.source import Row, Rows, Source, text_names
 
 _RATING = ("userId", "movieId", "rating", "timestamp")
 _MOVIE = ("movieId", "title", "genres")
@@ -25,10 +25,10 @@ class Movies(Source):
     latin1: bool = False
 
     def event_rows(self, path: str) -> Rows:
-        return _rows(path, rows.Columns(("userId", "movieId", "timestamp")))
+        return _rows(path, ("userId", "movieId", "timestamp"))
 
     def item_rows(self, path: str) -> Rows:
-        return _rows(path, rows.Columns(_MOVIE))
+        return _rows(path, _MOVIE)
 
     def parse_event(self, row: Row) -> Event:
         record = row if isinstance(row, Mapping) else self._rating(row)
@@ -70,25 +70,24 @@ class Movies(Source):
             raise
 
 
-def _rows(path: str, columns: rows.Columns) -> Rows:
+def _rows(path: str, needed: tuple[str, ...]) -> Rows:
     _, first = next(rows.lines(path), (0, b""))
-    return rows.lines(path) if b"::" in first else rows.csv_rows(path, columns)
-
-
-def _names(stem: str, *endings: str) -> tuple[str, ...]:
-    return tuple(f"{stem}.{ending}{gz}" for ending in endings for gz in ("", ".gz"))
+    if b"::" in first:
+        return rows.lines(path)
+    hint = "--source=csv reads columns of other names, which --columns tells it"
+    return rows.csv_rows(path, rows.Columns(needed, hint=hint))
 
 
 MOVIES = (
     Movies(
         "movielens",
-        event_names=_names("ratings", "csv", "dat"),
-        item_names=_names("movies", "csv", "dat"),
+        event_names=text_names("ratings", "csv", "dat"),
+        item_names=text_names("movies", "csv", "dat"),
         latin1=True,
     ),
     Movies(
         "movietweetings",
-        event_names=_names("ratings", "dat"),
-        item_names=_names("movies", "dat"),
+        event_names=text_names("ratings", "dat"),
+        item_names=text_names("movies", "dat"),
     ),
 )

@@ -1,15 +1,18 @@
-"""Numbered rows of JSON lines, CSV and Parquet files, read piece by piece and never whole."""
+"""Numbered rows of JSON, CSV and Parquet files, read piece by piece and never whole."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import functools
+import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
+from calrec_jax.data.sources import json_array
 from calrec_jax.data.sources.files import opened, opened_as_is, reading
 from calrec_jax.data.sources.records import Reject, Rejected
 from calrec_jax.data.sources.source import Rows, excerpt, first_line
@@ -17,13 +20,15 @@ from calrec_jax.errors import CalrecError
 
 MAX_LINE = 16 * 2**20  # bytes
 _TOO_LONG = "longer than 16 MiB"
+_DELIMITERS = (",", "\t", ";", "|")
+_TYPED = re.compile(r"(.+):(?:token|token_seq|float|float_seq)")  # RecBole's
 _BATCH = 4096  # rows of a Parquet file that are held at a time
 
 _decode_json = json.JSONDecoder().decode
 
 
 def lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line with its end) of a text file, plain or gzip.
+    """(number from 1, line with its end) of a text file, plain or gzip, without blank lines.
 
     Of a line that is longer than 16 MiB only a part comes, which `line_text` rejects.
 
@@ -31,13 +36,37 @@ def lines(path: str) -> Iterator[tuple[int, bytes]]:
       CalrecError: the file cannot be read to its end.
     """
     with opened(path) as file:
-        readline = functools.partial(file.readline, MAX_LINE + 1)
-        for number, line in enumerate(iter(readline, b""), start=1):
-            if len(line) > MAX_LINE:
-                rest = line
-                while rest and not rest.endswith(b"\n"):
-                    rest = readline()
+        yield from _not_blank(file)
+
+
+def _not_blank(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    for number, line in _numbered(file):
+        if not line.isspace():
             yield number, line
+
+
+def _numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """All lines, the blank ones, too."""
+    readline = functools.partial(file.readline, MAX_LINE + 1)
+    for number, line in enumerate(iter(readline, b""), start=1):
+        if len(line) > MAX_LINE:
+            rest = line
+            while rest and not rest.endswith(b"\n"):
+                rest = readline()
+        yield number, line
+
+
+def json_lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """As `lines`; of a file that is one JSON array of objects, (number from 1, element).
+
+    Raises:
+      CalrecError: the file cannot be read to its end, or is an array that is broken.
+    """
+    with opened(path) as file:
+        if json_array.begins(file.peek()):
+            yield from json_array.elements(file, path, MAX_LINE)
+        else:
+            yield from _not_blank(file)
 
 
 def line_text(line: bytes) -> str:
@@ -69,21 +98,27 @@ class Columns:
       needed: must all be there.
       one_of: of these one must be there.
       others: may be there.
+      hint: what a user can do where one is missing.
     """
 
     needed: tuple[str, ...]
     one_of: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    hint: str = ""
 
-    def among(self, there: Sequence[str], path: str) -> list[str]:
-        """Those of them that are `there`. Raises CalrecError where one is missing, or twice."""
+    def lacking(self, there: Sequence[str]) -> list[str]:
+        """Those of them that must be `there` and are not, as an error names them."""
         lacking = [name for name in self.needed if name not in there]
         if not lacking and self.one_of and not set(self.one_of) & set(there):
             lacking = [" or ".join(self.one_of)]
+        return lacking
+
+    def among(self, there: Sequence[str], path: str) -> list[str]:
+        """Those of them that are `there`. Raises CalrecError where one is missing, or twice."""
+        lacking = self.lacking(there)
         if lacking:
             raise CalrecError(
-                f"{path} has no column {', '.join(lacking)}, but {', '.join(there)}; --columns can "
-                f"say which is which"
+                f"{path} has no column {', '.join(lacking)}, but {', '.join(there)}; {self.hint}"
             )
         read = dict.fromkeys((*self.needed, *self.one_of, *self.others))
         twice = [name for name in read if there.count(name) > 1]
@@ -110,42 +145,83 @@ class _Feed:
             raise csv.Error(_TOO_LONG)
         return line.decode(errors="surrogateescape")
 
-    def give_back(self) -> None:
-        """All lines of the row but the first will come again, as rows of their own."""
-        self._returned += self.row[:0:-1]
+    def give_back(self, first: int = 1) -> None:
+        """All lines of the row from the `first` (from 0) on will come again, for other rows."""
+        self._returned += self.row[first:][::-1]
+        del self.row[first:]
 
 
-def csv_rows(path: str, columns: Columns) -> Rows:
+def csv_rows(path: str, columns: Columns, delimiter: str | None = None) -> Rows:
     """Rows of a CSV file with a header line, each {column: cell}, the columns not read included.
+
+    Blank lines are none. Types in the header (`item_id:token`, as RecBole writes them) are no part
+    of the columns' names; cells are then as they stand, without quoting.
+
+    Args:
+      delimiter: one character between cells; by default the one of , tab ; and | with which the
+        header line names the columns.
 
     Raises:
       CalrecError: a column is missing, or the file cannot be read to its end.
     """
     name = os.path.basename(path)
-    feed = _Feed(lines(path))
-    rows = _csv_cells(feed)
-    header = next(rows, None)
-    if header is None:
+    with opened(path) as file:
+        feed = _Feed(itertools.dropwhile(lambda line: line[1].isspace(), _numbered(file)))
+        delimiter = delimiter or _delimiter_of(feed, columns)
+        there, quoting = _header(feed, delimiter, path)
+        columns.among(there, path)
+        for cells in _csv_cells(feed, delimiter, quoting):
+            number, line = feed.row[0]
+            if isinstance(cells, str):
+                yield number, Rejected(name, number, cells, excerpt(line))
+            elif len(cells) == len(there):
+                yield number, dict(zip(there, cells, strict=True))
+            elif len(cells) > 1 or not line.isspace():
+                reason = "not as many cells as columns"
+                whole = b"".join(line for _, line in feed.row)
+                yield number, Rejected(name, number, reason, excerpt(whole))
+
+
+def _delimiter_of(feed: _Feed, columns: Columns) -> str:
+    """The first with which the header has what `columns` need; else that of most cells.
+
+    The header line will come again.
+    """
+    headers = {}
+    for delimiter in _DELIMITERS:
+        cells = next(_csv_cells(feed, delimiter), ())
+        headers[delimiter] = () if isinstance(cells, str) else _names(cells)[0]
+        feed.give_back(0)
+    for delimiter, there in headers.items():
+        if not columns.lacking(there):
+            return delimiter
+    return max(headers, key=lambda delimiter: len(headers[delimiter]))
+
+
+def _header(feed: _Feed, delimiter: str, path: str) -> tuple[list[str], int]:
+    """The columns' names, and how cells are quoted. Raises CalrecError where there are none."""
+    cells = next(_csv_cells(feed, delimiter), None)
+    if cells is None:
         raise CalrecError(f"{path} is empty: its first line must name the columns")
-    if isinstance(header, str):
-        raise CalrecError(f"{path} is {header} in its first line, which must name the columns")
-    there = [name.strip() for name in header]
-    columns.among(there, path)
-    for cells in rows:
-        number, line = feed.row[0]
-        if isinstance(cells, str):
-            yield number, Rejected(name, number, cells, excerpt(line))
-        elif len(cells) != len(there):
-            reason = "not as many cells as columns"
-            whole = b"".join(line for _, line in feed.row)
-            yield number, Rejected(name, number, reason, excerpt(whole))
-        else:
-            yield number, dict(zip(there, cells, strict=True))
+    if isinstance(cells, str):
+        raise CalrecError(f"{path} is {cells} in its first line, which must name the columns")
+    there, typed = _names(cells)
+    return there, csv.QUOTE_NONE if typed else csv.QUOTE_MINIMAL
 
 
-def _csv_cells(feed: _Feed) -> Iterator[list[str] | str]:
+def _names(header: Sequence[str]) -> tuple[list[str], bool]:
+    """The columns' names, and whether each had its type behind it, which is taken away."""
+    typed = [_TYPED.fullmatch(cell.strip()) for cell in header]
+    if header and all(typed):
+        return [match[1] for match in typed], True
+    return [cell.strip() for cell in header], False
+
+
+def _csv_cells(
+    feed: _Feed, delimiter: str, quoting: int = csv.QUOTE_MINIMAL
+) -> Iterator[list[str] | str]:
     """The cells of each row, or why its first line is none; `feed.row` holds its lines."""
-    reader = csv.reader(feed, strict=True)
+    reader = csv.reader(feed, strict=True, delimiter=delimiter, quoting=quoting)
     while True:
         feed.row = []
         try:
@@ -153,8 +229,9 @@ def _csv_cells(feed: _Feed) -> Iterator[list[str] | str]:
         except StopIteration:
             return
         except csv.Error as error:  # also a quote that is never closed
+            one_line = len(feed.row) == 1
             feed.give_back()
-            yield _TOO_LONG if len(feed.row) == 1 and str(error) == _TOO_LONG else "not CSV"
+            yield _TOO_LONG if one_line and str(error) == _TOO_LONG else "not CSV"
             continue
         escaped = not all(map(str.isascii, cells)) and _has_escapes(cells)
         yield "not UTF-8" if escaped else cells

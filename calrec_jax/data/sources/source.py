@@ -25,11 +25,13 @@ class Source(abc.ABC):
       name: as users write it.
       event_names, item_names: patterns for the names of its files in a folder. A file that both
         match holds items.
+      several: whether all of several files of one kind in a folder are read; else that is an error.
     """
 
     name: str
     event_names: tuple[str, ...]
     item_names: tuple[str, ...]
+    several: bool = False
 
     @abc.abstractmethod
     def event_rows(self, path: str) -> Rows:
@@ -76,6 +78,11 @@ def _read(path, rows: Callable[[str], Rows], parse: Callable[[Row], Any]) -> Ite
             yield number, row if type(row) is Rejected else parse(row)
         except Reject as reason:
             yield number, Rejected(name, number, str(reason), excerpt(row))
+
+
+def text_names(stem: str, *endings: str) -> tuple[str, ...]:
+    """Names of text files, plain and as gzip."""
+    return tuple(f"{stem}.{ending}{gz}" for ending in endings for gz in ("", ".gz"))
 
 
 def excerpt(row: Row) -> str:

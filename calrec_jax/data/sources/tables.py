@@ -1,4 +1,4 @@
-"""Tables of one's own: JSON lines, CSV or Parquet, with a mapping of their columns to ours."""
+"""Tables of one's own: JSON, CSV or Parquet, with a mapping of their columns to ours."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from typing import Any
 
 from calrec_jax.data.sources import records, rows
 from calrec_jax.data.sources.records import Event, Item, Reject
-from calrec_jax.data.sources.source import Row, Rows, Source
+from calrec_jax.data.sources.source import Row, Rows, Source, text_names
 from calrec_jax.errors import CalrecError
 
 _UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_EVENT_NAMES = ("user_id", "item_id", "order", "timestamp")
+_TIME_NAMES = ("order", "timestamp")
+_EVENT_NAMES = ("user_id", "item_id", *_TIME_NAMES)
+_NOT_OF_ITEMS = ("user_id", *_TIME_NAMES)
 _TEXT_NAMES = ("title", "category", "brand", "price")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}")
@@ -25,34 +27,58 @@ _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 
 
 @dataclasses.dataclass(frozen=True)
+class TableOptions:
+    """How files are written that have no fixed format: the arguments of `sources.get_source`."""
+
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    event_columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    item_columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    time_unit: str = "s"
+    delimiter: str | None = None
+
+    @property
+    def mappings(self) -> dict[str, Mapping[str, str]]:
+        """{flag of the command: mapping}."""
+        names = ("columns", "event_columns", "item_columns")
+        return {f"--{name}": getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
 class Table(Source):
     """Events with user_id, item_id, order and/or timestamp; items with item_id and text fields.
 
     Attributes:
-      columns: ((our name, theirs), ...), for both kinds of files. A name that is not in it is the
-        same in both; one that is neither of an event nor a usual field is one more text field.
+      event_columns, item_columns: ((our name, theirs), ...), of each kind of files. A name that is
+        not in it is the same in both; of items, one that is no usual field is one more.
       time_unit: of timestamps that are numbers: "s", "ms", "us" or "ns".
     """
 
-    columns: tuple[tuple[str, str], ...] = ()
+    event_columns: tuple[tuple[str, str], ...] = ()
+    item_columns: tuple[tuple[str, str], ...] = ()
     time_unit: str = "s"
 
-    def with_columns(self, columns: Mapping[str, str], time_unit: str) -> Table:
-        """The same format with this mapping. Raises CalrecError where it is not possible."""
-        for name, theirs in columns.items():
-            if not _NAME.fullmatch(name):
-                raise CalrecError(
-                    f"{name!r} cannot name a field: use lower-case letters, digits and underscores"
-                )
-            if not theirs:
-                raise CalrecError(f"--columns names no column for {name}")
-        if time_unit not in _UNITS:
-            raise CalrecError(f"unknown time unit {time_unit!r}; known: {', '.join(_UNITS)}")
-        return dataclasses.replace(self, columns=tuple(columns.items()), time_unit=time_unit)
+    def configured(self, options: TableOptions) -> Table:
+        """The same format, read with `options`. Raises CalrecError where these are impossible."""
+        for flag, columns in options.mappings.items():
+            _check_columns(flag, columns)
+        if options.time_unit not in _UNITS:
+            raise CalrecError(
+                f"unknown time unit {options.time_unit!r}; known: {', '.join(_UNITS)}"
+            )
+        if options.delimiter is not None:
+            raise CalrecError(f"{self.name} has no delimiter: --delimiter is for csv")
+        of_events = {ours: c for ours, c in options.columns.items() if ours in _EVENT_NAMES}
+        of_items = {ours: c for ours, c in options.columns.items() if ours not in _NOT_OF_ITEMS}
+        return dataclasses.replace(
+            self,
+            event_columns=tuple((of_events | dict(options.event_columns)).items()),
+            item_columns=tuple((of_items | dict(options.item_columns)).items()),
+            time_unit=options.time_unit,
+        )
 
     def parse_event(self, row: Row) -> Event:
         record = self._record(row)
-        names = self._theirs
+        names = self._event_keys
         user_id = records.identifier(record, names["user_id"])
         item_id = records.identifier(record, names["item_id"])
         order = integer(record, names["order"])
@@ -63,33 +89,46 @@ class Table(Source):
 
     def parse_item(self, row: Row) -> Item:
         record = self._record(row)
-        item_id = records.identifier(record, self._theirs["item_id"])
+        item_id = records.identifier(record, self._item_key)
         return records.item(
-            item_id, {name: _field(record, name, key) for name, key in self._text_columns.items()}
+            item_id, {name: _field(record, name, key) for name, key in self._text_keys.items()}
         )
 
     def _record(self, row: Row) -> Mapping[str, Any]:
         return row
 
     @functools.cached_property
-    def _theirs(self) -> dict[str, str]:
-        """{our name: their column} of all that is read."""
-        return {name: name for name in (*_EVENT_NAMES, *_TEXT_NAMES)} | dict(self.columns)
+    def _event_keys(self) -> dict[str, str]:
+        """{our name: their column} of all that is read of events."""
+        return {name: name for name in _EVENT_NAMES} | dict(self.event_columns)
 
     @functools.cached_property
-    def _text_columns(self) -> dict[str, str]:
-        return {name: key for name, key in self._theirs.items() if name not in _EVENT_NAMES}
+    def _item_key(self) -> str:
+        return dict(self.item_columns).get("item_id", "item_id")
 
-    def _event_columns(self) -> rows.Columns:
-        ids = [self._theirs[name] for name in ("user_id", "item_id")]
-        times = {name: self._theirs[name] for name in ("order", "timestamp")}
-        mapped = [times[name] for name, _ in self.columns if name in times]
-        return rows.Columns(needed=(*ids, *mapped), one_of=tuple(times.values()))
+    @functools.cached_property
+    def _text_keys(self) -> dict[str, str]:
+        """{field: their column} of items."""
+        keys = {name: name for name in _TEXT_NAMES} | dict(self.item_columns)
+        return {name: key for name, key in keys.items() if name != "item_id"}
 
-    def _item_columns(self) -> rows.Columns:
-        texts = self._text_columns
-        mapped = [texts[name] for name, _ in self.columns if name in texts]
-        return rows.Columns(needed=(self._theirs["item_id"], *mapped), others=tuple(texts.values()))
+    def _columns_of_events(self) -> rows.Columns:
+        keys = self._event_keys
+        mapped = [keys[name] for name, _ in self.event_columns if name in _TIME_NAMES]
+        return rows.Columns(
+            needed=(keys["user_id"], keys["item_id"], *mapped),
+            one_of=tuple(keys[name] for name in _TIME_NAMES),
+            hint="--columns or --event_columns can say which is which",
+        )
+
+    def _columns_of_items(self) -> rows.Columns:
+        keys = self._text_keys
+        mapped = [keys[name] for name, _ in self.item_columns if name in keys]
+        return rows.Columns(
+            needed=(self._item_key, *mapped),
+            others=tuple(keys.values()),
+            hint="--columns or --item_columns can say which is which",
+        )
 
     def _seconds(self, record: Mapping[str, Any], key: str) -> int | None:
         value = _number_if_written(records.given(record, key))
@@ -107,36 +146,71 @@ class Table(Source):
 
 
 class JsonLines(Table):
-    """One JSON object a line."""
+    """One JSON object a line, or one array of them."""
 
     def event_rows(self, path: str) -> Rows:
-        return rows.lines(path)
+        return rows.json_lines(path)
 
     def item_rows(self, path: str) -> Rows:
-        return rows.lines(path)
+        return rows.json_lines(path)
 
     def _record(self, row: Row) -> Mapping[str, Any]:
         return rows.json_object(row)
 
 
+@dataclasses.dataclass(frozen=True)
 class Csv(Table):
-    """Comma-separated values in UTF-8, with a header line; an empty cell is a missing value."""
+    """Separated values in UTF-8, with a header line; an empty cell is a missing value.
+
+    Attributes:
+      delimiter: the character between cells; None: the header line tells it.
+    """
+
+    delimiter: str | None = None
+
+    def configured(self, options: TableOptions) -> Csv:
+        """As `Table.configured`."""
+        delimiter = options.delimiter
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+            raise CalrecError(f"{delimiter!r} cannot be a delimiter: give one character, or tab")
+        table = super().configured(dataclasses.replace(options, delimiter=None))
+        return dataclasses.replace(table, delimiter=delimiter)
 
     def event_rows(self, path: str) -> Rows:
-        return rows.csv_rows(path, self._event_columns())
+        return rows.csv_rows(path, self._columns_of_events(), self.delimiter)
 
     def item_rows(self, path: str) -> Rows:
-        return rows.csv_rows(path, self._item_columns())
+        return rows.csv_rows(path, self._columns_of_items(), self.delimiter)
 
 
 class Parquet(Table):
     """Parquet. Its dates and times are instants; without a time zone they are taken as UTC."""
 
     def event_rows(self, path: str) -> Rows:
-        return rows.parquet_rows(path, self._event_columns(), _PER_SECOND[self.time_unit])
+        return rows.parquet_rows(path, self._columns_of_events(), _PER_SECOND[self.time_unit])
 
     def item_rows(self, path: str) -> Rows:
-        return rows.parquet_rows(path, self._item_columns(), _PER_SECOND[self.time_unit])
+        return rows.parquet_rows(path, self._columns_of_items(), _PER_SECOND[self.time_unit])
+
+
+def _check_columns(flag: str, columns: Mapping[str, str]) -> None:
+    """Raises CalrecError where a mapping is none of columns to what is read of these files."""
+    for name, theirs in columns.items():
+        if not _NAME.fullmatch(name):
+            raise CalrecError(
+                f"{name!r} cannot name a field: use lower-case letters, digits and underscores, "
+                f"beginning with a letter"
+            )
+        if not theirs:
+            raise CalrecError(f"{flag} names no column for {name}")
+        if flag == "--event_columns" and name not in _EVENT_NAMES:
+            raise CalrecError(
+                f"{flag} has {name}={theirs}: events have {', '.join(_EVENT_NAMES)} alone"
+            )
+        if flag == "--item_columns" and name in _NOT_OF_ITEMS:
+            raise CalrecError(
+                f"{flag} has {name}={theirs}: items have item_id and text fields alone"
+            )
 
 
 def integer(record: Mapping[str, Any], key: str) -> int | None:
@@ -183,13 +257,13 @@ def _iso_seconds(value: str) -> int | None:
 TABLES = (
     JsonLines(
         "jsonl",
-        event_names=("interactions.jsonl", "interactions.jsonl.gz"),
-        item_names=("items.jsonl", "items.jsonl.gz"),
+        event_names=text_names("interactions", "jsonl", "ndjson", "json"),
+        item_names=text_names("items", "jsonl", "ndjson", "json"),
     ),
     Csv(
         "csv",
-        event_names=("interactions.csv", "interactions.csv.gz"),
-        item_names=("items.csv", "items.csv.gz"),
+        event_names=(*text_names("interactions", "csv", "tsv"), *text_names("*", "inter")),
+        item_names=(*text_names("items", "csv", "tsv"), *text_names("*", "item")),
     ),
     Parquet("parquet", event_names=("interactions.parquet",), item_names=("items.parquet",)),
 )

@@ -123,7 +123,6 @@ BAD_LINES = {
     b"null": "not a JSON object",
     b'{"title": "\xff\xfe"}': "not UTF-8",
     b'{"half": ': "not JSON",
-    b"": "not JSON",
     b"[" * 100_000: "not JSON",
     b"9" * 5000: "not JSON",
     b"__import__('os').system('touch pwned')": "not JSON",
@@ -151,7 +150,7 @@ def test_lines_that_are_no_objects_are_rejected_and_reading_goes_on(
     ]
     texts = [r.text for _, r in rejected]
     assert texts[:4] == ["[1, 2]", "null", '{"title": "\ufffd\ufffd"}', '{"half": ']
-    assert texts[5] == "[" * 500
+    assert texts[4] == "[" * 500
     assert (last, outcome.item_id) == (len(BAD_LINES) + 1, "a")
     assert not (tmp_path / "pwned").exists()
 
@@ -165,8 +164,9 @@ def test_the_lines_of_2014_may_be_python_literals(read):
     assert read(sources.read_items, "amazon2014", [item]) == [
         (1, Item("a", {"title": "Bob's é", "category": "X Y", "price": "$9.50"}))
     ]
+    neither = "asin is neither a string nor an integer"
     assert reason(read, sources.read_items, "amazon2014", b"{1, 2}") == "not a JSON object"
-    assert reason(read, sources.read_items, "amazon2014", b"{'asin': 1j}") == "no asin"
+    assert reason(read, sources.read_items, "amazon2014", b"{'asin': 1j}") == neither
     huge = b"{'asin': 'a', 'title': 0x" + b"f" * 9000 + b"}"
     expected = "title is neither a string nor a number"
     assert reason(read, sources.read_items, "amazon2014", huge) == expected
@@ -211,7 +211,7 @@ def test_events_that_cannot_be_used_are_rejected(read, year, change, reason_give
     ("change", "reason_given"),
     [
         ({"asin": None}, "no asin"),
-        ({"asin": True}, "no asin"),
+        ({"asin": True}, "asin is neither a string nor an integer"),
         ({"title": True}, "title is neither a string nor a number"),
         ({"title": "half \ud83d"}, "title is not Unicode"),
         ({"brand": ["B"]}, "brand is neither a string nor a number"),

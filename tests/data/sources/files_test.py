@@ -51,7 +51,10 @@ def names(paths) -> list[str]:
         ("movielens", ["ratings.dat.gz"], ["movies.dat"]),
         ("movietweetings", ["ratings.dat"], ["movies.dat.gz"]),
         ("jsonl", ["interactions.jsonl.gz"], ["items.jsonl"]),
+        ("jsonl", ["interactions.json"], ["items.ndjson.gz"]),
         ("csv", ["interactions.csv"], ["items.csv.gz"]),
+        ("csv", ["interactions.tsv.gz"], ["items.tsv"]),
+        ("csv", ["ml-100k.inter"], ["ml-100k.item"]),
         ("parquet", ["interactions.parquet"], ["items.parquet"]),
     ],
 )
@@ -74,6 +77,57 @@ def test_named_files_are_read_in_place_of_those_of_the_folder(find, tmp_path):
     assert (names(found.events), names(found.items)) == (["c[1].x"], ["a.x", "b.x"])
 
 
+def spark_table(folder, *more):
+    folder.mkdir()
+    for name in (
+        "part-00001-x.parquet",
+        "part-00000-x.parquet",
+        "_SUCCESS",
+        "._SUCCESS.crc",
+        *more,
+    ):
+        (folder / name).write_bytes(LINE)
+
+
+def test_a_folder_of_parts_is_a_table(find, tmp_path):
+    table = tmp_path / "interactions.parquet"
+    spark_table(table, ".part-00000-x.parquet.crc", "_committed_1")
+    (tmp_path / "items.parquet").touch()
+    parts = ("part-00000-x.parquet", "part-00001-x.parquet")
+    events = tuple(str(table / name) for name in parts)
+    assert find("parquet", str(tmp_path)).events == events
+    for pattern in (str(table), f"{table}/", f"{tmp_path}/inter*", f"{table}/*", f"{table}/part*"):
+        found = find("parquet", str(tmp_path), events=[pattern])
+        assert found.events == events and names(found.items) == ["items.parquet"]
+
+
+def test_a_folder_of_more_than_parts_is_none(find, tmp_path):
+    spark_table(tmp_path / "interactions.parquet")
+    (tmp_path / "interactions.parquet" / "_delta_log").mkdir()
+    (tmp_path / "items.parquet").touch()
+    beside = "interactions.parquet/ holds _delta_log beside its parts: name the files to read with"
+    with pytest.raises(CalrecError, match=beside):
+        find("parquet", str(tmp_path))
+    with pytest.raises(CalrecError, match=beside):
+        find("parquet", str(tmp_path), events=[str(tmp_path / "interactions.parquet")])
+
+
+@pytest.mark.parametrize(
+    ("source", "one", "other"),
+    [
+        ("csv", "interactions.csv", "interactions.tsv"),
+        ("csv", "a.inter", "a.train.inter"),
+        ("jsonl", "interactions.json", "interactions.jsonl"),
+        ("movielens", "ratings.csv", "ratings.dat"),
+    ],
+)
+def test_of_two_files_of_a_folder_the_user_says_which(find, tmp_path, source, one, other):
+    make(tmp_path, one, other)
+    message = f"has both {one} and {other}: name the one to read with --events"
+    with pytest.raises(CalrecError, match=message):
+        find(source, str(tmp_path))
+
+
 def test_mistakes_are_named(find, tmp_path):
     with pytest.raises(CalrecError, match="no files of events: name them with --events, or give"):
         find("jsonl")
@@ -86,7 +140,9 @@ def test_mistakes_are_named(find, tmp_path):
     make(tmp_path, "interactions.jsonl")
     with pytest.raises(CalrecError, match="interactions.jsonl is a file, no folder: name files w"):
         find("jsonl", f"{tmp_path}/interactions.jsonl")
-    with pytest.raises(CalrecError, match="no items in .*items.jsonl.gz; name the files with --it"):
+    with pytest.raises(
+        CalrecError, match="no items in .*items.json .or .gz of that.; name the files with --it"
+    ):
         find("jsonl", str(tmp_path))
     with pytest.raises(CalrecError, match=r"no file matches .*/\*.x$"):
         find("jsonl", str(tmp_path), items=[f"{tmp_path}/*.x"])
@@ -117,6 +173,16 @@ def test_buckets(find, gs):
         find("jsonl", None, ["gs://bucket/raw/x*"], ["gs://bucket/raw/items.jsonl"])
     with pytest.raises(CalrecError, match="no events in gs://bucket/none: jsonl reads"):
         find("jsonl", "gs://bucket/none")
+
+
+def test_a_folder_of_parts_in_a_bucket(find, gs):
+    table = "gs://bucket/raw/interactions.jsonl"
+    gs({f"{table}/{name}": LINE for name in ("part-1.json", "part-0.json", "_SUCCESS")})
+    events = (f"{table}/part-0.json", f"{table}/part-1.json")
+    items = [f"{table}/part-0.json"]
+    assert find("jsonl", "gs://bucket/raw", items=items).events == events
+    for pattern in (table, f"{table}/", "gs://bucket/raw/inter*", f"{table}/*"):
+        assert find("jsonl", None, [pattern], items).events == events
 
 
 def test_tables_of_a_bucket(find, gs, tmp_path):
@@ -190,6 +256,13 @@ def test_a_damaged_gz_file_is_one_error_that_names_it(tmp_path, damage):
 def test_other_packings_are_an_error(tmp_path, start, message):
     (tmp_path / "x").write_bytes(start + bytes(99))
     with pytest.raises(CalrecError, match=f"x {message}"):
+        read(tmp_path / "x")
+
+
+@pytest.mark.parametrize(("bom", "encoding"), [("", "utf-16"), ("\ufeff", "utf-16-be")])
+def test_utf_16_is_an_error(tmp_path, bom, encoding):
+    (tmp_path / "x").write_text(bom + LINE.decode(), encoding)
+    with pytest.raises(CalrecError, match="x is UTF-16: save it as UTF-8, which alone is read"):
         read(tmp_path / "x")
 
 

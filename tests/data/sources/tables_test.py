@@ -1,6 +1,7 @@
 import csv
 import datetime
 import decimal
+import gzip
 import io
 import json
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calrec_jax.data import sources
-from calrec_jax.data.sources import Event, Item, Rejected
+from calrec_jax.data.sources import Event, Item, Rejected, json_array
 from calrec_jax.errors import CalrecError
 
 FORMATS = ("jsonl", "csv", "parquet")
@@ -38,13 +39,13 @@ def write(path, source: str, records: list[dict]) -> None:
 def read(tmp_path):
     """Writes records (or a file's bytes) and reads them back: the outcomes."""
 
-    def run(reader, source, content, columns=None, time_unit="s"):
+    def run(reader, source, content, columns=None, time_unit="s", **options):
         path = tmp_path / f"file.{source}"
         if isinstance(content, bytes):
             path.write_bytes(content)
         else:
             write(path, source, content)
-        return list(reader(sources.get_source(source, columns, time_unit), str(path)))
+        return list(reader(sources.get_source(source, columns, time_unit, **options), str(path)))
 
     return run
 
@@ -239,9 +240,9 @@ def texts(outcomes) -> list:
         (b"a,x\nb,y,z,w\n\nc,z,\n", [
             (2, ("not as many cells as columns", "a,x")),
             (3, ("not as many cells as columns", "b,y,z,w")),
-            (4, ("not as many cells as columns", "")),
             (5, "z"),
         ]),
+        (b'a,"x\n\ny",\n\r\n  \nb,z,\n\n', [(2, "x y"), (7, "z")]),  # blank lines
         (b'a,"x\ny"\nb,z,\n', [
             (2, ("not as many cells as columns", 'a,"x\ny"')), (4, "z"),
         ]),
@@ -290,7 +291,10 @@ def test_every_row_that_csv_writes_is_read(tmp_path_factory, cells):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"user,item,time\n", "has no column user_id, item_id, but user, item, time; --columns"),
+        (
+            b"user,item,time\n",
+            "has no column user_id, item_id, but user, item, time; --columns or --event_c",
+        ),
         (b"user_id,item_id\n", "has no column order or timestamp, but user_id, item_id;"),
         (b"user_id,item_id,order,order\n", "has more than one column order"),
         (b"", "is empty: its first line must name the columns"),
@@ -301,6 +305,141 @@ def test_every_row_that_csv_writes_is_read(tmp_path_factory, cells):
 def test_a_csv_header_that_does_not_fit(read, content, message):
     with pytest.raises(CalrecError, match=f"file.csv {message}"):
         read(sources.read_events, "csv", content)
+
+
+SEMICOLONS = b"item_id;title, long;title\na;x,y;T 1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"item_id;title\na;x, y\nb;z\n", [(2, "x, y"), (3, "z")]),
+        (b"item_id\ttitle\na\tx, y; z\n", [(2, "x, y; z")]),
+        (b"item_id|title\na|x, y; z\n", [(2, "x, y; z")]),
+        (b'"item_id";"title"\n"a";"x; ""y"""\n', [(2, 'x; "y"')]),
+        (b"\n \n item_id ; title \na;x\n", [(4, "x")]),
+        # The header says it, whatever else is in it, and in the rows.
+        (SEMICOLONS, [(2, "T 1")]),
+        (b"title;x,item_id\nx;y,a\n", [(2, None)]),
+        (b"item_id,title\na;b,x;y\n", [(2, "x;y")]),
+        (b"item_id\na;b,c\n", [(2, ("not as many cells as columns", "a;b,c"))]),
+    ],
+)
+def test_the_header_tells_the_delimiter(read, content, expected):
+    found = read(sources.read_items, "csv", content)
+    shown = [o.fields.get("title") if type(o) is Item else (o.reason, o.text) for _, o in found]
+    assert [(number, title) for (number, _), title in zip(found, shown, strict=True)] == expected
+
+
+def test_a_delimiter_that_is_given(read):
+    content = b"item_id~title;x\na~T\n"
+    assert texts(
+        read(sources.read_items, "csv", content, delimiter="~", columns={"title": "title;x"})
+    ) == [(2, "T")]
+    with pytest.raises(CalrecError, match="has no column item_id, but item_id;title;"):
+        read(sources.read_items, "csv", b"item_id;title\na;T\n", delimiter=",")
+
+
+def test_a_header_without_what_is_needed_is_shown_column_by_column(read):
+    with pytest.raises(CalrecError, match="has no column item_id, but sku, title, en, name;"):
+        read(sources.read_items, "csv", b"sku;title, en;name\na;T;N\n")
+
+
+def test_the_files_of_recbole(read):
+    events = (
+        b"user_id:token\titem_id:token\trating:float\ttimestamp:float\nu\ta\t4.0\t1500000000.0\n"
+    )
+    assert read(sources.read_events, "csv", events) == [(2, Event("u", "a", None, TIME))]
+    items = (
+        b"item_id:token\tmovie_title:token_seq\trelease:float\tclass:token_seq\n"
+        b'a\t"Toy" Story\t1995\tComedy Family\n'
+        b'b\t"x\t1996\t\n'  # quotes are text there
+    )
+    columns = {"title": "movie_title", "category": "class"}
+    assert read(sources.read_items, "csv", items, columns) == [
+        (2, Item("a", {"title": '"Toy" Story', "category": "Comedy Family"})),
+        (3, Item("b", {"title": '"x'})),
+    ]
+    # Only where all columns have a type; else the colon is part of a name.
+    assert read(sources.read_items, "csv", b"item_id,a:token\ni,x\n", {"title": "a:token"}) == [
+        (2, Item("i", {"title": "x"}))
+    ]
+
+
+# JSON
+
+
+ARRAY = [{"item_id": f"i{n}", "title": 'a "[{,}]" \n\\ é'} for n in range(5)]
+
+
+@pytest.mark.parametrize("layout", [{}, {"indent": 1}, {"separators": (",", ":")}])
+@pytest.mark.parametrize("piece", [1, 7, 2**20])
+def test_an_array_of_objects_is_read_as_lines_are(read, monkeypatch, layout, piece):
+    monkeypatch.setattr(json_array, "_PIECE", piece)
+    found = read(sources.read_items, "jsonl", b" \n" + json.dumps(ARRAY, **layout).encode() + b"\n")
+    assert found == [(n + 1, Item(f"i{n}", {"title": 'a "[{,}]" \\ é'})) for n in range(5)]
+    raw = json.dumps(ARRAY, ensure_ascii=False, **layout).encode()
+    assert read(sources.read_items, "jsonl", gzip.compress(b"\xef\xbb\xbf" + raw)) == found
+
+
+def test_elements_that_cannot_be_used_are_rejected(read):
+    content = b'[{"item_id": 1}, 12, null, {"title": "T"}, {"item_id": "\xff"},\n{"item_id": 2}]'
+    found = read(sources.read_items, "jsonl", content)
+    assert [(o.reason, o.text) if type(o) is Rejected else o.item_id for _, o in found] == [
+        "1",
+        ("not a JSON object", "12"),
+        ("not a JSON object", "null"),
+        ("no item_id", '{"title": "T"}'),
+        ("not UTF-8", '{"item_id": "\ufffd"}'),
+        "2",
+    ]
+    assert [number for number, _ in found] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"item_id": 1}, {"item_id": 2}', "broken or cut off in its element 3 "),
+        (b'[{"item_id": 1}, {"item_id"', "broken or cut off in its element 2 "),
+        (b'[{"item_id": 1} {"item_id": 2}]', "broken or cut off in its element 2 "),
+        (b'[{"item_id": 1},]', "broken or cut off in its element 2 "),
+        (b"[{'item_id': 1}]", "broken or cut off in its element 1 "),
+        (b'[{"item_id": 1}]\n[{"item_id": 2}]', "holds something after its JSON array: give one"),
+        (b'[{"item_id": "%b"}]' % (b"x" * 18 * 2**20), "or that one is longer than 16 MiB"),
+    ],
+)
+def test_a_broken_array_is_one_line(read, content, message):
+    with pytest.raises(CalrecError, match=f"file.jsonl .*{message}"):
+        read(sources.read_items, "jsonl", content)
+
+
+def test_lines_that_are_arrays_are_no_array_of_objects(read):
+    found = read(sources.read_items, "jsonl", b'[1]\n[]\n{"item_id": 1}\n')
+    assert [o.reason for _, o in found[:2]] == ["not a JSON object"] * 2 and found[2][0] == 3
+
+
+# Columns
+
+
+def test_columns_of_events_and_of_items_apart(read):
+    columns = {"item_id": "sku", "title": "name", "timestamp": "at"}
+    apart = {"event_columns": {"user_id": "Email", "item_id": "Lineitem sku"}}
+    apart["item_columns"] = {"item_id": "Variant SKU", "author": "Vendor"}
+    events = [{"Email": "u", "Lineitem sku": "a", "at": TIME, "sku": "x", "user_id": "x"}]
+    items = [{"Variant SKU": "a", "name": "T", "Vendor": "V", "sku": "x"}]
+    for source in FORMATS:
+        [(_, event)] = read(sources.read_events, source, events, columns, **apart)
+        assert event == Event("u", "a", None, TIME)
+        [(_, item)] = read(sources.read_items, source, items, columns, **apart)
+        assert item == Item("a", {"title": "T", "author": "V"})
+    with pytest.raises(
+        CalrecError, match="no column Lineitem sku, at, but Email; --columns or --ev"
+    ):
+        read(sources.read_events, "csv", [{"Email": "u"}], columns, **apart)
+    with pytest.raises(
+        CalrecError, match="no column Vendor, but .*; --columns or --item_columns c"
+    ):
+        read(sources.read_items, "csv", [{"Variant SKU": "a", "name": "T"}], columns, **apart)
 
 
 @pytest.mark.parametrize("source", ["csv", "parquet"])
@@ -412,12 +551,39 @@ def test_the_sources():
         (("amazon2018", None, "ms"), "amazon2018 has columns and a time unit of its own: "),
         (("csv", {"User": "u"}), "'User' cannot name a field: use lower-case letters"),
         (("csv", {"title": ""}), "--columns names no column for title"),
+        (("csv", {"1x": "u"}), "'1x' cannot name a field: .* and underscores, beginning with a l"),
         (("csv", None, "min"), "unknown time unit 'min'; known: s, ms, us, ns"),
     ],
 )
 def test_get_source_names_mistakes(arguments, message):
     with pytest.raises(CalrecError, match=message):
         sources.get_source(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("jsonl", {"delimiter": ";"}, "jsonl has no delimiter: --delimiter is for csv"),
+        ("movielens", {"delimiter": ";"}, "movielens has columns and a time unit of its own: "),
+        ("csv", {"delimiter": "::"}, "'::' cannot be a delimiter: give one character, or tab"),
+        ("csv", {"delimiter": '"'}, "cannot be a delimiter"),
+        ("csv", {"delimiter": ""}, "'' cannot be a delimiter"),
+        (
+            "csv",
+            {"event_columns": {"title": "name"}},
+            "--event_columns has title=name: events have user_id, item_id, order, timestamp alone",
+        ),
+        (
+            "csv",
+            {"item_columns": {"timestamp": "at"}},
+            "--item_columns has timestamp=at: items have item_id and text fields alone",
+        ),
+        ("csv", {"item_columns": {"title": ""}}, "--item_columns names no column for title"),
+    ],
+)
+def test_get_source_names_mistakes_of_its_options(source, options, message):
+    with pytest.raises(CalrecError, match=message):
+        sources.get_source(source, **options)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import dataclasses
 import io
 import itertools
 import json
+import operator
 import pathlib
 import shlex
 import shutil
@@ -98,6 +99,7 @@ def _run(
     sequences.check_times(engine.domain, facts.counts["events_untimed"])
     report("joining", facts.counts["events_read"])
     counts = facts.counts + engine.select(facts.ordered)
+    ids_apart = None if counts["events_listed"] else engine.least_ids(facts.ordered)
     report("counting", counts["events_known"])
     passes = 0
     if engine.rules.k_core:
@@ -117,6 +119,7 @@ def _run(
         written.users,
         written.items,
         {split: written.counts[f"cold_{split}"] for split in ("validation", "test")},
+        ids_apart,
     )
 
 
@@ -236,6 +239,23 @@ class _Engine:
             self._write_rows(known.rows, "kept_0")
             self._tell_sums("selected", items, events, known)
         return self.scratch.load("selected").counts
+
+    def least_ids(self, ordered: bool) -> tuple[str, str] | None:
+        """The least item ids of events that can be sorted and of listings, if there are both."""
+        with self._pipeline() as pipeline:
+            events = self._rows(pipeline, "events") | "sortable" >> beam.ParDo(
+                transforms.Sortable(ordered)
+            ).with_outputs(main="rows")
+            ids = {"events": events.rows, "listings": self._rows(pipeline, "listings")}
+            for name, rows in ids.items():
+                least = (
+                    rows
+                    | f"ids of {name}" >> beam.Map(operator.itemgetter(0))
+                    | f"least of {name}" >> beam.CombineGlobally(transforms.least)
+                )
+                self._tell(least, f"least_{name}")
+        found = [self.scratch.load(f"least_{name}") for name in ids]
+        return None if None in found else tuple(found)
 
     def shrink_to_core(self) -> collections.Counter:
         """Leaves of the events what is in the k-core, in as many passes as that takes.

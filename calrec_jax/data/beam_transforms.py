@@ -193,6 +193,7 @@ class Known(Summing):
     def process(self, group):
         _, joined = group
         rows = joined["rows"]
+        self.sums.counts["events_listed"] += len(rows) if joined["problems"] else 0
         (problem,) = joined["problems"] or ["items_without_text"]
         if problem is None:
             self.sums.counts["events_known"] += len(rows)
@@ -201,6 +202,11 @@ class Known(Summing):
             self.sums.counts["events_without_required"] += len(rows)
         else:
             self.sums.counts["events_without_item"] += len(rows)
+
+
+def least(ids: Iterable[str | None]) -> str | None:
+    """The first in the order of text; None where there is none."""
+    return min((found for found in ids if found is not None), default=None)
 
 
 class MarkUser(Summing):

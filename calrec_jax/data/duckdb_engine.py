@@ -85,6 +85,7 @@ def run(
         sequences.check_times(domain, counts.pop("events_untimed"))
         report("sorting", counts["events_read"])
         counts |= queries.select_items(db) | queries.select_events(db, raw.ordered)
+        ids_apart = queries.ids_apart(db)
         counts |= queries.select_core(db, rules)
         queries.export_events(db, scratch / "events.parquet")
     # Users are made while the database is closed: its memory is free then.
@@ -94,7 +95,7 @@ def run(
         counts |= queries.select_catalogue(db, bought=rules.catalogue == "bought")
         items = _write_items(db, scratch / "items.parquet", writer, report)
         cold = queries.cold_targets(db)
-    return Prepared(counts, dict(raw.rejected), raw.future_events, users, items, cold)
+    return Prepared(counts, dict(raw.rejected), raw.future_events, users, items, cold, ids_apart)
 
 
 @contextlib.contextmanager

@@ -69,6 +69,15 @@ def select_events(db: duckdb.DuckDBPyConnection, ordered: bool) -> dict[str, int
     }
 
 
+def ids_apart(db: duckdb.DuckDBPyConnection) -> tuple[str, str] | None:
+    """The least item ids of events and of items, if there are both and they have none in common."""
+    common = "SELECT 1 FROM ordered SEMI JOIN items USING (item_id) LIMIT 1"
+    if db.execute(common).fetchone():
+        return None
+    least = [number(db, f"SELECT min(item_id) FROM {table}") for table in ("ordered", "items")]
+    return None if None in least else tuple(least)
+
+
 def select_core(db: duckdb.DuckDBPyConnection, rules: Rules) -> dict[str, int]:
     """Makes `kept` from `known`, and `core_items`: the ids that the k-core keeps."""
     if not rules.k_core:

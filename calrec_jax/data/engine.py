@@ -26,6 +26,8 @@ class Prepared:
       future_events: how many are dated after now.
       users, items: what was written.
       cold: {"validation", "test"}: how many targets are in no training sequence.
+      ids_apart: where no event has an item that is listed, the first item id of each in the order
+        of text: (of events, of items).
     """
 
     counts: dict[str, int]
@@ -34,6 +36,7 @@ class Prepared:
     users: UserStatistics
     items: ItemStatistics
     cold: dict[str, int]
+    ids_apart: tuple[str, str] | None
 
 
 class Engine(Protocol):

@@ -130,6 +130,20 @@ def _check(domain: str, rules: Rules, prepared: Prepared) -> None:
     users, examples = prepared.users.counts["users"], prepared.users.examples
     if not prepared.counts["events_read"]:
         problem = f"{domain} is empty: its files hold no event"
+    elif not prepared.counts["items_read"]:
+        problem = f"{domain} is empty: its files hold no item"
+    elif prepared.counts["items_without_text"] == _items_listed(prepared):
+        problem = (
+            f"{domain} is empty: none of its {_items_listed(prepared)} items has any text; with "
+            f"jsonl, csv and parquet --columns names columns that are not called title, category, "
+            f"brand or price"
+        )
+    elif prepared.ids_apart:
+        of_events, of_items = prepared.ids_apart
+        problem = (
+            f"{domain} is empty: no event has an item that is listed; item ids are like "
+            f"{of_events!r} in the files of events, and like {of_items!r} in those of items"
+        )
     elif not users:
         problem = f"{domain} is empty: {_what_was_removed(rules, prepared)}"
     elif not examples["train"]:
@@ -146,6 +160,11 @@ def _check(domain: str, rules: Rules, prepared: Prepared) -> None:
     else:
         return
     raise CalrecError(problem + _what_was_rejected(prepared))
+
+
+def _items_listed(prepared: Prepared) -> int:
+    """How many different items there are."""
+    return prepared.counts["items_read"] - prepared.counts["items_listed_again"]
 
 
 def _check_columns(flag: str, columns: Mapping[str, str], prepared: Prepared) -> None:

@@ -91,6 +91,16 @@ def test_it_agrees_with_duckdb_on_several_files(tmp_path):
     assert found.counts["items_listed_differently"] == 1
 
 
+@pytest.mark.parametrize(
+    ("bought", "listed", "apart"),
+    [("éa\U0001f600", "cb", ("a", "b")), ("ab", "bc", None), ("a", "", None), ("", "b", None)],
+)
+def test_it_agrees_with_duckdb_on_ids_apart(tmp_path, bought, listed, apart):
+    events = [Event("u", item, None, 1 + n) for n, item in enumerate(bought)]
+    files = write(tmp_path, events, [Item(item, {"title": item}) for item in listed])
+    assert agree(tmp_path / "store", files, Rules()).ids_apart == apart
+
+
 # As in duckdb_engine_test: x is sold once; without it v is small, and so on.
 @pytest.mark.parametrize(("iterated", "left_out"), [(True, [6, 2, 3]), (False, [1, 0, 2])])
 def test_it_agrees_with_duckdb_on_the_core(tmp_path, iterated, left_out):

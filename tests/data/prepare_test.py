@@ -173,6 +173,45 @@ def test_files_without_an_event_are_told_as_such(tmp_path):
     )
 
 
+def test_files_without_an_item_are_told_as_such(tmp_path):
+    with pytest.raises(CalrecError) as told:
+        make(tmp_path, write_raw(tmp_path / "raw", items=[{"sku": "i0"}]))
+    assert str(told.value) == (
+        "toys is empty: its files hold no item; 1 lines were rejected: 1 'no item_id'"
+    )
+
+
+def test_items_without_any_text_are_told_as_such(tmp_path):
+    items = [{"item_id": f"i{n % 6}", "name": "Thing"} for n in range(7)]
+    with pytest.raises(
+        CalrecError, match="toys is empty: none of its 6 items has any text; with j"
+    ):
+        make(tmp_path, write_raw(tmp_path / "raw", items))
+
+
+@pytest.mark.parametrize("engine", ["duckdb", "beam"])
+def test_events_of_items_that_are_not_listed_are_told_with_an_id_of_each(tmp_path, engine):
+    events = [{**event, "item_id": f"{event['item_id'][1:]}.0"} for event in EVENTS]
+    # One without an order goes with no other, and an item without a text is listed, too.
+    events.append({"user_id": "u", "item_id": "0", "timestamp": 86_400})
+    items = [{"item_id": n, "title": f"Thing {n}" if n else ""} for n in range(6)]
+    raw = write_raw(tmp_path / "raw", items, events, [b"{"])
+
+    def prepared():
+        return prepare("jsonl", raw, tmp_path / "store", "toys", engine=engine)
+
+    with pytest.raises(CalrecError) as told:
+        prepared()
+    assert str(told.value) == (
+        "toys is empty: no event has an item that is listed; item ids are like '0.0' in the files "
+        "of events, and like '0' in those of items; 1 lines were rejected: 1 'not JSON'"
+    )
+    assert not (tmp_path / "store").exists()
+    write_raw(raw, items, [*events, {**events[0], "item_id": "0"}])
+    with pytest.raises(CalrecError, match="toys is empty: of 17 events 16 have no item with text"):
+        prepared()
+
+
 def test_a_domain_without_a_training_example_is_one_line(tmp_path):
     three = [event for event in EVENTS if event["user_id"] == "three"]
     with pytest.raises(CalrecError, match="nothing to train on: none of its 1 users has the 4 eve"):

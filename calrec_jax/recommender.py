@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from calrec_jax.data.sources import records
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import Catalogue, Fields
 
@@ -70,13 +71,13 @@ class Recommender:
         return cls(retriever, catalogue, config.users_per_batch)
 
     def recommend(
-        self, histories: Sequence[Sequence[str]], k: int = 10
+        self, histories: Sequence[Sequence[str | int]], k: int = 10
     ) -> list[list[Recommendation]]:
         """The k best items for each history, best first; fewer where fewer may be recommended.
 
         Args:
-          histories: item ids, oldest first, at least one each; answered `users_per_batch` of the
-            run's evaluation at a time.
+          histories: item ids, oldest first, at least one each, strings or integers as `calrec
+            prepare` takes them; answered `users_per_batch` of the run's evaluation at a time.
           k: at least 1.
 
         Raises:
@@ -84,16 +85,17 @@ class Recommender:
         """
         if k < 1:
             raise CalrecError(f"k is {k}: at least one item must be asked for")
+        checked = []
         for place, history in enumerate(histories):
             try:
-                self.check(history)
+                checked.append(self._checked(history))
             except CalrecError as error:
                 raise CalrecError(f"history {place}: {error}") from None
-        blocks = range(0, len(histories), self._batch_size)
+        blocks = range(0, len(checked), self._batch_size)
         return [
             recommendations
             for start in blocks
-            for recommendations in self._recommend(histories[start : start + self._batch_size], k)
+            for recommendations in self._recommend(checked[start : start + self._batch_size], k)
         ]
 
     def _recommend(self, histories, k: int) -> Iterator[list[Recommendation]]:
@@ -108,8 +110,17 @@ class Recommender:
                 for place, score in zip(found.places, found.scores, strict=True)
             ]
 
-    def check(self, history: Sequence[str]) -> None:
+    def check(self, history: Sequence[str | int]) -> None:
         """Raises CalrecError where `recommend` could not take `history`."""
-        if not history:
+        self._checked(history)
+
+    def _checked(self, history: Sequence[str | int]) -> list[str]:
+        """The item ids as the catalogue has them. Raises as `check`."""
+        if len(history) == 0:  # an array has no truth
             raise CalrecError("an empty history: give at least one item id")
-        self.catalogue.places(history)
+        try:
+            item_ids = [records.id_text(item_id, "item id") for item_id in history]
+        except records.Reject as reason:
+            raise CalrecError(f"{reason}, in the history") from None
+        self.catalogue.places(item_ids)
+        return item_ids

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import calrec_jax
 from calrec_jax import CalrecError, Recommender
-from calrec_jax.eval.retrievers import BM25Lookup, Texts
+from calrec_jax.eval.retrievers import BM25Lookup, Ranking, Texts
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue
@@ -72,6 +73,21 @@ def test_each_history_has_its_own_answer_and_a_seed_that_depends_on_it_alone():
     assert names[0] == [names[1][0], names[2][0]] and len(set(names[0])) == 2
 
 
+def test_ids_are_taken_as_prepare_takes_them():
+    catalogue = Catalogue.create("toys", {str(n): {"title": word} for n, word in enumerate(WORDS)})
+    asked = []
+
+    def retriever(histories, names, targets, k):
+        asked.extend([*histories, *names])
+        return [Ranking(np.array([0]), np.array([1.0]), None)] * len(histories)
+
+    recommender = Recommender(retriever, catalogue)
+    for history in ([1, " 2 "], [1.0, "2"], np.array([1, 2])):
+        recommender.check(history)
+        recommender.recommend([history])
+    assert asked == [["1", "2"], "1\x1f2"] * 3
+
+
 def test_many_histories_are_answered_in_blocks():
     recommender, generator = made(batch_size=2)
     histories = [[f"i{n % 4}"] for n in range(5)]
@@ -94,6 +110,10 @@ def test_no_histories_have_no_answers(recommender):
     ("histories", "message"),
     [
         ([["i0"], []], "history 1: an empty history"),
+        ([[["i0"]]], "history 0: item id is neither a string nor an integer, in the history"),
+        ([["i0", None]], "history 0: no item id, in the history"),
+        ([[1.5]], "history 0: item id is neither a string nor an integer, in the history"),
+        ([[9]], "history 0: toys has no item '9'"),
         ([["i0", "x9"]], "history 0: toys has no item 'x9': its catalogue has 4 items"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import itertools
 import json
 import sys
@@ -66,26 +67,29 @@ def _shown(item) -> dict[str, Any]:
     return {"item_id": item.item_id, "title": item.fields.get("title", ""), "score": item.score}
 
 
-def _open(path: str):
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[Iterable[str]]:
     if path == "-":
-        return contextlib.nullcontext(sys.stdin)
-    try:
-        return open(path, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise CalrecError(f"cannot read {path}: {error.strerror}") from error
+        yield sys.stdin
+        return
+    from calrec_jax.data.sources.files import opened
+
+    with opened(path) as file:
+        yield io.TextIOWrapper(file, "utf-8", errors="replace")
 
 
 def _read(
-    lines: Iterable[str], check: Callable[[Sequence[str]], None]
+    lines: Iterable[str], check: Callable[[Sequence], None]
 ) -> Iterator[tuple[int, dict[str, Any], str]]:
     """(line number, record, "") of a good line, (line number, {}, what is wrong) of a bad one."""
     for number, line in enumerate(lines, start=1):
+        line = line.removeprefix("\ufeff") if number == 1 else line  # of standard input
         if not line.strip():
             continue
         try:
             record = json.loads(line)
             history = record.get("history") if isinstance(record, dict) else None
-            if not isinstance(history, list) or not all(isinstance(i, str) for i in history):
+            if not isinstance(history, list):
                 raise CalrecError('not an object with "history", a list of item ids')
             check(history)
             yield number, record, ""

@@ -1,6 +1,7 @@
 """`calrec recommend`: good lines are answered, bad ones reported."""
 
 import dataclasses
+import gzip
 import io
 import json
 
@@ -35,7 +36,7 @@ class Recommender:
         return cls()
 
     def check(self, history):
-        unknown = [i for i in history if not i.startswith("B")]
+        unknown = [str(i) for i in history if not str(i).startswith("B")]
         if unknown:
             raise CalrecError(f"toys has no item {', '.join(unknown)}")
 
@@ -54,7 +55,7 @@ def histories(tmp_path, monkeypatch):
 
     def make(text, *more):
         path = tmp_path / "histories.jsonl"
-        path.write_text(text)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return ["recommend", "--model_dir=runs/a", f"--histories={path}", *more]
 
     return make
@@ -106,8 +107,16 @@ def test_lines_are_answered_together(monkeypatch, capsys):
     assert recommender.batches == [32, 32, 6]
 
 
-def test_standard_input(histories, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO('{"history": ["B1"]}\n'))
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_byte_order_mark_and_gzip(histories, capsys, pack):
+    lines = '\ufeff{"history": ["B1"]}\n{"history": ["B2"]}\n'
+    assert cli.main(histories(pack(lines.encode()))) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_standard_input(histories, monkeypatch, capsys, mark):
+    monkeypatch.setattr("sys.stdin", io.StringIO(mark + '{"history": ["B1"]}\n'))
     arguments = [*histories("")[:2], "--histories=-"]
     assert cli.main(arguments) == 0
     assert "Title B1" in capsys.readouterr().out
@@ -123,7 +132,7 @@ def test_bytes_that_are_no_text(histories, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["--model_dir=runs/a", "--histories=/no/file"], "cannot read /no/file: No such file"),
+        (["--model_dir=runs/a", "--histories=/no/file"], "/no/file cannot be opened: No such file"),
         (["--model_dir=runs/b", "--histories=/dev/null"], "runs/b is no MODEL_DIR"),
     ],
 )

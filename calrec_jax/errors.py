@@ -76,6 +76,6 @@ def is_read_only(error: OSError) -> bool:
 
 def _path_in(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.filename:
-        return str(error.filename)
+        return str(error.filename2 or error.filename)  # the second is written, where there are two
     found = re.search(r"""["'](/[^"']+)["']""", str(error))
     return found[1] if found else None

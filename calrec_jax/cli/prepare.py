@@ -165,7 +165,8 @@ def _add_dataset(group) -> None:
     group.add_argument(
         "--domain",
         required=True,
-        help="the dataset's name: lower-case letters, digits and underscores",
+        help="the dataset's name: lower-case letters, digits and underscores, beginning with a "
+        "letter",
     )
 
 

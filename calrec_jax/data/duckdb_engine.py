@@ -28,7 +28,7 @@ from calrec_jax.data.sequences import Positioned, Rules, User
 from calrec_jax.data.sources import Event, RawFiles, Rejected, Source, read_events, read_items
 from calrec_jax.data.statistics import ItemStatistics, UserStatistics
 from calrec_jax.data.store import DomainWriter
-from calrec_jax.errors import is_full_disk
+from calrec_jax.errors import CalrecError, is_full_disk
 from calrec_jax.text.items import Fields
 
 _SETTINGS = {
@@ -77,7 +77,17 @@ def run(
     writer: DomainWriter,
     report: Report,
 ) -> Prepared:
-    """An `engine.Engine`: see there."""
+    """An `engine.Engine`: see there.
+
+    Raises:
+      CalrecError: also where DuckDB cannot work in the scratch folder.
+    """
+    scratch = scratch.absolute()  # what is relative may be taken for a URL, or begin with ~
+    if any(character in str(scratch) for character in "?\\"):
+        raise CalrecError(
+            f"the engine 'duckdb' cannot work in {scratch}: DuckDB has another meaning for ? and "
+            f"\\ in a path; choose another folder for the store"
+        )
     with _database(scratch) as db, (scratch / "rejects.jsonl").open("w") as rejects:
         raw = _Raw(db, source, rules, report, rejects)
         raw.read(files)

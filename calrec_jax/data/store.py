@@ -26,14 +26,15 @@ from calrec_jax.data.statistics import SPLITS, checksum, item_digest, sequence_d
 from calrec_jax.errors import CalrecError, is_full_disk, local_path
 from calrec_jax.text.items import Catalogue, Fields, UserSequence
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")  # files have it in their names, which have a limit
 
 
 def check_name(domain: str) -> None:
     """Raises CalrecError where TFDS could not take `domain` as a dataset's name."""
     if not _NAME.fullmatch(domain):
         raise CalrecError(
-            f"{domain!r} cannot name a domain: use lower-case letters, digits and underscores"
+            f"{domain!r} cannot name a domain: use lower-case letters, digits and underscores, "
+            f"beginning with a letter, and no more than 100"
         )
 
 
@@ -308,8 +309,10 @@ def builder(data_dir, domain: str, config: str) -> tfds.core.DatasetBuilder:
     """What reads a config of a domain's dataset.
 
     Raises:
-      CalrecError: there is none (the line says how to make it), or it is damaged.
+      CalrecError: there is none (the line says how to make it), or can be none of that name, or it
+        is damaged.
     """
+    check_name(domain)
     directory = domain_dir(data_dir, domain) / config / VERSION
     if not directory.is_dir():
         raise CalrecError(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tokenizers
 from checkpoints import small_hf
+from small_disk import fill, small_disk
 from train import small_run
 
 from calrec_jax.checkpoints.hf_maps import Entry
@@ -245,6 +246,18 @@ def test_what_was_begun_is_gone_when_it_is_broken_off(
         assert code == 1 and "no space left on the disk" in err.splitlines()[-1]
 
 
+# With 0 no folder can be made; then the tokenizer is what does not fit, and then the weights.
+@pytest.mark.parametrize("free", [0, 4096, 8192, 12288, 16384])
+def test_of_two_disks_the_full_one_is_named(calrec, llama, tmp_path, free):
+    calrec("--from_hf=llama", "--to=ours")
+    with small_disk(tmp_path / "full", 64) as disk:
+        fill(disk, free)
+        code, out, err = calrec("--from=ours/pretrained:latest", f"--to_hf={disk}/new")
+        assert (code, out) == (1, "")
+        assert f"no space left on the disk of {disk}/new" in err.splitlines()[-1]
+        assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
 def test_what_a_killed_one_left_is_cleared_away(calrec, llama, tmp_path):
     (tmp_path / ".making_ours" / "hf").mkdir(parents=True)
     (tmp_path / ".making_ours" / "hf" / "old.json").write_text("{}")
@@ -376,9 +389,7 @@ def adapted(loaded, calrec, tmp_path):
     )
 
 
-def test_adapters_merged_or_on_their_model_give_the_same_logits(
-    loaded, adapted, calrec, tmp_path
-):
+def test_adapters_merged_or_on_their_model_give_the_same_logits(loaded, adapted, calrec, tmp_path):
     peft = pytest.importorskip("peft", reason=REASON)
     import torch
 

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import pathlib
+import shutil
 import subprocess
 
 import pytest
@@ -74,6 +75,9 @@ WRONG = {
     "--input_dir=nowhere": "there is no folder nowhere",
     "--events=nowhere": "no file matches nowhere",
     "--domain=Things": "'Things' cannot name a domain",
+    "--domain=1zh": "'1zh' cannot name a domain: use lower-case letters, digits and underscores, beg",
+    "--domain=a-b": "underscores, beginning with a letter, and no more than 100",
+    f"--domain={'a' * 101}": "cannot name a domain: use lower-case letters, dig",
     "--min_events=9": "things is empty: of 60 events 0 have no item with text, and 12 users",
     "--min_events=2": "min_events 2: leave-one-out takes",
     "--same_time=files": "same_time 'files' is none of file, item_id, random",
@@ -205,6 +209,50 @@ def test_a_full_disk_is_one_line_and_the_old_dataset_stays(calrec, raw, tmp_path
         assert sorted(path.name for path in disk.iterdir()) == ["filler", "things"]
 
 
+ODD = ["it's", "a b", "50%", "a#b", 'a"b', "a*b", "a[b]", "{a}", "~a", "a:b", "é", "a,b=c$d@2"]
+
+
+def folders(calrec, raw, name: str, **flags) -> tuple[int, str, str]:
+    """Prepares from and into folders of a name, as a user gives them: from where they are."""
+    shutil.copytree(raw, pathlib.Path(name, "raw"))
+    flags = {"source": "jsonl", "input_dir": f"{name}/raw", "data_dir": f"{name}/store"} | flags
+    return calrec("prepare", "--domain=things", *(f"--{flag}={v}" for flag, v in flags.items()))
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_folders_may_have_odd_names(calrec, raw, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert folders(calrec, raw, name)[0] == 0
+    assert len(stored.read_sequences(f"{name}/store", "things", "test")) == 12
+    vocab = ["vocab", f"--data_dir={name}/store", "--domains=things", "--size=300"]
+    assert calrec(*vocab, f"--out={name}/a.model")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "said"),
+    [
+        (
+            "a?b",
+            "duckdb",
+            "DuckDB has another meaning for ? and \\ in a path; choose another folder",
+        ),
+        ("a\\b", "duckdb", "the engine 'duckdb' cannot work in "),
+        ("a[b", "beam", "Beam would take * ? and [ for wild cards; choose another folder"),
+    ],
+)
+def test_a_store_whose_name_the_engine_cannot_take_is_one_line(
+    calrec, raw, tmp_path, monkeypatch, name, engine, said
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = folders(calrec, raw, name, engine=engine)
+    (line,) = err.splitlines()
+    assert (code, out) == (1, "") and said in line
+    assert not pathlib.Path(name, "store").exists()
+    flags = {"engine": engine, "data_dir": "store"}
+    shutil.rmtree(name)
+    assert folders(calrec, raw, name, **flags)[0] == 0  # where the files are is no matter
+
+
 def test_a_directory_that_cannot_be_written_is_one_line(calrec, raw, tmp_path):
     with small_disk(tmp_path / "disk", 8192) as disk:
         prepare = ["prepare", "--source=jsonl", f"--input_dir={raw}", f"--data_dir={disk}"]
@@ -261,8 +309,14 @@ def test_vocab_learns_from_the_items_of_training_histories(calrec, prepared, tmp
     ("flags", "message"),
     [
         (["--domains=thing"], "no dataset of 'thing' in "),
+        (["--domains=1zh"], "'1zh' cannot name a domain: use lower-case letters, digits and un"),
+        (
+            [f"--domains={'a' * 300}"],
+            "cannot name a domain: use lower-case letters, digits and under",
+        ),
         (["--out=gs://bucket/a.model"], "--out is gs://bucket/a.model, and only paths of a file"),
         (["--size=1"], "every character is a piece, so at least "),
+        (["--size=4"], "every character is a piece, so at least "),
         (["--size=20"], "every character is a piece, so at least "),
         (["--out=a.txt"], "a.txt: a SentencePiece model's file ends in .model"),
         (["--out=/proc/a.model"], "cannot write /proc/a.model: "),

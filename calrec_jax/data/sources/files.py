@@ -29,7 +29,11 @@ _OTHER_PACKING = {
     b"\xfd7zXZ": "packed with xz",
     b"\x28\xb5\x2f\xfd": "packed with zstd",
 }
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_OTHER_KINDS = {
+    b"PAR1": "a Parquet file: read it with --source=parquet",
+    b"\xff\xfe": "UTF-16: save it as UTF-8, which alone is read",
+    b"\xfe\xff": "UTF-16: save it as UTF-8, which alone is read",
+}
 
 
 _MARKERS = ("_SUCCESS", "_committed_*", "_started_*", "_metadata", "_common_metadata")
@@ -257,8 +261,9 @@ def opened(path: str) -> Iterator[BinaryIO]:
         for magic, packing in _OTHER_PACKING.items():
             if start.startswith(magic):
                 raise CalrecError(f"{path} is {packing}: unpack it first (gzip alone is read)")
-        if start.startswith(_UTF_16):
-            raise CalrecError(f"{path} is UTF-16: save it as UTF-8, which alone is read")
+        for magic, kind in _OTHER_KINDS.items():
+            if start.startswith(magic):
+                raise CalrecError(f"{path} is {kind}")
         if start.startswith(_GZIP):
             unpacked = io.BufferedReader(gzip.GzipFile(fileobj=packed), 2**18)
         else:

@@ -266,6 +266,12 @@ def test_utf_16_is_an_error(tmp_path, bom, encoding):
         read(tmp_path / "x")
 
 
+def test_a_parquet_file_is_no_text(tmp_path):
+    (tmp_path / "x").write_bytes(b"PAR1\x15")
+    with pytest.raises(CalrecError, match="x is a Parquet file: read it with --source=parquet"):
+        read(tmp_path / "x")
+
+
 def test_a_file_that_is_gone_is_named(tmp_path):
     with pytest.raises(CalrecError, match="none cannot be opened: No such file or directory"):
         read(tmp_path / "none")

@@ -122,7 +122,8 @@ def _add_files(group) -> None:
             type=_names,
             default=(),
             metavar="A,B",
-            help=f"files of {kind} (paths, patterns or URLs) instead of those in the folder",
+            help=f"files of {kind} (paths, patterns, folders of files part-*, or URLs) instead of "
+            "those in the folder",
         )
     group.add_argument(
         "--columns",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pathlib
-import uuid
 import zipfile
 
 import numpy as np
+
+from calrec_jax import whole
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
 """What reading a damaged file raises: a RuntimeError is one of zipfile."""
@@ -16,12 +15,5 @@ DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zip
 
 def save(path: pathlib.Path, **arrays: np.ndarray) -> None:
     """Writes the whole file or, when it fails or is killed, none of it; its folder is there."""
-    # Processes that save the same file at once do not write into one another's.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with whole.written(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)

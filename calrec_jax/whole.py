@@ -50,20 +50,27 @@ def made(target: pathlib.Path) -> Iterator[pathlib.Path]:
         os.close(lock)
 
 
+@contextlib.contextmanager
+def written(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A file beside `path`, which it becomes at the end; a failure leaves nothing of it."""
+    # Processes that write the same file at once do not write into one another's.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def write_text(path: pathlib.Path, text: str, errors: str = "strict") -> None:
     """Writes the whole file, in UTF-8, or, when it fails or is killed, none of it.
 
     Args:
       errors: see `str.encode`.
     """
-    # Processes that write the same file at once do not write into one another's.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with written(path) as temporary:
         temporary.write_text(text, "utf-8", errors)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _empty(folder: pathlib.Path) -> None:

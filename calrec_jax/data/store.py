@@ -10,7 +10,6 @@ missing timestamps are an empty list. Records are sorted by the MD5 of the user'
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -24,6 +23,7 @@ from calrec_jax.data.quiet_tensorflow import tf, tfds
 from calrec_jax.data.shards import VERSION
 from calrec_jax.data.statistics import SPLITS, checksum, item_digest, sequence_digest
 from calrec_jax.errors import CalrecError, is_full_disk, local_path
+from calrec_jax.locks import try_flock
 from calrec_jax.text.items import Catalogue, Fields, UserSequence
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")  # files have it in their names, which have a limit
@@ -82,7 +82,10 @@ def _locked(folder: pathlib.Path, target: pathlib.Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # a run that ends takes its folder away
                 file = stack.enter_context(lock.open("w"))
-                _lock(file, target)
+                if try_flock(file) is False:
+                    raise CalrecError(
+                        f"another process is making {target}: wait until it has ended, or end it"
+                    )
                 if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                     break
         old = folder / "old"
@@ -95,15 +98,6 @@ def _locked(folder: pathlib.Path, target: pathlib.Path) -> Iterator[None]:
             lock.unlink()
             with contextlib.suppress(OSError):  # the next run is there already
                 folder.rmdir()
-
-
-def _lock(file, target: pathlib.Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise CalrecError(
-            f"another process is making {target}: wait until it has ended, or end it"
-        ) from None
 
 
 def _wipe(folder: pathlib.Path) -> None:

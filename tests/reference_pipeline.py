@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import time
 from collections.abc import Sequence
 
 from calrec_jax.data import sequences
+from calrec_jax.data.engine import Times
 from calrec_jax.data.sequences import Positioned, Rules, User
 from calrec_jax.data.sources import Event, Item
 from calrec_jax.text.items import UserSequence
@@ -20,11 +22,13 @@ class Reference:
       users: all that have an event left, by id; those that the rules leave out, too.
       catalogue: {item id: fields}.
       counts: what was left out, by name.
+      times: of the events that stay until duplicates are sought.
     """
 
     users: dict[str, User]
     catalogue: dict[str, dict[str, str]]
     counts: collections.Counter
+    times: Times
 
     def split(self, name: str) -> dict[str, UserSequence]:
         """{user id: sequence}."""
@@ -40,6 +44,7 @@ def run(domain: str, events: Sequence[Event], listings: Sequence[Item], rules: R
     """Events and listings are in the order of one file each."""
     counts = collections.Counter(items_read=len(listings), events_read=len(events))
     items = _first_listings(listings, counts)
+    timed = [e for e in events if not sequences.event_problem(e, rules) and e.timestamp is not None]
     kept = _single_events(events, rules, counts)
     usable = {i for i, fields in items.items() if not sequences.item_problem(fields, rules)}
     counts.update(sequences.item_problem(f, rules) for i, f in items.items() if i not in usable)
@@ -60,7 +65,15 @@ def run(domain: str, events: Sequence[Event], listings: Sequence[Item], rules: R
     used = {i for u in users.values() for s in u.splits.values() for i in s.item_ids}
     catalogue = listed & used if rules.catalogue == "bought" else listed
     counts["items_not_bought"] = len(listed) - len(catalogue)
-    return Reference(users, {i: items[i] for i in catalogue}, counts)
+    return Reference(users, {i: items[i] for i in catalogue}, counts, _describe(timed))
+
+
+def _describe(timed: Sequence[Event]) -> Times:
+    alone = [(event.timestamp, event.nanosecond) for event in timed if event.order is None]
+    at_once = max(collections.Counter(alone).values(), default=0)
+    future = sum(event.timestamp > time.time() for event in timed)
+    early = sum(event.timestamp < 631_152_000 for event in timed)  # date -u -d 1990-01-01 +%s
+    return Times(len(timed), future, early, len(alone), at_once)
 
 
 def _first_listings(listings, counts) -> dict[str, dict[str, str]]:
@@ -73,17 +86,21 @@ def _first_listings(listings, counts) -> dict[str, dict[str, str]]:
 
 
 def _single_events(events, rules: Rules, counts) -> list[Positioned]:
-    ordered = any(event.order is not None for event in events)
-    kept = []
+    kept: list[Positioned] = []
+    seen = set()
     for line, event in enumerate(events, start=1):
         problem = sequences.event_problem(event, rules)
-        if not problem and ordered and event.order is None:
-            problem = "events_without_order"
+        if not problem and event in seen and not rules.keep_duplicates:
+            problem = "events_duplicated"
         if problem:
             counts[problem] += 1
         else:
+            seen.add(event)
             kept.append((sequences.position(0, line), event))
-    return kept
+    ordered = {event.user_id for _, event in kept if event.order is not None}
+    left = [(p, e) for p, e in kept if e.order is not None or e.user_id not in ordered]
+    counts["events_without_order"] = len(kept) - len(left)
+    return left
 
 
 def k_core(events: list[Positioned], k: int, iterated: bool) -> tuple[list[Positioned], set[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import shlex
 import sys
@@ -25,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     from calrec_jax.data.sequences import Rules
 
     rules = Rules(
+        keep_duplicates=args.keep_duplicates,
         merge_repeats=not args.keep_repeats,
         min_events=args.min_events,
         k_core=args.k_core,
@@ -143,7 +143,7 @@ def _add_files(group) -> None:
         "--time_unit",
         default="s",
         choices=("s", "ms", "us", "ns"),
-        help="of time stamps that are numbers (default: %(default)s)",
+        help="of time stamps that are numbers, other than 20240401 and 2024 (default: %(default)s)",
     )
     group.add_argument(
         "--delimiter",
@@ -177,7 +177,8 @@ def _add_rules(group) -> None:
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="keep this share of the users, chosen by their ids (default: all)",
+        help="keep this share of the users, chosen by their ids, and all items, see --catalogue "
+        "(default: all)",
     )
     group.add_argument(
         "--seed",
@@ -187,6 +188,11 @@ def _add_rules(group) -> None:
         help="another one samples other users, and sorts otherwise (default: %(default)s)",
     )
     group.add_argument("--latest", type=_time, metavar="TIME", help="leave out events after it")
+    group.add_argument(
+        "--keep_duplicates",
+        action="store_true",
+        help="keep events of a user with the same item, order and time; else they are one event",
+    )
     group.add_argument(
         "--require",
         type=_names,
@@ -238,8 +244,8 @@ def _add_splits(group) -> None:
         "--validation_from",
         type=_time,
         metavar="TIME",
-        help="where the temporal split's training ends; TIME is a date, 2018-01-31 (its beginning, "
-        "UTC), or Unix seconds",
+        help="where the temporal split's training ends; TIME is a date, 2018-01-31 or 20180131 "
+        "(its beginning, UTC), or Unix seconds",
     )
     group.add_argument(
         "--test_from", type=_time, metavar="TIME", help="where the temporal split's test begins"
@@ -310,16 +316,18 @@ def _delimiter(text: str) -> str:
 
 
 def _time(text: str) -> int:
-    """Unix seconds of a date in UTC, or of what is already a number."""
-    if text.isdecimal():
-        return int(text)
-    try:
-        day = datetime.date.fromisoformat(text)
-    except ValueError:
+    """Unix seconds of a date's beginning in UTC, or of what is already a number."""
+    from calrec_jax.data.sources import times
+
+    number = times.number(text)
+    found = times.of_iso(text) if number is None else times.date_in_digits(number)
+    if found is None and isinstance(number, int):
+        return number
+    if found is None or found[1]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a date like 2018-01-31 nor Unix seconds"
-        ) from None
-    return int(datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC).timestamp())
+        )
+    return found[0]
 
 
 if __name__ == "__main__":

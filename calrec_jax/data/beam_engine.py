@@ -29,7 +29,7 @@ from calrec_jax.data import beam_transforms as transforms
 from calrec_jax.data import sequences, shards
 from calrec_jax.data.beam_scratch import Scratch, own_folder, temporary_files_in
 from calrec_jax.data.beam_transforms import Facts, Sums
-from calrec_jax.data.engine import Prepared, Report
+from calrec_jax.data.engine import Prepared, Report, Times
 from calrec_jax.data.quiet_beam import PipelineOptions, StandardOptions, beam
 from calrec_jax.data.sequences import Rules
 from calrec_jax.data.shards import Split
@@ -46,6 +46,7 @@ _COUNTED = (
     "items_listed_differently",
     "items_without_text",
     "items_without_required",
+    "events_duplicated",
     "events_without_order",
     "events_without_item",
     "events_without_required",
@@ -98,8 +99,10 @@ def _run(
     facts = engine.read(source, files, workspace / "rejects.jsonl")
     sequences.check_times(engine.domain, facts.counts["events_untimed"])
     report("joining", facts.counts["events_read"])
-    counts = facts.counts + engine.select(facts.ordered)
-    ids_apart = None if counts["events_listed"] else engine.least_ids(facts.ordered)
+    now = time.time()
+    selected, at_once = engine.select(now)
+    counts = facts.counts + selected
+    ids_apart = None if counts["events_listed"] else engine.least_ids(now)
     report("counting", counts["events_known"])
     passes = 0
     if engine.rules.k_core:
@@ -115,7 +118,10 @@ def _run(
     return Prepared(
         {name: counts[name] for name in _COUNTED},
         dict(facts.rejected),
-        facts.future_events,
+        dict(facts.left_out),
+        Times(
+            *(counts[f"times_{name}"] for name in ("known", "future", "early", "alone")), at_once
+        ),
         written.users,
         written.items,
         {split: written.counts[f"cold_{split}"] for split in ("validation", "test")},
@@ -193,10 +199,9 @@ class _Engine:
     def read(self, source: Source, files: RawFiles, rejects_path: pathlib.Path) -> Facts:
         """Makes "listings" and "events", and `rejects_path` in the order of the files' lines."""
         kinds = {"listings": files.items, "events": files.events}
-        now = time.time()
         with self._pipeline() as pipeline:
             for kind, paths in kinds.items():
-                read = transforms.ReadFile(kind, source, self.rules, now, self.scratch)
+                read = transforms.ReadFile(kind, source, self.rules, self.scratch)
                 rows = (
                     pipeline
                     | f"files of {kind}" >> beam.Create(list(enumerate(paths)))
@@ -212,14 +217,16 @@ class _Engine:
                     shutil.copyfileobj(of_file, rejects)
         return found
 
-    def select(self, ordered: bool) -> collections.Counter:
+    def select(self, now: float) -> tuple[collections.Counter, int]:
         """Makes "items" of the first listings, and "kept_0" of the events of these items.
 
         Args:
-          ordered: whether any event has an order.
+          now: Unix seconds.
+
+        Returns:
+          What is counted, and the last of `Times`.
         """
         first_listing = transforms.FirstListing(self.rules)
-        sortable = transforms.Sortable(ordered)
         with self._pipeline() as pipeline:
             items = (
                 self._rows(pipeline, "listings")
@@ -227,9 +234,16 @@ class _Engine:
                 | "group listings" >> beam.GroupByKey()
                 | "first listing" >> beam.ParDo(first_listing).with_outputs(main="problems")
             )
-            events = self._rows(pipeline, "events") | "sortable" >> beam.ParDo(
-                sortable
-            ).with_outputs(main="rows")
+            rows = self._rows(pipeline, "events")
+            events = self._sortable(rows, now)
+            at_once = (
+                rows
+                | "times" >> beam.FlatMap(transforms.time_of)
+                | "count times" >> beam.combiners.Count.PerElement()
+                | "counts" >> beam.Values()
+                | "most at once" >> beam.CombineGlobally(transforms.most)
+            )
+            self._tell(at_once, "at_once")
             known = (
                 {"problems": items.problems, "rows": events.rows}
                 | "join" >> beam.CoGroupByKey()
@@ -238,14 +252,21 @@ class _Engine:
             self._write_rows(items.usable, "items")
             self._write_rows(known.rows, "kept_0")
             self._tell_sums("selected", items, events, known)
-        return self.scratch.load("selected").counts
+        return self.scratch.load("selected").counts, self.scratch.load("at_once")
 
-    def least_ids(self, ordered: bool) -> tuple[str, str] | None:
+    def _sortable(self, rows: beam.PCollection, now: float) -> beam.pvalue.DoOutputsTuple:
+        return (
+            rows
+            | "events by user" >> beam.Map(_first)
+            | "group events" >> beam.GroupByKey()
+            | "sortable"
+            >> beam.ParDo(transforms.Sortable(self.rules, now)).with_outputs(main="rows")
+        )
+
+    def least_ids(self, now: float) -> tuple[str, str] | None:
         """The least item ids of events that can be sorted and of listings, if there are both."""
         with self._pipeline() as pipeline:
-            events = self._rows(pipeline, "events") | "sortable" >> beam.ParDo(
-                transforms.Sortable(ordered)
-            ).with_outputs(main="rows")
+            events = self._sortable(self._rows(pipeline, "events"), now)
             ids = {"events": events.rows, "listings": self._rows(pipeline, "listings")}
             for name, rows in ids.items():
                 least = (

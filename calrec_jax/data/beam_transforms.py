@@ -18,13 +18,10 @@ from calrec_jax.data import sequences, shards
 from calrec_jax.data.beam_scratch import Scratch
 from calrec_jax.data.quiet_beam import beam
 from calrec_jax.data.quiet_tensorflow import tf
-from calrec_jax.data.sequences import Rules, User
+from calrec_jax.data.sequences import BEFORE_OUR_DATA, EventRow, Rules, User
 from calrec_jax.data.sources import Event, Item, Rejected, Source, read_events, read_items
 from calrec_jax.data.statistics import ItemStatistics, UserStatistics
 from calrec_jax.errors import CalrecError
-
-EventRow = tuple[str, str, int | None, int | None, int]
-"""(user id, item id, order, timestamp, position); a list where it was read from a file."""
 
 ListingRow = tuple[str, dict[str, str], int]
 """(item id, fields, position)."""
@@ -72,15 +69,13 @@ class Facts:
     Attributes:
       counts: what was read and left out, by name.
       rejected: lines by reason, in the order in which the reasons are met.
-      ordered: whether any event has an order.
-      future_events: how many of those that stay are dated after now.
+      left_out: fields of items by reason, in such an order, too.
       problem: why the file cannot be read, or None.
     """
 
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     rejected: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    ordered: bool = False
-    future_events: int = 0
+    left_out: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     problem: str | None = None
 
     def add(self, of_file: Facts) -> None:
@@ -89,8 +84,7 @@ class Facts:
             raise CalrecError(of_file.problem)
         self.counts.update(of_file.counts)
         self.rejected.update(of_file.rejected)
-        self.ordered = self.ordered or of_file.ordered
-        self.future_events += of_file.future_events
+        self.left_out.update(of_file.left_out)
 
 
 class ReadFile(beam.DoFn):
@@ -100,12 +94,11 @@ class ReadFile(beam.DoFn):
 
     Args:
       kind: "events" or "listings".
-      now: Unix seconds.
     """
 
-    def __init__(self, kind: str, source: Source, rules: Rules, now: float, scratch: Scratch):
-        self._kind, self._source, self._rules = kind, source, rules
-        self._now, self._scratch = now, scratch
+    def __init__(self, kind: str, source: Source, rules: Rules, scratch: Scratch):
+        self._kind, self._source = kind, source
+        self._rules, self._scratch = rules, scratch
 
     def process(self, file):
         place, path = file
@@ -133,18 +126,16 @@ class ReadFile(beam.DoFn):
 
     def _listing(self, item: Item, position: int, facts: Facts) -> ListingRow:
         facts.counts["items_read"] += 1
+        facts.left_out.update(item.left_out)
         return item.item_id, item.fields, position
 
     def _event(self, event: Event, position: int, facts: Facts) -> EventRow | None:
         facts.counts["events_read"] += 1
-        facts.ordered = facts.ordered or event.order is not None
         problem = sequences.event_problem(event, self._rules)
         if problem:
             facts.counts[problem] += 1
             return None
-        if event.timestamp is not None and event.timestamp > self._now:
-            facts.future_events += 1
-        return *event, position
+        return sequences.to_row(event, position)
 
 
 class FirstListing(Summing):
@@ -171,20 +162,44 @@ class FirstListing(Summing):
 
 
 class Sortable(Summing):
-    """EventRow -> (item id, EventRow), where it can be sorted.
+    """(user id, EventRows) -> (item id, EventRow) of each that is no duplicate and can be sorted.
+
+    Counts what the times look like, too.
 
     Args:
-      ordered: whether any event has an order.
+      now: Unix seconds.
     """
 
-    def __init__(self, ordered: bool):
-        self._ordered = ordered
+    def __init__(self, rules: Rules, now: float):
+        self._rules, self._now = rules, now
 
-    def process(self, row):
-        if self._ordered and row[2] is None:
-            self.sums.counts["events_without_order"] += 1
-        else:
+    def process(self, group):
+        _, rows = group
+        rows = list(rows)
+        self._count_times(rows)
+        single = sequences.without_duplicates(rows, self._rules)
+        sortable = sequences.sortable(single)
+        self.sums.counts["events_duplicated"] += len(rows) - len(single)
+        self.sums.counts["events_without_order"] += len(single) - len(sortable)
+        for row in sortable:
             yield row[1], row
+
+    def _count_times(self, rows: list[EventRow]) -> None:
+        times = [row[3] for row in rows if row[3] is not None]
+        self.sums.counts["times_known"] += len(times)
+        self.sums.counts["times_future"] += sum(time > self._now for time in times)
+        self.sums.counts["times_early"] += sum(time < BEFORE_OUR_DATA for time in times)
+        self.sums.counts["times_alone"] += sum(row[2] is None for row in rows)
+
+
+def time_of(row: EventRow) -> list[tuple[int, int]]:
+    """[(timestamp, nanosecond)], or [] where an order sorts the event."""
+    return [(row[3], row[4])] if row[2] is None else []
+
+
+def most(counts: Iterable[int]) -> int:
+    """The greatest of them; 0 of none."""
+    return max(counts, default=0)
 
 
 class Known(Summing):
@@ -260,7 +275,7 @@ class MakeUser(Summing):
 
     def process(self, group):
         user_id, rows = group
-        events = [(row[4], Event(*row[:4])) for row in rows]
+        events = map(sequences.from_row, rows)
         user = sequences.make_user(self._domain, user_id, events, self._rules)
         self.sums.users.add(user)
         key = shards.record_key(user_id)

@@ -25,7 +25,7 @@ from calrec_jax.data import duckdb_queries as queries
 from calrec_jax.data import sequences
 from calrec_jax.data.engine import Prepared, Report
 from calrec_jax.data.sequences import Positioned, Rules, User
-from calrec_jax.data.sources import Event, RawFiles, Rejected, Source, read_events, read_items
+from calrec_jax.data.sources import RawFiles, Rejected, Source, read_events, read_items
 from calrec_jax.data.statistics import ItemStatistics, UserStatistics
 from calrec_jax.data.store import DomainWriter
 from calrec_jax.errors import CalrecError, is_full_disk
@@ -44,8 +44,9 @@ _EVENTS = pa.schema(
     [
         ("user_id", pa.string()),
         ("item_id", pa.string()),
-        ("order", pa.int64()),
+        ("order", pa.string()),
         ("timestamp", pa.int64()),
+        ("nanosecond", pa.int32()),
         ("position", pa.int64()),
     ]
 )
@@ -94,7 +95,8 @@ def run(
         counts = dict(raw.counts)
         sequences.check_times(domain, counts.pop("events_untimed"))
         report("sorting", counts["events_read"])
-        counts |= queries.select_items(db) | queries.select_events(db, raw.ordered)
+        times = queries.describe_times(db, raw.now)
+        counts |= queries.select_items(db) | queries.select_events(db, rules)
         ids_apart = queries.ids_apart(db)
         counts |= queries.select_core(db, rules)
         queries.export_events(db, scratch / "events.parquet")
@@ -105,7 +107,8 @@ def run(
         counts |= queries.select_catalogue(db, bought=rules.catalogue == "bought")
         items = _write_items(db, scratch / "items.parquet", writer, report)
         cold = queries.cold_targets(db)
-    return Prepared(counts, dict(raw.rejected), raw.future_events, users, items, cold, ids_apart)
+    rejected, left_out = dict(raw.rejected), dict(raw.left_out)
+    return Prepared(counts, rejected, left_out, times, users, items, cold, ids_apart)
 
 
 @contextlib.contextmanager
@@ -129,8 +132,8 @@ class _Raw:
     Attributes:
       counts: what was read and left out, by name.
       rejected: lines by reason.
-      ordered: whether any event has an order.
-      future_events: how many of those that stay are dated after now.
+      left_out: fields of items by reason.
+      now: Unix seconds.
     """
 
     def __init__(self, db, source: Source, rules: Rules, report: Report, rejects):
@@ -138,7 +141,8 @@ class _Raw:
         self._report, self._rejects = report, rejects
         self.counts = dict.fromkeys(sequences.READ_COUNTS, 0)
         self.rejected: collections.Counter[str] = collections.Counter()
-        self.ordered, self.future_events, self._now = False, 0, time.time()
+        self.left_out: collections.Counter[str] = collections.Counter()
+        self.now = time.time()
 
     def read(self, files: RawFiles) -> None:
         """Items first: there are fewer, so a mistake in their files shows sooner."""
@@ -157,6 +161,7 @@ class _Raw:
     def _listings(self, files: RawFiles) -> Iterator[tuple]:
         for place, line, item in self._parsed(files.items, read_items):
             self.counts["items_read"] += 1
+            self.left_out.update(item.left_out)
             text = json.dumps(item.fields, sort_keys=True)
             problem = sequences.item_problem(item.fields, self._rules)
             where = sequences.position(place, line)
@@ -165,14 +170,11 @@ class _Raw:
     def _events(self, files: RawFiles) -> Iterator[tuple]:
         for place, line, event in self._parsed(files.events, read_events):
             self.counts["events_read"] += 1
-            self.ordered = self.ordered or event.order is not None
             problem = sequences.event_problem(event, self._rules)
             if problem:
                 self.counts[problem] += 1
-                continue
-            if event.timestamp is not None and event.timestamp > self._now:
-                self.future_events += 1
-            yield (*event, sequences.position(place, line))
+            else:
+                yield sequences.to_row(event, sequences.position(place, line))
 
     def _parsed(self, paths, read) -> Iterator[tuple]:
         for place, path in enumerate(paths):
@@ -208,7 +210,7 @@ def _write_users(domain, rules: Rules, scratch, writer: DomainWriter, report) ->
 
 def _users(path: pathlib.Path) -> Iterator[tuple[str, list[Positioned]]]:
     for user_id, rows in itertools.groupby(_rows(path), operator.itemgetter(0)):
-        yield user_id, [(row[4], Event(*row[:4])) for row in rows]
+        yield user_id, list(map(sequences.from_row, rows))
 
 
 def _rows(path: pathlib.Path) -> Iterator[tuple]:

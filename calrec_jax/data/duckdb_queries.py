@@ -1,8 +1,8 @@
 """What DuckDB does to the raw tables: joins, counts, the k-core, sorting.
 
 Tables and views, in the order in which they are made: `events` and `listings` are read from files;
-`items` is the first listing of each; `ordered` are the events that can be sorted, `known` those
-whose item is kept, `kept` those in the k-core; `catalogue` are the items that are written.
+`items` is the first listing of each; `known` are the events whose item is kept, `kept` those in the
+k-core; `catalogue` are the items that are written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import pathlib
 
 import duckdb
 
-from calrec_jax.data.sequences import Rules
+from calrec_jax.data.engine import Times
+from calrec_jax.data.sequences import BEFORE_OUR_DATA, Rules
 
 _ROW_GROUP = 50_000  # rows that a reader has in memory at once
 
@@ -44,26 +45,69 @@ def select_items(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
     return counts
 
 
-def select_events(db: duckdb.DuckDBPyConnection, ordered: bool) -> dict[str, int]:
-    """Makes `known` from `events` and `items`; counts what is left out.
+def describe_times(db: duckdb.DuckDBPyConnection, now: float) -> Times:
+    """What the times in `events` look like; `now` is in Unix seconds."""
+    counts = db.execute(
+        f"SELECT count(timestamp), count(*) FILTER (timestamp > {now}), "
+        f"count(*) FILTER (timestamp < {BEFORE_OUR_DATA}), "
+        f'count(*) FILTER ("order" IS NULL) FROM events'
+    ).fetchone()
+    at_once = number(
+        db,
+        "SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM events "
+        'WHERE "order" IS NULL GROUP BY timestamp, nanosecond)',
+    )
+    return Times(*counts, at_once)
 
-    Args:
-      ordered: whether any event has an order.
+
+def delete_duplicates(db: duckdb.DuckDBPyConnection) -> int:
+    """Leaves in `events` the first of those that are equal in all but their position.
+
+    Few events have a hash that is there twice, so that few are compared.
+
+    Returns:
+      How many are gone.
     """
-    condition = '"order" IS NOT NULL' if ordered else "TRUE"
-    db.execute(f"CREATE VIEW ordered AS SELECT * FROM events WHERE {condition}")
+    columns = 'user_id, item_id, "order", timestamp, nanosecond'
+    return number(
+        db,
+        f"DELETE FROM events WHERE position IN (SELECT position FROM events "
+        f"WHERE hash({columns}) IN "
+        f"(SELECT hash({columns}) AS hash FROM events GROUP BY hash HAVING count(*) > 1) "
+        f"QUALIFY row_number() OVER (PARTITION BY {columns} ORDER BY position) > 1)",
+    )
+
+
+def delete_without_order(db: duckdb.DuckDBPyConnection) -> int:
+    """Takes events without an order out of `events` where others of the user have one.
+
+    Returns:
+      How many are gone.
+    """
+    return number(
+        db,
+        'DELETE FROM events WHERE "order" IS NULL AND user_id IN '
+        '(SELECT user_id FROM events WHERE "order" IS NOT NULL)',
+    )
+
+
+def select_events(db: duckdb.DuckDBPyConnection, rules: Rules) -> dict[str, int]:
+    """Makes `known` from `events` and `items`; counts what is left out, of `events`, too."""
+    duplicated = 0 if rules.keep_duplicates else delete_duplicates(db)
+    without_order = delete_without_order(db)
     db.execute(
-        "CREATE VIEW known AS SELECT ordered.* FROM ordered "
+        "CREATE VIEW known AS SELECT events.* FROM events "
         "SEMI JOIN (SELECT item_id FROM items WHERE problem IS NULL) USING (item_id)"
     )
-    read, sortable = (number(db, f"SELECT count(*) FROM {t}") for t in ("events", "ordered"))
+    sortable = number(db, "SELECT count(*) FROM events")
     required = number(
         db,
-        "SELECT count(*) FROM ordered SEMI JOIN "
+        "SELECT count(*) FROM events SEMI JOIN "
         "(SELECT item_id FROM items WHERE problem = 'items_without_required') USING (item_id)",
     )
     return {
-        "events_without_order": read - sortable,
+        "events_duplicated": duplicated,
+        "events_without_order": without_order,
         "events_without_item": sortable - required - number(db, "SELECT count(*) FROM known"),
         "events_without_required": required,
     }
@@ -71,10 +115,10 @@ def select_events(db: duckdb.DuckDBPyConnection, ordered: bool) -> dict[str, int
 
 def ids_apart(db: duckdb.DuckDBPyConnection) -> tuple[str, str] | None:
     """The least item ids of events and of items, if there are both and they have none in common."""
-    common = "SELECT 1 FROM ordered SEMI JOIN items USING (item_id) LIMIT 1"
+    common = "SELECT 1 FROM events SEMI JOIN items USING (item_id) LIMIT 1"
     if db.execute(common).fetchone():
         return None
-    least = [number(db, f"SELECT min(item_id) FROM {table}") for table in ("ordered", "items")]
+    least = [number(db, f"SELECT min(item_id) FROM {table}") for table in ("events", "items")]
     return None if None in least else tuple(least)
 
 

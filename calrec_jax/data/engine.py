@@ -17,13 +17,33 @@ Report = Callable[[str, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
+class Times:
+    """What times look like.
+
+    Attributes:
+      known: how many events have one.
+      future: how many are dated after now.
+      early: how many before 1990.
+      alone: how many have a time and no order, so that the time sorts them.
+      at_once: how many of these have the most frequent time.
+    """
+
+    known: int
+    future: int
+    early: int
+    alone: int
+    at_once: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Prepared:
     """What an engine has found while it wrote a domain.
 
     Attributes:
       counts: what was read, and what the rules left out before users were made, by name.
       rejected: lines by the reason why they were not used; they are in rejects.jsonl.
-      future_events: how many are dated after now.
+      fields_left_out: fields of listings by the reason why they were not used.
+      times: of the events that stay until duplicates are sought.
       users, items: what was written.
       cold: {"validation", "test"}: how many targets are in no training sequence.
       ids_apart: where no event has an item that is listed, the first item id of each in the order
@@ -32,7 +52,8 @@ class Prepared:
 
     counts: dict[str, int]
     rejected: dict[str, int]
-    future_events: int
+    fields_left_out: dict[str, int]
+    times: Times
     users: UserStatistics
     items: ItemStatistics
     cold: dict[str, int]

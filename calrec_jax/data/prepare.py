@@ -13,7 +13,8 @@ from typing import Any
 from calrec_jax.data import duckdb_engine, statistics, store
 from calrec_jax.data.engine import Engine, Prepared, Report
 from calrec_jax.data.sequences import Rules
-from calrec_jax.data.sources import RawFiles, find_files, get_source
+from calrec_jax.data.sources import RawFiles, Source, Table, find_files, get_source
+from calrec_jax.data.sources.times import UNITS
 from calrec_jax.errors import CalrecError
 
 
@@ -75,6 +76,7 @@ def prepare(
     with store.workspace(data_dir, domain) as scratch:
         writer = store.DomainWriter(scratch, domain)
         prepared = run(domain, made_by, files, rules, scratch, writer, report)
+        _warn(prepared, made_by, warn)
         _check_columns("--item_columns", item_columns or {}, prepared)
         _check_columns("--columns", columns or {}, prepared)
         _check(domain, rules, prepared)
@@ -83,12 +85,28 @@ def prepare(
         (made / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
         (scratch / "rejects.jsonl").rename(made / "rejects.jsonl")
         store.publish(scratch, made, data_dir, domain)
-    if prepared.future_events:
-        warn(
-            f"{prepared.future_events} events are dated in the future; --latest=DATE leaves them "
-            f"out"
-        )
     return stats
+
+
+def _warn(prepared: Prepared, source: Source, warn: Callable[[str], None]) -> None:
+    """Tells of what looks wrong, before it takes the place of what was there."""
+    times, without_order = prepared.times, prepared.counts["events_without_order"]
+    if 2 * times.early > times.known:
+        told = f"{times.early} of {times.known} events with a time are dated before 1990"
+        if isinstance(source, Table):
+            told += f": numbers are read as {UNITS[source.time_unit]}, see --time_unit"
+        warn(told)
+    if times.alone > 1 and 2 * times.at_once > times.alone:
+        warn(
+            f"{times.at_once} of {times.alone} events without an order have the same time: it does "
+            f"not tell which of them came first"
+        )
+    if without_order:
+        warn(
+            f"{without_order} events have no order, unlike others of their users, and are left out"
+        )
+    if times.future:
+        warn(f"{times.future} events are dated in the future; --latest=DATE leaves them out")
 
 
 def _run_of(engine: str, beam_options: Sequence[str], beam_scratch: str | None) -> Engine:
@@ -119,6 +137,7 @@ def _describe(
         **prepared.items.result(),
         **statistics.cold_target_shares(prepared.cold, prepared.users.examples),
         **prepared.counts,
+        "fields_left_out": prepared.fields_left_out,
         "rejected_lines": prepared.rejected,
         "checksums": prepared.users.checksums() | prepared.items.checksums(),
     }
@@ -183,7 +202,8 @@ def _check_columns(flag: str, columns: Mapping[str, str], prepared: Prepared) ->
 _REMOVED = {
     "events_not_sampled": "are of users outside the sample",
     "events_too_late": "are too late",
-    "events_without_order": "have no order, unlike others",
+    "events_duplicated": "are the same as others",
+    "events_without_order": "have no order, unlike others of their users",
     "events_without_required": "have an item without a field that is required",
     "events_not_in_core": "are outside the k-core",
 }

@@ -6,6 +6,7 @@ An engine reads, joins, counts and groups; whatever decides is here, so that all
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -26,18 +27,29 @@ READ_COUNTS = (
 )
 """Names of what is counted of single items and events, before any are joined."""
 
+BEFORE_OUR_DATA = 631_152_000
+"""1990 in Unix seconds: times before it are most often of another unit than was said."""
+
 Positioned = tuple[int, Event]
 """(where the event was read, see `position`; the event)."""
+
+EventRow = tuple[str, str, str | None, int | None, int, int]
+"""(user id, item id, order in digits, timestamp, nanosecond, position), as engines hold events.
+
+Of the same order the digits are the same.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """How raw events become sequences (method: Protocol). Recorded with every dataset.
 
-    They are applied in this order: sample, latest, events without an order (see `sort_events`),
-    items (text, require), k-core, sorting, merging, min_events, split, max_history.
+    They are applied in this order: sample, latest, duplicates, events without an order (see
+    `sortable`), items (text, require), k-core, sorting, merging, min_events, split, max_history.
 
     Attributes:
+      keep_duplicates: events that are equal in user, item, order and time stay; else they are one
+        event, the first in the files.
       merge_repeats: consecutive events of a user with the same item are one event, the first
         (unverified: the exact rule).
       min_events: users with fewer events after that are left out.
@@ -60,6 +72,7 @@ class Rules:
       CalrecError: values that are impossible, or that contradict each other.
     """
 
+    keep_duplicates: bool = False
     merge_repeats: bool = True
     min_events: int = 3
     k_core: int = 0
@@ -153,7 +166,8 @@ def event_problem(event: Event, rules: Rules) -> str | None:
         return "events_not_sampled"
     if rules.need_times and event.timestamp is None:
         return "events_untimed"
-    if rules.latest is not None and event.timestamp > rules.latest:
+    latest = rules.latest
+    if latest is not None and (event.timestamp, event.nanosecond) > (latest, 0):
         return "events_too_late"
     return None
 
@@ -179,19 +193,57 @@ def item_problem(fields: Fields, rules: Rules) -> str | None:
     return None
 
 
+def to_row(event: Event, place: int) -> EventRow:
+    """An event that was read at `place`."""
+    user_id, item_id, order, timestamp, nanosecond = event
+    digits = None if order is None else str(order)
+    return user_id, item_id, digits, timestamp, nanosecond, place
+
+
+def from_row(row: EventRow) -> Positioned:
+    """What `to_row` was given."""
+    user_id, item_id, digits, timestamp, nanosecond, place = row
+    return place, Event(user_id, item_id, _number(digits), timestamp, nanosecond)
+
+
+def _number(digits: str | None) -> int | decimal.Decimal | None:
+    if digits is None:
+        return None
+    return int(digits) if digits.lstrip("-").isdecimal() else decimal.Decimal(digits)
+
+
+def without_duplicates(rows: Iterable[EventRow], rules: Rules) -> list[EventRow]:
+    """One user's events; of those that differ in nothing but their place the first."""
+    if rules.keep_duplicates:
+        return list(rows)
+    first: dict[tuple, EventRow] = {}
+    for row in sorted(rows, key=lambda row: row[-1]):
+        first.setdefault(tuple(row[:-1]), row)
+    return list(first.values())
+
+
+def sortable(rows: Sequence[EventRow]) -> list[EventRow]:
+    """One user's events, those without an order left out where others have one.
+
+    A rank and a time do not compare. Another user's events may all have times alone.
+    """
+    ordered = [row for row in rows if row[2] is not None]
+    return ordered or list(rows)
+
+
 def sort_events(user_id: str, events: Iterable[Positioned], rules: Rules) -> list[Event]:
     """One user's events, oldest first.
 
-    They are sorted by `order`, else by time: ranks and seconds do not compare, so where any event
-    of a domain has an order, those without are left out before. The temporal split sorts by time
-    first: nothing may come before what is older.
+    They are sorted by `order`, else by time: all have an order, or none (see `sortable`). The
+    temporal split sorts by time first: nothing may come before what is older.
     """
 
     def key(positioned: Positioned):
         place, event = positioned
-        when = event.timestamp if event.order is None else event.order
+        time = event.timestamp, event.nanosecond
+        when = time if event.order is None else event.order
         if rules.split == "temporal":
-            when = (event.timestamp, when)
+            when = time, when
         if rules.same_time == "item_id":
             return when, event.item_id, place
         if rules.same_time == "random":
@@ -242,6 +294,7 @@ class User:
       repeats_merged: how many events merging took away.
       splits: {split: sequence}, without the splits in which the user has no example. Empty where
         the user is left out.
+      windows: the parts of `events` that `splits` hold.
       events_unused: events that are in no sequence.
       problem: why the user is left out, the name of what counts such; else None.
     """
@@ -250,6 +303,7 @@ class User:
     events: Sequence[Event]
     repeats_merged: int
     splits: Mapping[str, UserSequence]
+    windows: Windows = dataclasses.field(default_factory=dict)
     events_unused: int = 0
     problem: str | None = None
 
@@ -274,7 +328,7 @@ def make_user(domain: str, user_id: str, events: Iterable[Positioned], rules: Ru
         split: _sequence(domain, user_id, merged[start:end])
         for split, (start, end) in windows.items()
     }
-    return User(user_id, merged, repeats, splits, len(merged) - _covered(windows))
+    return User(user_id, merged, repeats, splits, windows, len(merged) - _covered(windows))
 
 
 def _sequence(domain: str, user_id: str, events: Sequence[Event]) -> UserSequence:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from calrec_jax.text.items import SPLITS, Fields, UserSequence
 
 if TYPE_CHECKING:  # whoever reads the store needs no sources
     from calrec_jax.data.sequences import User
+    from calrec_jax.data.sources import Event
 
 FIELDS = ("title", "category", "brand", "price")  # those of the default template
 _canonical = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
@@ -77,23 +79,21 @@ class UserStatistics:
         for split, sequence in user.splits.items():
             self.examples[split] += 1
             self.digests[split] += sequence_digest(sequence)
-        self._add_times([event.timestamp for event in user.events])
-        self._add_target(user.splits.get("test"))
+        self._add_times(user.events)
+        if "test" in user.splits and user.splits["test"].timestamps:
+            _, end = user.windows["test"]
+            self.timed_targets += 1
+            self.same_time_targets += _same_time(*user.events[end - 2 : end])
 
-    def _add_times(self, times: list[int | None]) -> None:
-        for before, time in zip(times, times[1:], strict=False):
-            if before is not None and time is not None:
+    def _add_times(self, events: Sequence[Event]) -> None:
+        for before, event in itertools.pairwise(events):
+            if before.timestamp is not None and event.timestamp is not None:
                 self.pairs += 1
-                self.same_time += before == time
-        known = [time for time in times if time is not None]
+                self.same_time += _same_time(before, event)
+        known = [event.timestamp for event in events if event.timestamp is not None]
         if known:
             self.first = _least(self.first, min(known))
             self.last = _greatest(self.last, max(known))
-
-    def _add_target(self, test: UserSequence | None) -> None:
-        if test is not None and test.timestamps:
-            self.timed_targets += 1
-            self.same_time_targets += test.timestamps[-1] == test.timestamps[-2]
 
     def merge(self, other: UserStatistics) -> None:
         """Adds what `other` has counted."""
@@ -214,6 +214,11 @@ def _share(part: int, whole: int) -> float | None:
 def _date(seconds: int | None) -> str | None:
     """ISO date; of any year, however wrong: a time of 64 bits may be milliseconds by mistake."""
     return None if seconds is None else str(np.datetime64(seconds, "s").astype("datetime64[D]"))
+
+
+def _same_time(a: Event, b: Event) -> bool:
+    """To the nanosecond, which the store does not keep."""
+    return (a.timestamp, a.nanosecond) == (b.timestamp, b.nanosecond)
 
 
 def _least(a: int | None, b: int | None) -> int | None:

@@ -99,6 +99,8 @@ def test_wrong_input_of_prepare_is_one_line_and_writes_nothing(calrec, raw, tmp_
 
 MISUSED = {
     "--latest=31.1.2018": "'31.1.2018' is neither a date like 2018-01-31 nor Unix seconds",
+    "--test_from=20180132x": "'20180132x' is neither a date like",
+    "--validation_from=1520000000.5": "'1520000000.5' is neither a date like",
     "--columns=user_id": "'user_id' is not like user_id=uid,title=name",
     "--columns=a=b,a=c": "'a=b,a=c' is not like user_id=uid,title=name",
     "--event_columns=user_id": "'user_id' is not like user_id=uid,title=name",
@@ -106,6 +108,23 @@ MISUSED = {
     "--k_core=0": "'0' is not a positive whole number",
     "--data_dir=": "is empty",
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2018-01-31", 1_517_356_800),
+        ("20180131", 1_517_356_800),
+        ("2018-01-31T00:00:01Z", 1_517_356_801),
+        ("2018-01", 1_514_764_800),
+        ("2018", 1_514_764_800),
+        ("1520000000", 1_520_000_000),
+        ("5", 5),
+    ],
+)
+def test_times_of_flags_are_dates_or_unix_seconds(text, seconds):
+    args = ["--source=csv", "--data_dir=store", "--domain=things", f"--latest={text}"]
+    assert prepare_command._parser().parse_args(args).latest == seconds
 
 
 @pytest.mark.parametrize("flag", MISUSED)
@@ -125,8 +144,8 @@ def test_every_rule_has_a_flag(calrec, raw, tmp_path, monkeypatch):
 
     monkeypatch.setattr("calrec_jax.data.prepare.prepare", prepare)
     flags = (
-        "--keep_repeats --min_events=4 --k_core=5 --k_core_once --same_time=random "
-        "--require=title,brand --split=temporal --validation_from=2018-01-31 "
+        "--keep_duplicates --keep_repeats --min_events=4 --k_core=5 --k_core_once "
+        "--same_time=random --require=title,brand --split=temporal --validation_from=2018-01-31 "
         "--test_from=1520000000 --latest=2018-06-01 --max_history=50 --sample=0.5 --seed=7 "
         "--catalogue=bought --columns=user_id=uid,title=name --event_columns=item_id=a "
         "--item_columns=item_id=b,author=c --delimiter=tab --time_unit=ms --events=a,b --items=c "
@@ -135,6 +154,7 @@ def test_every_rule_has_a_flag(calrec, raw, tmp_path, monkeypatch):
     files = ["--source=csv", "--data_dir=store", "--domain=things"]
     assert calrec("prepare", *files, *flags.split())[0] == 0
     rules = Rules(
+        keep_duplicates=True,
         merge_repeats=False,
         min_events=4,
         k_core=5,

@@ -300,6 +300,36 @@ def test_a_truncated_file_is_one_line_and_what_was_there_stays(prepare, tmp_path
     assert [p.name for p in pathlib.Path("store").iterdir()] == ["toys"]
 
 
+@every_format
+def test_a_file_given_twice_counts_once(prepare, tmp_path, form):
+    raw = form.write(tmp_path / "raw", EVENTS, ITEMS)
+    expected, _ = prepare(form.source, raw)
+    name, end = form.files[0].split(".", 1)
+    again = raw / f"{name}_again.{end}"
+    again.write_bytes((raw / form.files[0]).read_bytes())
+    both = f"--events={raw / form.files[0]},{again}"
+    stats, err = prepare(form.source, raw, both)
+    assert err == [] and stats["checksums"] == expected["checksums"]
+    assert (stats["events_read"], stats["events_duplicated"]) == (46, 23)
+    stats, err = prepare(form.source, raw, both, "--keep_duplicates", "--keep_repeats")
+    assert (stats["events"], stats["events_duplicated"]) == (2 * expected["events"], 0)
+
+
+def test_fields_that_cannot_be_used_are_left_out_and_counted(prepare, tmp_path):
+    form = FORMATS["amazon2018"]
+    script = "var aPageStart = (new Date()).getTime();"
+    items = [("i0", script, PATH, True, "None"), ("i1", "T", PATH, True, {"usd": 9}), *ITEMS[2:]]
+    stats, err = prepare(form.source, form.write(tmp_path / "raw", EVENTS, items))
+    assert (err, stats["items"], stats["rejected_lines"]) == ([], 7, {})
+    assert stats["fields_left_out"] == {
+        "title is the remains of a web page": 1,
+        "price is no price": 1,
+        "price is neither a string nor a number": 1,
+    }
+    assert catalogue()["i0"] == {"category": "Tools Saws"}
+    assert catalogue()["i1"] == {"title": "T", "category": "Tools Saws"}
+
+
 def test_python_literals_of_2014_are_read_and_never_evaluated(prepare, tmp_path):
     form = FORMATS["amazon2014"]
     raw = form.write(tmp_path / "raw", EVENTS, ITEMS)

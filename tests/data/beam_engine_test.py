@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from decimal import Decimal
 
 import pytest
 from apache_beam.io.filesystem import BeamIOError
@@ -43,7 +44,7 @@ def agree(folder, files, rules, source="jsonl"):
     found, found_files = dataset(folder, beam_engine, files, rules, source)
     assert found == expected
     # Orders are written to stats.json, too.
-    for name in ("counts", "rejected"):
+    for name in ("counts", "rejected", "fields_left_out"):
         assert list(getattr(found, name)) == list(getattr(expected, name))
     assert found_files == expected_files
     return found
@@ -67,7 +68,11 @@ def a_bit_of_everything(folder) -> RawFiles:
     """Two files of each kind, with items in trouble, repeats, and lines that are rejected."""
     items = [Item(i, {"title": i, "brand": "B"}) for i in IDS[:-1]]
     items += [Item(IDS[0], {"title": "other"}), Item(IDS[-1], {})]
+    items += [Item(f"odd{n}", {"title": True, "price": "None", "brand": ["B"]}) for n in range(3)]
     events = [Event(IDS[n % 10], IDS[(n * n + n // 7) % 11], None, 1 + n // 3) for n in range(300)]
+    events += events[40:60]  # in both files
+    events += [Event("mixed", IDS[n % 3], Decimal("1.5") * n, 5, n) for n in range(6)]
+    events += [Event("mixed", IDS[n % 3], None, 5, n) for n in range(6)]
     events += [Event("few", IDS[0], None, 5), Event("few", "unlisted", None, 4_000_000_000)]
     paths = [], []
     for n in range(2):
@@ -85,9 +90,14 @@ def test_it_agrees_with_duckdb_on_several_files(tmp_path):
     files = a_bit_of_everything(tmp_path)
     found = agree(tmp_path / "store", files, Rules(require=("brand",), catalogue="bought"))
     assert found.rejected == {"no item_id": 4, "not a JSON object": 4, "not JSON": 2}
-    assert found.future_events == 1
-    assert found.users.examples["train"] == 10
+    assert found.times.future == 1
+    assert found.users.examples["train"] == 11
     assert found.counts["events_without_item"] > 1
+    assert (found.counts["events_duplicated"], found.counts["events_without_order"]) == (20, 6)
+    assert found.fields_left_out == {
+        "title is neither a string nor a number": 3,
+        "price is no price": 3,
+    }
     assert found.counts["items_listed_differently"] == 1
 
 
@@ -122,6 +132,7 @@ def test_it_agrees_with_duckdb_by_all_rules(tmp_path, rules):
 
 
 any_rule = {
+    "keep_duplicates": st.booleans(),
     "merge_repeats": st.booleans(),
     "k_core": st.integers(0, 3),
     "k_core_iterated": st.booleans(),

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import itertools
 import json
+from decimal import Decimal
 
 import pyarrow.parquet as pq
 import pytest
@@ -26,13 +27,23 @@ IDS = ["a", "A", "1e5", "null", "NULL", "a\0b", "e\u0301", "\u00e9", "\uffee", "
 def write(folder, events, listings) -> RawFiles:
     """Files in the format jsonl."""
     records = {
-        "events": [{k: v for k, v in event._asdict().items() if v is not None} for event in events],
+        "events": [_written(event) for event in events],
         "items": [{"item_id": item.item_id, **item.fields} for item in listings],
     }
     for name, lines in records.items():
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / name).write_bytes(gzip.compress(text.encode(), 1))
     return RawFiles((str(folder / "events"),), (str(folder / "items"),))
+
+
+def _written(event: Event) -> dict:
+    values = {k: v for k, v in event._asdict().items() if v is not None}
+    nanosecond = values.pop("nanosecond")
+    if event.timestamp is not None and nanosecond:
+        values["timestamp"] = f"{event.timestamp}.{nanosecond:09d}"
+    if isinstance(event.order, Decimal):
+        values["order"] = str(event.order)
+    return values
 
 
 class Written:
@@ -75,6 +86,7 @@ def agree(folder, events, listings, rules):
     assert written.items == expected.catalogue
     assert found.counts == {name: expected.counts[name] for name in found.counts}
     assert found.cold == {split: expected.cold(split) for split in ("validation", "test")}
+    assert found.times == expected.times
     of_users = duckdb_engine.UserStatistics()
     for user in expected.users.values():
         of_users.add(user)
@@ -92,6 +104,7 @@ def agree(folder, events, listings, rules):
 
 RULES = [
     Rules(),
+    Rules(keep_duplicates=True),
     Rules(merge_repeats=False, max_history=2, catalogue="bought"),
     Rules(k_core=2, same_time="item_id"),
     Rules(k_core=3, k_core_iterated=False, catalogue="bought"),
@@ -102,15 +115,16 @@ RULES = [
 ]
 
 times = st.integers(1, 90)
-some_events = st.lists(
-    st.builds(
-        Event,
-        st.sampled_from(IDS[:6]),
-        st.sampled_from(IDS[4:]),
-        st.none() | st.integers(0, 5),
-        times,
-    ),
-    max_size=60,
+some_event = st.builds(
+    Event,
+    st.sampled_from(IDS[:6]),
+    st.sampled_from(IDS[4:]),
+    st.none() | st.integers(0, 3) | st.sampled_from([Decimal("0.5"), Decimal("1.25")]),
+    times,
+    st.sampled_from([0, 0, 1, 500_000_000]),
+)
+some_events = st.lists(some_event, max_size=60) | st.lists(some_event, max_size=9).map(
+    lambda events: [*events, *events[::-1], *events[:4]]
 )
 some_items = st.lists(
     st.builds(
@@ -135,6 +149,49 @@ def test_it_agrees_where_much_is_left(tmp_path):
     items = [Item(i, {"title": i, "brand": "B"}) for i in IDS] + [Item(IDS[0], {"title": "other"})]
     events = [Event(IDS[n % 10], IDS[(n * n + n // 7) % 11], None, 1 + n // 3) for n in range(300)]
     assert len(agree(tmp_path, events, items, Rules(k_core=20)).splits["test"]) == 10
+
+
+def test_equal_events_are_one_wherever_they_are(tmp_path):
+    """The same file twice, of a user who buys several items a day."""
+    items = [Item(i, {"title": i}) for i in "ABCDE"]
+    events = [
+        Event("u", i, None, 86_400 * day) for i, day in zip("ABCDE", (1, 2, 2, 3, 3), strict=True)
+    ]
+    found, written = engine(tmp_path, [*events, *events], items, Rules())
+    assert written.splits["test"]["u"].item_ids == tuple("ABCDE")
+    assert found.counts["events_duplicated"] == 5
+    agree(tmp_path, [*events, *events], items, Rules(k_core=2))  # each item is there once
+    found, written = engine(tmp_path, [*events, *events], items, Rules(keep_duplicates=True))
+    assert written.splits["test"]["u"].item_ids == tuple("ABCBCDEDE")
+    assert found.counts["events_duplicated"] == 0
+
+
+def test_users_with_an_order_and_users_with_times_are_each_sorted_by_their_own(tmp_path):
+    items = [Item(i, {"title": i}) for i in "abc"]
+    events = [Event("u", i, order, 9) for i, order in zip("abc", (3, 1, 2), strict=True)]
+    events += [Event("v", i, None, time) for i, time in zip("abc", (5, 9, 7), strict=True)]
+    orders = zip("abcb", (4, 3, 2, None), strict=True)
+    events += [Event("w", i, order, 5) for i, order in orders]
+    found, written = engine(tmp_path, events, items, Rules())
+    test = {user: "".join(s.item_ids) for user, s in written.splits["test"].items()}
+    assert test == {"u": "bca", "v": "acb", "w": "cba"}
+    assert found.counts["events_without_order"] == 1
+    agree(tmp_path, events, items, Rules())
+
+
+def test_fields_that_are_left_out_are_counted(tmp_path):
+    files = write(tmp_path, [], [])
+    lines = [{"item_id": f"i{n}", "title": "T", "price": "None"} for n in range(3)]
+    lines += [{"item_id": "i", "title": "T", "brand": True, "price": "-"}]
+    (tmp_path / "items").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with store.workspace(tmp_path / "store", "d") as scratch:
+        found = duckdb_engine.run(
+            "d", get_source("jsonl"), files, Rules(), scratch, Written(), lambda *_: None
+        )
+    assert found.fields_left_out == {
+        "price is no price": 4,
+        "brand is neither a string nor a number": 1,
+    }
 
 
 def test_small_batches_give_the_same(tmp_path, monkeypatch):
@@ -210,7 +267,7 @@ def test_rejected_lines_are_kept_and_future_events_counted(tmp_path):
         )
         (reject,) = (scratch / "rejects.jsonl").read_text().splitlines()
         exported = pq.read_table(scratch / "events.parquet")
-    assert (found.rejected, found.future_events) == ({"not JSON": 1}, 1)
+    assert (found.rejected, found.times.future) == ({"not JSON": 1}, 1)
     assert json.loads(reject) == {"file": "events", "line": 3, "reason": "not JSON", "text": "{"}
     assert exported.column("position").to_pylist() == [sequences.position(0, n) for n in (1, 2)]
 

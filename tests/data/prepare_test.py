@@ -39,7 +39,8 @@ def write_raw(folder, items=ITEMS, events=EVENTS, more=()):
 
 def make(tmp_path, raw=None, **rules):
     raw = raw or write_raw(tmp_path / "raw")
-    return prepare("jsonl", raw, tmp_path / "store", "toys", Rules(**rules))
+    quiet = {"warn": lambda _: None}  # of the times, which are of 1970
+    return prepare("jsonl", raw, tmp_path / "store", "toys", Rules(**rules), **quiet)
 
 
 def test_statistics_by_hand(tmp_path):
@@ -53,6 +54,7 @@ def test_statistics_by_hand(tmp_path):
         "source": "jsonl",
         "files": {"events": ["interactions.jsonl.gz"], "items": ["items.jsonl.gz"]},
         "rules": {
+            "keep_duplicates": False,
             "merge_repeats": True,
             "min_events": 3,
             "k_core": 0,
@@ -89,6 +91,7 @@ def test_statistics_by_hand(tmp_path):
         "events_read": 15,
         "events_not_sampled": 0,
         "events_too_late": 0,
+        "events_duplicated": 0,
         "events_without_order": 0,
         "events_without_item": 1,  # i9
         "events_without_required": 0,
@@ -98,6 +101,7 @@ def test_statistics_by_hand(tmp_path):
         "users_not_in_core": 0,
         "users_too_short": 2,
         "users_without_example": 0,
+        "fields_left_out": {},
         "rejected_lines": {},
     }
 
@@ -192,8 +196,9 @@ def test_items_without_any_text_are_told_as_such(tmp_path):
 @pytest.mark.parametrize("engine", ["duckdb", "beam"])
 def test_events_of_items_that_are_not_listed_are_told_with_an_id_of_each(tmp_path, engine):
     events = [{**event, "item_id": f"{event['item_id'][1:]}.0"} for event in EVENTS]
-    # One without an order goes with no other, and an item without a text is listed, too.
-    events.append({"user_id": "u", "item_id": "0", "timestamp": 86_400})
+    # One without an order, of a user whose others have one, does not count; and an item without a
+    # text is listed, too.
+    events.append({**events[0], "item_id": "0", "order": None, "timestamp": 10**9})
     items = [{"item_id": n, "title": f"Thing {n}" if n else ""} for n in range(6)]
     raw = write_raw(tmp_path / "raw", items, events, [b"{"])
 
@@ -279,13 +284,76 @@ def test_a_period_without_an_example_is_one_line(tmp_path, rules, message):
 
 def test_future_events_are_warned_of_and_no_part_of_the_statistics(tmp_path):
     late = [{**event, "timestamp": 4_000_000_000 + event["order"]} for event in EVENTS[:6]]
-    raw = write_raw(tmp_path / "raw", events=[*late, *EVENTS[6:]])
+    others = [{**event, "timestamp": 1_500_000_000 + event["order"]} for event in EVENTS[6:]]
+    raw = write_raw(tmp_path / "raw", events=[*late, *others])
     told = []
     prepare("jsonl", raw, tmp_path / "store", "toys", warn=told.append)
     assert told == ["6 events are dated in the future; --latest=DATE leaves them out"]
     with pytest.raises(CalrecError, match="nothing to train on: none of its 1 users"):
-        prepare("jsonl", raw, tmp_path / "store", "toys", Rules(latest=10**9), warn=told.append)
+        prepare("jsonl", raw, tmp_path / "store", "toys", Rules(latest=2 * 10**9), warn=told.append)
     assert len(told) == 1
+
+
+TIME = 1_500_000_000
+
+
+def bought(*times, user="u", **more) -> list[dict]:
+    return [
+        {"user_id": user, "item_id": f"i{n}", "timestamp": t, **more} for n, t in enumerate(times)
+    ]
+
+
+def told_of(tmp_path, events, **options) -> list[str]:
+    told = []
+    raw = write_raw(tmp_path / "raw", events=events)
+    prepare("jsonl", raw, tmp_path / "store", "toys", warn=told.append, **options)
+    return told
+
+
+@pytest.mark.parametrize("engine", ["duckdb", "beam"])
+def test_what_looks_wrong_with_times_and_orders_is_told(tmp_path, engine):
+    def told(events, **options):
+        return told_of(tmp_path, events, engine=engine, **options)
+
+    assert told(bought(*range(TIME, TIME + 5))) == []
+    assert told(bought(*range(TIME, TIME + 5)), time_unit="ms") == [
+        "5 of 5 events with a time are dated before 1990: numbers are read as milliseconds, see "
+        "--time_unit"
+    ]
+    assert told(bought(1, 2, *range(TIME, TIME + 3))) == []
+    assert told(bought(TIME, *[TIME + 5] * 3, TIME + 9)) == [
+        "3 of 5 events without an order have the same time: it does not tell which of them came "
+        "first"
+    ]
+    ranks = [{"user_id": "u", "item_id": f"i{n}", "order": n} for n in range(5)]
+    assert told(ranks) == told([{**event, "timestamp": TIME} for event in ranks]) == []
+    assert told([*ranks, *bought(*range(TIME, TIME + 4), user="v")]) == []
+    assert told([*ranks, *bought(TIME, TIME + 1)]) == [
+        "2 events have no order, unlike others of their users, and are left out"
+    ]
+
+
+def test_what_looks_wrong_is_told_before_anything_is_written(tmp_path):
+    make(tmp_path, min_events=4)
+    before = files(tmp_path / "store")
+
+    def stop(told):
+        raise KeyboardInterrupt(told)
+
+    raw = write_raw(tmp_path / "raw", events=bought(1, 2, 3, 4))
+    with pytest.raises(KeyboardInterrupt, match="4 of 4 events with a time are dated before 1990"):
+        prepare("jsonl", raw, tmp_path / "store", "toys", warn=stop)
+    assert files(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize("engine", ["duckdb", "beam"])
+def test_the_store_has_seconds_of_events_sorted_by_all_their_digits(tmp_path, engine):
+    times = [1_700_000_000_300, 1_700_000_000_150, 1_700_000_000_000, 1_700_000_001_000]
+    raw = write_raw(tmp_path / "raw", events=bought(*times))
+    prepare("jsonl", raw, tmp_path / "store", "toys", time_unit="ms", engine=engine)
+    [test] = stored.read_sequences(tmp_path / "store", "toys", "test")
+    assert test.item_ids == ("i2", "i1", "i0", "i3")
+    assert test.timestamps == (1_700_000_000,) * 3 + (1_700_000_001,)
 
 
 def test_files_may_be_named_one_by_one_with_columns_of_their_own(tmp_path):
@@ -370,15 +438,20 @@ def test_after_a_kill_the_next_run_gives_what_an_undisturbed_one_would(tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("folder", "source", "users", "items", "events", "repeats"),
+    ("folder", "source", "users", "items", "events", "repeats", "duplicates"),
     [
-        ("Industrial_and_Scientific_timed", "amazon2018", 3271, 3541, 22743, 986),
-        ("Industrial_and_Scientific", "jsonl", 8441, 4385, 59384, 140),
+        ("Industrial_and_Scientific_timed", "amazon2018", 3271, 3541, 22743, 986, 1006),
+        ("Industrial_and_Scientific", "jsonl", 8441, 4385, 59384, 140, 0),
     ],
 )
 def test_real_data_has_the_sizes_that_its_description_gives(
-    shared_data, tmp_path, folder, source, users, items, events, repeats
+    shared_data, tmp_path, folder, source, users, items, events, repeats, duplicates
 ):
-    stats = prepare(source, shared_data / "amazon2018" / folder, tmp_path, "industrial")
+    raw = shared_data / "amazon2018" / folder
+    stats = prepare(source, raw, tmp_path, "industrial", Rules(keep_duplicates=True))
     assert (stats["users"], stats["items"], stats["events_read"]) == (users, items, events)
-    assert stats["repeats_merged"] == repeats and not stats["rejected_lines"]
+    assert stats["repeats_merged"] == repeats
+    assert not stats["rejected_lines"] and not stats["fields_left_out"]
+    stats = prepare(source, raw, tmp_path, "industrial")
+    assert (stats["users"], stats["items"], stats["events_read"]) == (users, items, events)
+    assert stats["events_duplicated"] == duplicates

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import random
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -51,6 +52,61 @@ def test_a_user_with_four_events_trains_on_one_pair_and_with_three_on_none():
 def test_events_are_sorted_by_order_else_by_time():
     assert splits("dcabe", times=[2, 1, 3, 4, 0])["test"] == "ecdab"
     assert splits("dcabe", times=[2, 1, 3, 4, 0], orders=[5, 4, 3, 2, 1])["test"] == "ebacd"
+
+
+def test_events_of_one_second_are_sorted_by_what_is_finer():
+    parts = {"c": 300, "b": 150, "a": 0, "d": 150}
+    events = [(n, Event("u", item, None, 10, part)) for n, (item, part) in enumerate(parts.items())]
+    user = sequences.make_user("d", "u", [*events, (9, Event("u", "z", None, 9, 999))], KEEP)
+    assert user.splits["test"] == UserSequence("u", "d", tuple("zabdc"), (9, 10, 10, 10, 10))
+    rules = dataclasses.replace(TEMPORAL, validation_from=10, test_from=11)
+    split = sequences.make_user("d", "u", [*events, (9, Event("u", "z", None, 9, 999))], rules)
+    assert {k: "".join(s.item_ids) for k, s in split.splits.items()} == {"validation": "za"}
+
+
+def test_orders_with_fractions_are_sorted_as_numbers():
+    orders = [Decimal("1.5"), 2**62 + 1, Decimal("1.25"), -3, 2**62]
+    assert splits("abcde", orders=orders)["test"] == "dcaeb"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Event("u", "i", None, 5, 123_456_789),
+        Event("u", "i", -(2**63), None),
+        Event("u", "i", Decimal("-0.25"), 1),
+        Event("u", "i", Decimal("1E-30"), 1),
+    ],
+)
+def test_rows_of_engines_hold_events_exactly(event):
+    assert sequences.from_row(sequences.to_row(event, 7)) == (7, event)
+
+
+def rows(*events) -> list[sequences.EventRow]:
+    placed = [sequences.to_row(event, n) for n, event in enumerate(events)]
+    return placed[::-1]  # no engine promises an order
+
+
+def test_of_equal_events_the_first_stays():
+    same = Event("u", "a", None, 5, 1)
+    others = [
+        same._replace(item_id="b"),
+        same._replace(nanosecond=2),
+        same._replace(timestamp=6),
+        same._replace(order=1),
+        same._replace(order=Decimal("1.5")),
+    ]
+    given = rows(same, *others, same, others[3], same._replace(order=1))
+    left = sequences.without_duplicates(given, KEEP)
+    assert sorted(sequences.from_row(row) for row in left) == list(enumerate([same, *others]))
+    assert sequences.without_duplicates(given, Rules(keep_duplicates=True)) == given
+
+
+def test_a_users_events_are_sorted_by_one_thing():
+    timed, ordered = Event("u", "a", None, 5), Event("u", "b", 1, None)
+    assert sequences.sortable(rows(timed, timed)) == rows(timed, timed)
+    assert sequences.sortable(rows(ordered, ordered)) == rows(ordered, ordered)
+    assert sequences.sortable(rows(timed, ordered)) == rows(timed, ordered)[:1]
 
 
 def test_ranks_alone_are_enough():
@@ -196,6 +252,8 @@ def test_events_after_the_latest_time_are_left_out():
     rules = Rules(latest=5)
     assert sequences.event_problem(event(timestamp=5), rules) is None
     assert sequences.event_problem(event(timestamp=6), rules) == "events_too_late"
+    later = event(timestamp=5)._replace(nanosecond=1)
+    assert sequences.event_problem(later, rules) == "events_too_late"
 
 
 def test_events_without_a_needed_time_are_an_error():

@@ -55,6 +55,19 @@ def test_users_by_hand():
     }
 
 
+def test_times_are_the_same_to_the_nanosecond():
+    parts = [0, 0, 1, 1]
+    events = [(n, Event("u", "abcd"[n], None, DAY, part)) for n, part in enumerate(parts)]
+    result = added(sequences.make_user("d", "u", events, Rules())).result()
+    assert (result["same_time"], result["same_time_target_share"]) == (2 / 3, 1.0)
+    result = added(sequences.make_user("d", "u", events[:3], Rules())).result()
+    assert (result["same_time"], result["same_time_target_share"]) == (1 / 2, 0.0)
+    rules = Rules(split="temporal", validation_from=DAY - 1, test_from=DAY, min_events=2)
+    early = (9, Event("u", "x", None, DAY - 2))
+    result = added(sequences.make_user("d", "u", [early, *events], rules)).result()
+    assert result["same_time_target_share"] == 0.0  # the target is a, and not the last event
+
+
 def test_of_nobody_there_is_nothing_to_tell():
     result = UserStatistics().result()
     assert result["users"] == 0 and result["examples"] == {"train": 0, "validation": 0, "test": 0}

@@ -68,6 +68,7 @@ __all__ = [
     "Reject",
     "Rejected",
     "Source",
+    "Table",
     "find_files",
     "get_source",
     "read_events",

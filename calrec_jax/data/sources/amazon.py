@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from calrec_jax.data.sources import records, rows
+from calrec_jax.data.sources import records, rows, times
 from calrec_jax.data.sources.records import Event, Item, Reject
 from calrec_jax.data.sources.source import Row, Rows, Source
 
@@ -44,25 +45,30 @@ class Amazon(Source):
         record = self._object(row)
         user_id = records.identifier(record, self.user_key)
         item_id = self._item_id(record)
-        time = records.whole(records.given(record, self.time_key), self.time_key)
+        unit = "ms" if self.milliseconds else "s"
+        time = times.moment(records.given(record, self.time_key), self.time_key, unit)
         if time is None:
             raise Reject(f"no {self.time_key}")
-        if self.milliseconds:
-            time = records.seconds_of_our_time(time // 1000, "milliseconds were expected")
-        else:
-            time = records.seconds_of_our_time(time)
-        return Event(user_id, item_id, None, time)
+        return Event(user_id, item_id, None, *time)
 
     def parse_item(self, row: Row) -> Item:
         record = self._object(row)
-        categories = (records.path(record, key) for key in self.category_keys)
-        fields = {
-            "title": records.text(record, "title"),
-            "category": next(filter(None, categories), ""),
-            "brand": records.text(record, self.brand_key) or _brand_in_details(record),
-            "price": _price(record),
+        return records.item(self._item_id(record), record, self._readers)
+
+    @functools.cached_property
+    def _readers(self) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+        return {
+            "title": functools.partial(records.text, key="title"),
+            "category": self._category,
+            "brand": self._brand,
+            "price": _price,
         }
-        return records.item(self._item_id(record), fields)
+
+    def _category(self, record: Mapping[str, Any]) -> str:
+        return next(filter(None, (records.path(record, key) for key in self.category_keys)), "")
+
+    def _brand(self, record: Mapping[str, Any]) -> str:
+        return records.text(record, self.brand_key) or _brand_in_details(record)
 
     def _object(self, line: bytes) -> dict[str, Any]:
         if not self.python_literals:
@@ -100,9 +106,9 @@ def _brand_in_details(record: Mapping[str, Any]) -> str:
 def _price(record: Mapping[str, Any]) -> str:
     """As the dump of 2018 writes prices, whose strings are kept as they are."""
     value = records.given(record, "price")
-    if isinstance(value, (int, float)) and records.is_number(value):
-        return f"${value:.2f}"
-    return records.price(records.text(record, "price"))
+    if records.is_number(value):
+        return f"${float(value):.2f}"
+    return records.text_of_price(record, "price")
 
 
 AMAZON = (

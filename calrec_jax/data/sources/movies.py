@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from typing import Any
 
-from calrec_jax.data.sources import records, rows, tables
+from calrec_jax.data.sources import records, rows, times
 from calrec_jax.data.sources.records import Event, Item, Reject
 from calrec_jax.data.sources.source import Row, Rows, Source, text_names
 
@@ -34,19 +36,14 @@ class Movies(Source):
         record = row if isinstance(row, Mapping) else self._rating(row)
         user_id = records.identifier(record, "userId")
         item_id = records.identifier(record, "movieId")
-        time = tables.integer(record, "timestamp")
+        time = times.moment(records.given(record, "timestamp"), "timestamp")
         if time is None:
             raise Reject("no timestamp")
-        return Event(user_id, item_id, None, records.seconds_of_our_time(time))
+        return Event(user_id, item_id, None, *time)
 
     def parse_item(self, row: Row) -> Item:
         record = row if isinstance(row, Mapping) else self._movie(row)
-        genres = records.clean_text(records.text(record, "genres").replace("|", " "))
-        fields = {
-            "title": records.text(record, "title"),
-            "category": "" if genres == _NO_GENRES else genres,
-        }
-        return records.item(records.identifier(record, "movieId"), fields)
+        return records.item(records.identifier(record, "movieId"), record, _READERS)
 
     def _rating(self, line: bytes) -> dict[str, str]:
         values = self._text(line).split("::")
@@ -68,6 +65,14 @@ class Movies(Source):
             if self.latin1 and str(reason) == "not UTF-8":
                 return line.decode("latin-1")
             raise
+
+
+def _genres(record: Mapping[str, Any]) -> str:
+    genres = records.clean_text(records.text(record, "genres").replace("|", " "))
+    return "" if genres == _NO_GENRES else genres
+
+
+_READERS = {"title": functools.partial(records.text, key="title"), "category": _genres}
 
 
 def _rows(path: str, needed: tuple[str, ...]) -> Rows:

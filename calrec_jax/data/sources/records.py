@@ -11,15 +11,38 @@ import math
 import numbers
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 MAX_PRICE_LENGTH = 40  # "$1,234.56 - $2,345.67" is 21; longer ones are remains of a web page
 TEXT_LENGTH = 500  # of a rejected line, in characters
-_YEAR_2100 = 4_102_444_800  # in Unix seconds
 _WIDEST_ID = 2**128  # wider than integers of databases; Python would not write the longest
 _EXACT_FLOAT = 2**53
 _MARKUP = re.compile(r"</?[A-Za-z!][^<>]*>")
+_EDGES = re.compile(r"(<!--|-->|</?(?:script|style)\b[^<>]*>)", re.IGNORECASE)
+# JavaScript and CSS that stand in a text without their tags, as in the Amazon dump of 2018.
+_CODE = re.compile(
+    r"""
+    \bvar\ \w+\ ?=[^=;]{0,200};  # var aPageStart = (new Date()).getTime();
+    | \bnew\ Date\(\)
+    | \bfunction\ ?\w*\ ?\([\w, ]{0,100}\)\ ?\{
+    | \b(?:window|document)\.\w+(?:\.\w+){0,9}\ ?[=(]
+    | \bP\.when\(
+    | (?<!\S)[.#][A-Za-z][^{};]{0,200}\{\ ?(?:[a-z-]{2,40}\ ?:|\})  # .a-box-inner{color:#fff}
+    | (?<!\S)@(?:media|import|charset|font-face|keyframes)\b[^{};]{0,200}[{;]
+    | \b[a-z]+\{[a-z-]{2,40}:[^{}]{1,200}[;}]  # body{margin:0}
+    """,
+    re.VERBOSE,
+)
+_NO_PRICE = frozenset(("none", "nan", "null", "nil", "n/a", "na", "undefined"))
+_CURRENCIES = "$\u20ac\u00a3\u00a5\u20b9"
+# Python's usual context would round to 28 digits.
+_EXACT = decimal.Context(prec=decimal.MAX_PREC)
+
+Number = int | decimal.Decimal
+"""A number of 64 bits as it was written: whole ones are int."""
 
 
 # Named tuples, not dataclasses: there are millions, and these are made three times as fast.
@@ -28,20 +51,46 @@ class Event(NamedTuple):
 
     Attributes:
       order: sorts a user's events (a rank, for example), or None.
-      timestamp: Unix seconds between 1970 and 2100, or None.
+      timestamp: Unix seconds between 1970 and 2100, rounded down, or None.
+      nanosecond: of that second, from 0.
     """
 
     user_id: str
     item_id: str
-    order: int | None
+    order: Number | None
     timestamp: int | None
+    nanosecond: int = 0
 
 
 class Item(NamedTuple):
-    """One listing of an item. `fields` is {field: clean text}, without those that are empty."""
+    """One listing of an item.
+
+    Attributes:
+      fields: {field: clean text}, without those that are empty or left out.
+      left_out: why fields that are there cannot be used, one of few fixed reasons for each.
+    """
 
     item_id: str
     fields: dict[str, str]
+    left_out: tuple[str, ...] = ()
+
+
+class Instant:
+    """A date or a time that is no number in its file: `nanoseconds` since 1970, UTC."""
+
+    __slots__ = ("nanoseconds",)
+
+    def __init__(self, nanoseconds: int):
+        self.nanoseconds = nanoseconds
+
+    def __str__(self) -> str:
+        """ISO 8601, of any year: a date, and where it is no midnight a time with its fraction."""
+        seconds, nanosecond = divmod(self.nanoseconds, 10**9)
+        when = np.datetime64(seconds, "s")
+        if not (seconds % 86_400 or nanosecond):
+            return str(when.astype("datetime64[D]"))
+        fraction = f".{nanosecond:09d}".rstrip("0") if nanosecond else ""
+        return str(when).replace("T", " ") + fraction
 
 
 class Rejected(NamedTuple):
@@ -64,13 +113,23 @@ class Reject(Exception):
     """Why a line cannot be used; becomes a `Rejected` where the file and the line are known."""
 
 
+class LeftOut(Reject):
+    """Why a field of an item cannot be used; the item stays, without it."""
+
+
 def clean_text(value: str) -> str:
-    """HTML entities resolved, markup removed, white space folded."""
+    """HTML entities resolved; markup, styles, scripts and comments removed; white space folded."""
     if "&" in value:
         value = html.unescape(value)
     if "<" in value:
-        value = _MARKUP.sub(" ", value)
+        value = _MARKUP.sub(" ", _shown(value))
     return " ".join(value.split())
+
+
+def is_code(text: str) -> bool:
+    """Whether a clean text is the remains of a web page: JavaScript or CSS."""
+    may_be = ";" in text or "{" in text or "()" in text  # sooner told
+    return may_be and _CODE.search(text) is not None
 
 
 def given(record: Mapping[str, Any], key: str) -> Any:
@@ -126,92 +185,144 @@ def _integer_of(value: float | decimal.Decimal, key: str) -> int | None:
 
 
 def text(record: Mapping[str, Any], key: str) -> str:
-    """The clean text under `key`, a string or a number; "" where there is none.
+    """The clean text under `key`, a string, a number or a list of them; "" where there is none.
+
+    What a list holds is joined by spaces, without what is missing or the remains of a web page.
 
     Raises:
-      Reject: it is something else, or not Unicode.
+      LeftOut: it is something else, or the remains of a page.
+      Reject: it is not Unicode.
     """
-    value = given(record, key)
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return clean_text(_unicode(value, key))
-    if is_number(value):
-        return str(value)
-    raise Reject(f"{key} is neither a string nor a number")
+    return _clean(given(record, key), key)
 
 
 def path(record: Mapping[str, Any], key: str) -> str:
-    """A category path, from the root to the leaf and joined by spaces; of several, the first.
-
-    Raises:
-      Reject: it is neither a string, nor a list of strings, nor a list of those; or not Unicode.
-    """
+    """A category path, from the root to the leaf; of a list of paths, the first. Else as `text`."""
     value = given(record, key)
-    if value is None:
-        return ""
     if isinstance(value, list) and value and isinstance(value[0], list):
         value = value[0]
-    if isinstance(value, list) and all(isinstance(level, str) for level in value):
-        value = " ".join(value)
-    if isinstance(value, str):
-        return clean_text(_unicode(value, key))
-    raise Reject(f"{key} is neither a string nor a list of strings")
+    return _clean(value, key)
 
 
 def price(written: str) -> str:
-    """A price as it is written ("$12.99 - $20.00"); "" for the remains of a web page."""
-    return written if len(written) <= MAX_PRICE_LENGTH else ""
+    """A price as it is written ("$12.99 - $20.00"); "" for what is certainly none.
 
-
-def item(item_id: str, fields: Mapping[str, str]) -> Item:
-    """An item without the fields that are empty."""
-    return Item(item_id, {name: value for name, value in fields.items() if value})
-
-
-def whole(value: Any, key: str) -> int | None:
-    """`value`, found under `key`, as an integer; None stays None.
-
-    Raises:
-      Reject: it is no whole number of 64 bits.
+    That is what is longer than any price, a word for a missing value ("None", "$nan"), and marks
+    without a letter, a digit or a currency ("\u2014").
     """
-    if type(value) is int or value is None:
-        number = value
-    elif isinstance(value, float) and value.is_integer():
-        number = int(value)
-    else:
-        raise Reject(f"{key} is not a 64-bit integer")
-    if number is not None and not _is_int64(number):
-        raise Reject(f"{key} is not a 64-bit integer")
-    return number
+    if len(written) > MAX_PRICE_LENGTH or written.strip(_CURRENCIES + " ").lower() in _NO_PRICE:
+        return ""
+    is_one = any(mark.isalnum() or mark in _CURRENCIES for mark in written)
+    return written if is_one else ""
 
 
-def seconds_of_our_time(seconds: int, expected: str = "seconds were expected") -> int:
-    """`seconds`, if they are Unix seconds between 1970 and 2100.
+def text_of_price(record: Mapping[str, Any], key: str) -> str:
+    """The price under `key`, as `text`. Raises LeftOut also for what is no price."""
+    written = text(record, key)
+    if written and not price(written):
+        raise LeftOut(f"{key} is no price")
+    return written
 
-    Args:
-      expected: what to say where they are after 2100, which another unit would explain.
 
-    Raises:
-      Reject: they are not.
-    """
-    if seconds <= 0:
-        raise Reject("time stamp is not after 1970")
-    if seconds >= _YEAR_2100:
-        raise Reject(f"time stamp is after 2100: {expected}")
-    return seconds
+def item(
+    item_id: str,
+    record: Mapping[str, Any],
+    readers: Mapping[str, Callable[[Mapping[str, Any]], str]],
+) -> Item:
+    """An item with the fields that `readers` find in `record`, by name; without empty ones."""
+    fields, left_out = {}, []
+    for name, read in readers.items():
+        try:
+            value = read(record)
+        except LeftOut as reason:
+            left_out.append(str(reason))
+            continue
+        if value:
+            fields[name] = value
+    return Item(item_id, fields, tuple(left_out))
 
 
 def is_number(value: Any) -> bool:
     """Whether it is one that can be written in a few digits (True is no number)."""
     if type(value) is int:
         return _is_int64(value)
-    return isinstance(value, (float, decimal.Decimal))
+    if isinstance(value, decimal.Decimal):
+        return value.is_finite() and _is_int64(value)
+    return isinstance(value, float)
 
 
-def _is_int64(value: int) -> bool:
+def _is_int64(value: Number) -> bool:
     # Python would refuse to write the longest integers at all.
     return -(2**63) <= value < 2**63
+
+
+def _shown(value: str) -> str:
+    """`value` without the styles, scripts and comments that are closed, which no browser shows."""
+    pieces = _EDGES.split(value)  # text, edge, text, edge, ..., text
+    edges = range(1, len(pieces), 2)
+    closes = {n: _closing(pieces[n]) for n in edges if pieces[n].startswith(("</", "-->"))}
+    last = {closing: n for n, closing in closes.items()}
+    shown, until = [], ""
+    for n, piece in enumerate(pieces):
+        if until:
+            until = "" if closes.get(n) == until else until
+        elif n % 2 and n not in closes and last.get(_closing(piece), 0) > n:
+            until = _closing(piece)
+            shown.append(" ")
+        else:
+            shown.append(piece)
+    return "".join(shown)
+
+
+def _closing(edge: str) -> str:
+    """What closes a script, a style or a comment, told from one of its edges."""
+    if edge in ("<!--", "-->"):
+        return "-->"
+    return "script" if "script" in edge[:8].lower() else "style"
+
+
+def _clean(value: Any, key: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        cleaned = clean_text(_unicode(value, key))
+        if is_code(cleaned):
+            raise LeftOut(f"{key} is the remains of a web page")
+        return cleaned
+    if isinstance(value, Instant):
+        return str(value)
+    if is_number(value):
+        return _digits(value)
+    if isinstance(value, list):
+        return _joined(value, key)
+    raise LeftOut(f"{key} is neither a string nor a number")
+
+
+def _digits(value: float | Number) -> str:
+    """The shortest text that gives a number back."""
+    if not isinstance(value, decimal.Decimal):
+        return str(value)
+    value = value.normalize(_EXACT)
+    return format(value, "f") if -20 < value.adjusted() else str(value)
+
+
+def _joined(values: list, key: str) -> str:
+    there = [_string(value, key) for value in values if value is not None and value == value]
+    cleaned = clean_text(" ".join(there))
+    if is_code(cleaned):
+        each = map(clean_text, there)
+        cleaned = " ".join(value for value in each if value and not is_code(value))
+        if not cleaned or is_code(cleaned):
+            raise LeftOut(f"{key} is the remains of a web page")
+    return cleaned
+
+
+def _string(value: Any, key: str) -> str:
+    if isinstance(value, str):
+        return _unicode(value, key)
+    if is_number(value):
+        return _digits(value)
+    raise LeftOut(f"{key} is a list of more than strings and numbers")
 
 
 def _unicode(value: str, key: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import decimal
 import functools
 import itertools
 import json
@@ -12,9 +14,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from calrec_jax.data.sources import json_array
 from calrec_jax.data.sources.files import opened, opened_as_is, reading
-from calrec_jax.data.sources.records import Reject, Rejected
+from calrec_jax.data.sources.records import Instant, Reject, Rejected
 from calrec_jax.data.sources.source import Rows, excerpt, first_line
 from calrec_jax.errors import CalrecError
 
@@ -24,7 +28,16 @@ _DELIMITERS = (",", "\t", ";", "|")
 _TYPED = re.compile(r"(.+):(?:token|token_seq|float|float_seq)")  # RecBole's
 _BATCH = 4096  # rows of a Parquet file that are held at a time
 
-_decode_json = json.JSONDecoder().decode
+
+def _number(digits: str) -> float | decimal.Decimal:
+    """A number with a fraction, exactly where it has more digits than a float keeps."""
+    if len(digits) > 16:
+        with contextlib.suppress(decimal.InvalidOperation):  # beyond all exponents
+            return decimal.Decimal(digits)
+    return float(digits)
+
+
+_decode_json = json.JSONDecoder(parse_float=_number).decode
 
 
 def lines(path: str) -> Iterator[tuple[int, bytes]]:
@@ -246,11 +259,10 @@ def _has_escapes(cells: list[str]) -> bool:
     return False
 
 
-def parquet_rows(path: str, columns: Columns, per_second: int) -> Rows:
+def parquet_rows(path: str, columns: Columns) -> Rows:
     """Rows of a Parquet file, each {column: value}, with those of `columns` alone.
 
-    Args:
-      per_second: dates and times come as integers since 1970, so many a second.
+    Dates and times come as Instants.
 
     Raises:
       CalrecError: a column is missing, or the file cannot be read to its end.
@@ -265,7 +277,7 @@ def parquet_rows(path: str, columns: Columns, per_second: int) -> Rows:
             number = 0
             for batch in parquet.iter_batches(_BATCH, columns=wanted):
                 names = batch.schema.names
-                values = [_values(column, per_second) for column in batch.columns]
+                values = [_values(column) for column in batch.columns]
                 for row in zip(*values, strict=True):
                     number += 1
                     yield number, dict(zip(names, row, strict=True))
@@ -273,20 +285,35 @@ def parquet_rows(path: str, columns: Columns, per_second: int) -> Rows:
         raise CalrecError(f"{path} cannot be read to its end: {first_line(error)}") from error
 
 
-def _values(column, per_second: int) -> list:
+def _values(column) -> list:
     """A column as Python's values. Bytes that are no UTF-8 become halves of surrogate pairs."""
     import pyarrow
 
-    types, kind = pyarrow.types, column.type
-    if types.is_timestamp(kind) or types.is_date(kind):
-        seconds = column.cast(pyarrow.timestamp("s"), safe=False).cast(pyarrow.int64())
-        return [None if value is None else value * per_second for value in seconds.to_pylist()]
+    kind, per_unit = column.type, _nanoseconds(column.type)
+    if per_unit:
+        units = column.cast(pyarrow.int32() if kind.bit_width == 32 else pyarrow.int64())
+        return [None if v is None else Instant(v * per_unit) for v in units.to_pylist()]
+    if kind in (pyarrow.float16(), pyarrow.float32()):
+        # 12.99 of 32 bits is 12.989999771118164 of 64: the number is what its digits say.
+        of_type = np.float16 if kind == pyarrow.float16() else np.float32
+        return [None if v is None else float(str(of_type(v))) for v in column.to_pylist()]
     if _holds_bytes(kind):  # strings that are not marked as such
         return _decoded(column)
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
         return _decoded(column.cast(pyarrow.large_binary()))
+
+
+def _nanoseconds(kind) -> int:
+    """Nanoseconds in the unit of a type of dates or times; 0 for other types."""
+    import pyarrow
+
+    if pyarrow.types.is_timestamp(kind):
+        return {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[kind.unit]
+    if pyarrow.types.is_date32(kind):
+        return 86_400 * 10**9
+    return 10**6 if pyarrow.types.is_date64(kind) else 0
 
 
 def _holds_bytes(kind) -> bool:

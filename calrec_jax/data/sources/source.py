@@ -49,6 +49,10 @@ class Source(abc.ABC):
     def parse_item(self, row: Row) -> Item:
         """The item in a row. Raises Reject where there is none that can be used."""
 
+    def fitted(self, path: str) -> Source:
+        """This source as it reads one file of events. Raises as `read_events` does."""
+        return self
+
 
 def read_events(source: Source, path: str) -> Iterator[tuple[int, Event | Rejected]]:
     """Reads one file of events, lazily.
@@ -62,7 +66,8 @@ def read_events(source: Source, path: str) -> Iterator[tuple[int, Event | Reject
     Raises:
       CalrecError: the file cannot be read to its end, or lacks a column.
     """
-    return _read(path, source.event_rows, source.parse_event)
+    source = source.fitted(os.fspath(path))
+    yield from _read(path, source.event_rows, source.parse_event)
 
 
 def read_items(source: Source, path: str) -> Iterator[tuple[int, Item | Rejected]]:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
-import math
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from calrec_jax.data.sources import records, rows
-from calrec_jax.data.sources.records import Event, Item, Reject
+from calrec_jax.data.sources import records, rows, times
+from calrec_jax.data.sources.records import Event, Item, Reject, Rejected
 from calrec_jax.data.sources.source import Row, Rows, Source, text_names
 from calrec_jax.errors import CalrecError
 
-_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _TIME_NAMES = ("order", "timestamp")
 _EVENT_NAMES = ("user_id", "item_id", *_TIME_NAMES)
 _NOT_OF_ITEMS = ("user_id", *_TIME_NAMES)
 _TEXT_NAMES = ("title", "category", "brand", "price")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,30}")
-_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
+_FIRST_ROWS = 1000  # by which a file's numbers are told from dates in digits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +47,21 @@ class Table(Source):
       event_columns, item_columns: ((our name, theirs), ...), of each kind of files. A name that is
         not in it is the same in both; of items, one that is no usual field is one more.
       time_unit: of timestamps that are numbers: "s", "ms", "us" or "ns".
+      dates: whether such numbers are dates, 20240401 or 2024, in place of times in `time_unit`.
     """
 
     event_columns: tuple[tuple[str, str], ...] = ()
     item_columns: tuple[tuple[str, str], ...] = ()
     time_unit: str = "s"
+    dates: bool = False
 
     def configured(self, options: TableOptions) -> Table:
         """The same format, read with `options`. Raises CalrecError where these are impossible."""
         for flag, columns in options.mappings.items():
             _check_columns(flag, columns)
-        if options.time_unit not in _UNITS:
+        if options.time_unit not in times.UNITS:
             raise CalrecError(
-                f"unknown time unit {options.time_unit!r}; known: {', '.join(_UNITS)}"
+                f"unknown time unit {options.time_unit!r}; known: {', '.join(times.UNITS)}"
             )
         if options.delimiter is not None:
             raise CalrecError(f"{self.name} has no delimiter: --delimiter is for csv")
@@ -81,18 +79,32 @@ class Table(Source):
         names = self._event_keys
         user_id = records.identifier(record, names["user_id"])
         item_id = records.identifier(record, names["item_id"])
-        order = integer(record, names["order"])
-        timestamp = self._seconds(record, names["timestamp"])
+        order = times.order(records.given(record, names["order"]), names["order"])
+        timestamp, nanosecond = self._time(record) or (None, 0)
         if order is None and timestamp is None:
             raise Reject(f"neither {names['order']} nor {names['timestamp']}")
-        return Event(user_id, item_id, order, timestamp)
+        return Event(user_id, item_id, order, timestamp, nanosecond)
 
     def parse_item(self, row: Row) -> Item:
         record = self._record(row)
         item_id = records.identifier(record, self._item_key)
-        return records.item(
-            item_id, {name: _field(record, name, key) for name, key in self._text_keys.items()}
-        )
+        return records.item(item_id, record, self._readers)
+
+    def fitted(self, path: str) -> Table:
+        """Takes numbers for dates where all those of the first 1000 rows are such (20240401)."""
+        first = itertools.islice(self.event_rows(path), _FIRST_ROWS)
+        numbers = [number for _, row in first if (number := self._number(row)) is not None]
+        dates = bool(numbers) and None not in map(times.date_in_digits, numbers)
+        return dataclasses.replace(self, dates=dates)
+
+    def _number(self, row: Row | Rejected) -> records.Number | None:
+        """The timestamp of a row of events, where it is a number."""
+        if type(row) is Rejected:
+            return None
+        try:
+            return times.number(records.given(self._record(row), self._event_keys["timestamp"]))
+        except Reject:
+            return None
 
     def _record(self, row: Row) -> Mapping[str, Any]:
         return row
@@ -112,6 +124,14 @@ class Table(Source):
         keys = {name: name for name in _TEXT_NAMES} | dict(self.item_columns)
         return {name: key for name, key in keys.items() if name != "item_id"}
 
+    @functools.cached_property
+    def _readers(self) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+        kinds = {"category": records.path, "price": records.text_of_price}
+        return {
+            name: functools.partial(kinds.get(name, records.text), key=key)
+            for name, key in self._text_keys.items()
+        }
+
     def _columns_of_events(self) -> rows.Columns:
         keys = self._event_keys
         mapped = [keys[name] for name, _ in self.event_columns if name in _TIME_NAMES]
@@ -130,19 +150,10 @@ class Table(Source):
             hint="--columns or --item_columns can say which is which",
         )
 
-    def _seconds(self, record: Mapping[str, Any], key: str) -> int | None:
-        value = _number_if_written(records.given(record, key))
-        if value is None:
-            return None
-        seconds = None
-        if isinstance(value, str):
-            seconds = _iso_seconds(value)
-        elif records.is_number(value):
-            seconds = int(value // _PER_SECOND[self.time_unit])
-        if seconds is None:
-            raise Reject(f"{key} is neither a number nor an ISO 8601 date")
-        expected = f"{_UNITS[self.time_unit]} were expected, see --time_unit"
-        return records.seconds_of_our_time(seconds, expected)
+    def _time(self, record: Mapping[str, Any]) -> times.Moment | None:
+        key = self._event_keys["timestamp"]
+        value = records.given(record, key)
+        return times.moment(value, key, self.time_unit, ", see --time_unit", self.dates)
 
 
 class JsonLines(Table):
@@ -187,10 +198,10 @@ class Parquet(Table):
     """Parquet. Its dates and times are instants; without a time zone they are taken as UTC."""
 
     def event_rows(self, path: str) -> Rows:
-        return rows.parquet_rows(path, self._columns_of_events(), _PER_SECOND[self.time_unit])
+        return rows.parquet_rows(path, self._columns_of_events())
 
     def item_rows(self, path: str) -> Rows:
-        return rows.parquet_rows(path, self._columns_of_items(), _PER_SECOND[self.time_unit])
+        return rows.parquet_rows(path, self._columns_of_items())
 
 
 def _check_columns(flag: str, columns: Mapping[str, str]) -> None:
@@ -211,47 +222,6 @@ def _check_columns(flag: str, columns: Mapping[str, str]) -> None:
             raise CalrecError(
                 f"{flag} has {name}={theirs}: items have item_id and text fields alone"
             )
-
-
-def integer(record: Mapping[str, Any], key: str) -> int | None:
-    """The integer under `key`, also one in digits; None where there is none.
-
-    Raises:
-      Reject: it is no whole number of 64 bits.
-    """
-    return records.whole(_number_if_written(records.given(record, key)), key)
-
-
-def _field(record: Mapping[str, Any], name: str, key: str) -> str:
-    if name == "category":
-        return records.path(record, key)
-    value = records.text(record, key)
-    return records.price(value) if name == "price" else value
-
-
-def _number_if_written(value: Any) -> Any:
-    """A number for the string that writes it, None for an empty one; else `value` as it is."""
-    if not isinstance(value, str):
-        return value
-    value = value.strip()
-    if not value:
-        return None
-    if _INTEGER.fullmatch(value):
-        return int(value)
-    if _NUMBER.fullmatch(value) and math.isfinite(float(value)):
-        return float(value)
-    return value
-
-
-def _iso_seconds(value: str) -> int | None:
-    """Unix seconds of an ISO 8601 date or time, in UTC unless it says otherwise."""
-    try:
-        moment = datetime.datetime.fromisoformat(value)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=datetime.UTC)
-        return math.floor(moment.timestamp())
-    except (ValueError, OverflowError):
-        return None
 
 
 TABLES = (

@@ -53,6 +53,15 @@ def test_files_with_colons(read, source, pack):
     ]
 
 
+@pytest.mark.parametrize("source", ["movielens", "movietweetings"])
+def test_times_keep_their_fractions(read, source):
+    lines = "1::2::3::964982703.25\n1::2::3::2000-07-30T18:45:03.5\n"
+    assert [event for _, event in read(sources.read_events, source, lines)] == [
+        Event("1", "2", None, 964_982_703, 250_000_000),
+        Event("1", "2", None, 964_982_703, 500_000_000),
+    ]
+
+
 def test_only_movielens_may_be_latin_1(read):
     movies = "1::Fantômas::Crime\n".encode("latin-1") + "2::Amélie::Drama\n".encode()
     assert read(sources.read_items, "movielens", movies) == [
@@ -72,7 +81,7 @@ def test_lines_with_colons_that_cannot_be_used_are_rejected(read):
         "not four values with :: between them",
         "no userId",
         "no timestamp",
-        "timestamp is not a 64-bit integer",
+        "timestamp is neither a number nor an ISO 8601 date",
         "time stamp is not after 1970",
     ]
     assert outcomes[-1] == (8, Event("1", "2", None, 4))

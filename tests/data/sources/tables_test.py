@@ -4,6 +4,7 @@ import decimal
 import gzip
 import io
 import json
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -75,7 +76,7 @@ def test_events_and_items(read, source):
     ]
     assert [item for _, item in read(sources.read_items, source, items)] == [
         Item("a", {"title": "T", "category": "C", "brand": "B", "price": "$1.50"}),
-        Item("b", {"title": "Nuts & bolts"}),
+        Item("b", {"title": "Nuts & bolts"}, ("price is no price",)),
         Item("c", {}),
     ]
 
@@ -86,7 +87,7 @@ def test_columns_are_mapped_and_further_fields_added(read, source):
     columns |= {"title": "name"}
     events = [{"who": "u", "isbn": "a", "when": 1_500_000_000_999, "user_id": "x"}]
     assert read(sources.read_events, source, events, columns, "ms") == [
-        (first_line(source), Event("u", "a", None, TIME))
+        (first_line(source), Event("u", "a", None, TIME, 999_000_000))
     ]
     items = [{"isbn": "a", "name": "T", "writer": "A &amp; B", "brand": "P", "title": "no"}]
     assert read(sources.read_items, source, items, columns) == [
@@ -102,7 +103,8 @@ def test_time_units(read, source, unit, factor):
     times = [TIME * factor, TIME * factor + factor - 1, 0, 4_102_444_800 * factor]
     events = [{"user_id": "u", "item_id": "a", "timestamp": time} for time in times]
     found = [outcome for _, outcome in read(sources.read_events, source, events, None, unit)]
-    assert found[:2] == [Event("u", "a", None, TIME)] * 2
+    last = (factor - 1) * (10**9 // factor)
+    assert found[:2] == [Event("u", "a", None, TIME), Event("u", "a", None, TIME, last)]
     word = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}[unit]
     assert [rejected.reason for rejected in found[2:]] == [
         "time stamp is not after 1970",
@@ -112,41 +114,105 @@ def test_time_units(read, source, unit, factor):
 
 @pytest.mark.parametrize("source", FORMATS)
 @pytest.mark.parametrize(
-    ("written", "seconds"),
+    ("written", "seconds", "nanosecond"),
     [
-        ("2017-07-14T02:40:00Z", TIME),
-        ("2017-07-14 02:40:00.999", TIME),
-        ("2017-07-14T04:40:00+02:00", TIME),
-        ("2017-07-14", TIME - 9600),
-        ("1500000000", TIME),
-        ("1500000000.5", TIME),
-        ("1.5e9", TIME),
+        ("2017-07-14T02:40:00Z", TIME, 0),
+        ("2017-07-14 02:40:00.999", TIME, 999_000_000),
+        ("2017-07-14T02:40:00.000000001Z", TIME, 1),
+        ("2017-07-14T04:40:00+02:00", TIME, 0),
+        ("2017-07-14", TIME - 9600, 0),
+        ("2017-07", 1_498_867_200, 0),
+        ("20170714", TIME - 9600, 0),
+        ("2017", 1_483_228_800, 0),
+        ("20170714T024000Z", TIME, 0),
+        ("1500000000", TIME, 0),
+        ("1500000000.5", TIME, 500_000_000),
+        ("1500000000.000000001", TIME, 1),
+        ("1.5e9", TIME, 0),
     ],
 )
-def test_times_in_words_are_utc(read, source, written, seconds):
+def test_times_in_words_are_utc(read, source, written, seconds, nanosecond):
     events = [{"user_id": "u", "item_id": "a", "timestamp": written}]
     assert read(sources.read_events, source, events) == [
-        (first_line(source), Event("u", "a", None, seconds))
+        (first_line(source), Event("u", "a", None, seconds, nanosecond))
     ]
+
+
+@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize("unit", ["s", "ms"])
+def test_numbers_are_dates_where_none_of_the_first_is_a_time(read, source, unit):
+    def times(*values):
+        events = [{"user_id": "u", "item_id": "a", "timestamp": value} for value in values]
+        found = [outcome for _, outcome in read(sources.read_events, source, events, None, unit)]
+        return [o.timestamp if type(o) is Event else o.reason for o in found]
+
+    day = 86_400
+    april = 1_711_929_600
+    assert times(20240401, 20240402, None, 20240403) == [
+        april, april + day, "neither order nor timestamp", april + 2 * day,
+    ]  # fmt: skip
+    assert times(2023, 2024) == [1_672_531_200, 1_704_067_200]
+    assert times(20240401, 20240402, *[20240403] * 1000, 20240431)[-1] == (
+        "timestamp is neither a date like those before it nor an ISO 8601 date"
+    )
+    # Counted from a beginning of one's own: these are no dates, though some look like them.
+    factor = {"s": 1, "ms": 1000}[unit]
+    counted = [20_240_401, 20_240_431, 5_000_000, 2023_000]
+    assert times(*counted) == [number // factor for number in counted]
+
+
+def test_numbers_with_more_digits_than_a_float_are_exact(read):
+    for source in FORMATS:
+        lines = {
+            "jsonl": b'{"user_id": "u", "item_id": "a", "timestamp": 1500000000.000000001}\n',
+            "csv": b"user_id,item_id,timestamp\nu,a,1500000000.000000001\n",
+            "parquet": [
+                {"user_id": "u", "item_id": "a", "timestamp": Decimal("1500000000.000000001")}
+            ],
+        }
+        [(_, event)] = read(sources.read_events, source, lines[source])
+        assert event == Event("u", "a", None, TIME, 1)
+
+
+def test_a_number_beyond_all_exponents_is_missing_as_infinity_is(read):
+    for digits in (b"1e999", b"1e99999999999999999999999"):
+        line = b'{"user_id": "u", "item_id": "a", "order": 1, "timestamp": %b}\n' % digits
+        [(_, event)] = read(sources.read_events, "jsonl", line)
+        assert event == Event("u", "a", 1, None)
+
+
+@pytest.mark.parametrize("source", FORMATS)
+def test_orders_may_have_fractions_or_be_dates(read, source):
+    def orders(*values):
+        events = [{"user_id": "u", "item_id": "a", "when": value} for value in values]
+        found = read(sources.read_events, source, events, {"order": "when"})
+        return [event.order for _, event in found]
+
+    assert orders(1700000000.3, 2.0) == [Decimal("1700000000.3"), 2]
+    assert orders("2017-07-14T02:40:00.3Z", "2017-07-14T02:40:00") == [
+        Decimal("1500000000.3"), TIME,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "ns"])
 @pytest.mark.parametrize(
-    ("kind", "seconds"),
+    ("kind", "seconds", "nanosecond"),
     [
-        (pa.timestamp("s"), TIME),
-        (pa.timestamp("ns"), TIME),
-        (pa.timestamp("us", "Europe/Berlin"), TIME),
-        (pa.date32(), TIME - 9600),
+        (pa.timestamp("s"), TIME, 0),
+        (pa.timestamp("ms"), TIME, 1_000_000),
+        (pa.timestamp("ns"), TIME, 1_001_000),
+        (pa.timestamp("us", "Europe/Berlin"), TIME, 1_001_000),
+        (pa.date32(), TIME - 9600, 0),
+        (pa.date64(), TIME - 9600, 0),
     ],
 )
-def test_the_times_of_parquet_have_their_own_unit(read, tmp_path, unit, kind, seconds):
-    moment = datetime.datetime(2017, 7, 14, 2, 40)
-    if kind == pa.date32():
+def test_the_times_of_parquet_have_their_own_unit(read, tmp_path, unit, kind, seconds, nanosecond):
+    moment = datetime.datetime(2017, 7, 14, 2, 40, 0, 1001)
+    if pa.types.is_date(kind):
         moment = moment.date()
     elif kind.tz:
         moment = moment.replace(tzinfo=datetime.UTC)
-    times = pa.array([moment, None], kind)
+    times = pa.array([moment, None]).cast(kind, safe=False)
     pq.write_table(
         pa.table(
             {"user_id": ["u", "u"], "item_id": ["a", "a"], "timestamp": times, "order": [1, 2]}
@@ -155,9 +221,29 @@ def test_the_times_of_parquet_have_their_own_unit(read, tmp_path, unit, kind, se
     )
     content = (tmp_path / "file").read_bytes()
     assert read(sources.read_events, "parquet", content, None, unit) == [
-        (1, Event("u", "a", 1, seconds)),
+        (1, Event("u", "a", 1, seconds, nanosecond)),
         (2, Event("u", "a", 2, None)),
     ]
+    items = {"item_id": "when", "title": "user_id", "author": "timestamp"}
+    table = pq.read_table(tmp_path / "file").append_column("when", [["a", "b"]])
+    pq.write_table(table, tmp_path / "file")
+    found = read(sources.read_items, "parquet", (tmp_path / "file").read_bytes(), items)
+    assert [set(item.fields) for _, item in found] == [{"title", "author"}, {"title"}]
+    assert found[0][1].fields["author"].startswith("2017-07-14")
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("s"), pa.date32()])
+def test_times_far_from_ours_are_told_as_such(read, tmp_path, kind):
+    times = pa.array([datetime.date(2500, 1, 1), datetime.date(1500, 1, 1)]).cast(kind)
+    pq.write_table(
+        pa.table({"user_id": ["u"] * 2, "item_id": ["a"] * 2, "timestamp": times}), tmp_path / "f"
+    )
+    found = read(sources.read_events, "parquet", (tmp_path / "f").read_bytes())
+    assert [rejected.reason for _, rejected in found] == [
+        "time stamp is after 2100: seconds were expected, see --time_unit",
+        "time stamp is not after 1970",
+    ]
+    assert '"timestamp": "2500-01-01"' in found[0][1].text
 
 
 @pytest.mark.parametrize("source", FORMATS)
@@ -167,8 +253,8 @@ def test_the_times_of_parquet_have_their_own_unit(read, tmp_path, unit, kind, se
         ({"user_id": ""}, "no user_id"),
         ({"item_id": None}, "no item_id"),
         ({"order": None, "timestamp": None}, "neither order nor timestamp"),
-        ({"order": "first"}, "order is not a 64-bit integer"),
-        ({"order": 1.5}, "order is not a 64-bit integer"),
+        ({"order": "first"}, "order is neither a 64-bit number nor an ISO 8601 date"),
+        ({"order": "9" * 20}, "order is neither a 64-bit number nor an ISO 8601 date"),
         ({"timestamp": "yesterday"}, "timestamp is neither a number nor an ISO 8601 date"),
         ({"timestamp": "1e999"}, "timestamp is neither a number nor an ISO 8601 date"),
         ({"timestamp": 0}, "time stamp is not after 1970"),
@@ -222,6 +308,43 @@ def test_numbers_of_a_table_have_no_currency(read):
             sources.read_items, source, [{"item_id": 1, "title": 1984, "price": 9.5}]
         )
         assert item == Item("1", {"title": "1984", "price": "9.5"})
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64(), pa.decimal128(9, 2)])
+def test_numbers_of_parquet_are_as_short_as_their_type_allows(read, tmp_path, kind):
+    values = pa.array([Decimal("12.99"), Decimal("0.1"), None]).cast(pa.float64())
+    prices = values.cast(kind, safe=False)
+    pq.write_table(pa.table({"item_id": ["a", "b", "c"], "price": prices}), tmp_path / "f")
+    found = read(sources.read_items, "parquet", (tmp_path / "f").read_bytes())
+    assert [item.fields.get("price") for _, item in found] == ["12.99", "0.1", None]
+
+
+def test_a_field_that_cannot_be_used_does_not_cost_its_item(read):
+    columns = {"in_stock": "in_stock", "tags": "tags"}
+    odd = {"in_stock": True, "tags": ["red", "blue"], "category": ["A", None, "B"]}
+    items = [
+        {"item_id": "a", "title": "T", "price": {"amount": 9}, **odd},
+        {"item_id": "b", "title": ["T", {"x": 1}], "in_stock": True, "price": "\u2014"},
+    ]
+    assert [item for _, item in read(sources.read_items, "jsonl", items, columns)] == [
+        Item(
+            "a",
+            {"title": "T", "category": "A B", "tags": "red blue"},
+            (
+                "price is neither a string nor a number",
+                "in_stock is neither a string nor a number",
+            ),
+        ),
+        Item(
+            "b",
+            {},
+            (
+                "title is a list of more than strings and numbers",
+                "price is no price",
+                "in_stock is neither a string nor a number",
+            ),
+        ),
+    ]
 
 
 # CSV

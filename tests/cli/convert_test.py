@@ -254,7 +254,7 @@ def test_of_two_disks_the_full_one_is_named(calrec, llama, tmp_path, free):
         fill(disk, free)
         code, out, err = calrec("--from=ours/pretrained:latest", f"--to_hf={disk}/new")
         assert (code, out) == (1, "")
-        assert f"no space left on the disk of {disk}/new" in err.splitlines()[-1]
+        assert f"no space left on the disk of {disk}/" in err.splitlines()[-1]
         assert [path.name for path in disk.iterdir()] == ["filler"]
 
 

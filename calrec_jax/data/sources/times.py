@@ -19,6 +19,8 @@ _SECOND = datetime.timedelta(seconds=1)
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,9})?")
 _MONTH = re.compile(r"[0-9]{4}-[0-9]{2}")
 _FRACTION = re.compile(r"[.,]([0-9]+)")
+# "2023-01-05 10:22:11 -0500" and "... UTC", as shops and databases write them.
+_ZONE_APART = re.compile(r"(?<=[0-9]) +(?:UTC|GMT|Z|(?=[+-][0-9]{2}))")
 # Python's usual context would round to 28 digits.
 _EXACT = decimal.Context(prec=decimal.MAX_PREC)
 _FLOOR = decimal.Context(prec=60, rounding=decimal.ROUND_FLOOR)
@@ -98,9 +100,14 @@ def date_in_digits(number: Number) -> Moment | None:
 
 
 def of_iso(value: str) -> Moment | None:
-    """An ISO 8601 date or time, of a date its beginning, in UTC unless it says otherwise."""
+    """An ISO 8601 date or time, of a date its beginning, in UTC unless it says otherwise.
+
+    There may be a space before the zone, and UTC may be a word.
+    """
     if _MONTH.fullmatch(value):
         value += "-01"
+    elif ":" in value:
+        value = _ZONE_APART.sub("", value)
     try:
         when = datetime.datetime.fromisoformat(value)
     except ValueError:

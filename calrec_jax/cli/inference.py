@@ -141,11 +141,7 @@ class TrainedModel:
         item_vectors = vectors.cached(
             self._stage_dir / "vectors",
             domain.dataset,
-            {
-                **self.settings(),
-                "items": domain.checksums()["items"],
-                "template": dataclasses.asdict(domain.template),
-            },
+            {**self.settings(), "items": tokens.text.item_fingerprint},
             lambda: self._towers.items(tokens),
         )
         return Dense(

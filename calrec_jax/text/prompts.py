@@ -7,6 +7,7 @@ of items, and the prompt at inference is token for token what training saw befor
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -68,6 +69,14 @@ class TextTokens:
             np.concatenate([np.zeros(0, np.int32), *items]),
             splits,
         )
+
+    @property
+    def item_fingerprint(self) -> str:
+        """Another one for any other tokens of the items."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.splits, self.values):
+            digest.update(part.tobytes())
+        return digest.hexdigest()
 
 
 class TokenizedCatalogue:

@@ -320,18 +320,19 @@ def test_each_checkpoint_has_its_own_vectors_and_answers(model_dir, tmp_path):
     assert answers(copy, "stage2:best", "anew") == first
 
 
-def test_vectors_are_of_the_items_as_they_are_written(model_dir, monkeypatch):
+def test_vectors_are_of_the_items_as_they_are_encoded(model_dir, monkeypatch):
     def vectors() -> set[str]:
         model(model_dir, retrieval="dense").retriever(DOMAIN, never)
         return {path.name for path in model_dir.glob("stage2/vectors/*.npz")}
 
     before = vectors()
     assert vectors() == before
-    checksums = Domain.checksums
-    monkeypatch.setattr(Domain, "checksums", lambda self: checksums(self) | {"items": "others"})
-    others = vectors()
+    resolved, text = Domain.resolved, Domain.text
+    other = lambda self: dataclasses.replace(text(self), values=text(self).values[::-1])  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(Domain, "text", other)
+        others = vectors()
     assert len(others) == len(before) + 1
-    resolved = Domain.resolved
     monkeypatch.setattr(
         Domain,
         "resolved",

@@ -49,6 +49,21 @@ def test_tokens_are_int32():
     assert tokens.item("b").dtype == np.int32 and tokens.item("b").shape == (0,)
 
 
+def test_the_fingerprint_is_of_the_items_tokens_alone():
+    def fingerprint(template: Template = TEMPLATE, encode=encode, items=catalogue()) -> str:
+        return TextTokens.encode(items, template, encode).item_fingerprint
+
+    assert fingerprint() == fingerprint(Template(opening="", separator="", target_separator=""))
+    others = [
+        fingerprint(Template(fields=("brand", "title"))),  # no item has a brand
+        fingerprint(encode=lambda text: encode(text)[::-1]),
+        fingerprint(items=Catalogue.create("games", {"a": ITEMS[0]})),
+        fingerprint(items=Catalogue.create("games", {"a": {"title": "aaab"}, "b": {}})),
+        fingerprint(items=Catalogue.create("games", {"a": {"title": "aaa"}, "b": {"title": "b"}})),
+    ]
+    assert fingerprint() == others[0] and len(set(others)) == len(others)
+
+
 def test_a_long_item_is_cut():
     tokens = tokenized({"a": {"title": "abcdefgh"}}, targets=11)
     assert decode(tokens.item("a")) == "Title: abc" and tokens.item_lengths.tolist() == [10]

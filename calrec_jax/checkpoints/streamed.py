@@ -55,16 +55,25 @@ class _Handler(ocp.type_handlers.NumpyHandler):
     def __init__(self):
         super().__init__(deepcopy_host_arrays=False)
         self._one_at_a_time = asyncio.Semaphore(1)
+        self._failed = False
 
     def typestr(self) -> str:
         return "np.ndarray"
 
     async def _open_and_write(self, value: Streamed, tspec, ts_context):
         tspec["metadata"]["chunks"] = list(value.chunk)
-        store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
         async with self._one_at_a_time:
-            for where, part in value.pieces():
-                await store[where].write(part)
+            if self._failed:
+                return
+            try:
+                store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+                for where, part in value.pieces():
+                    await store[where].write(part)
+            except BaseException:
+                # As on a full disk. Orbax closes the event loop now: what another one began would
+                # come back to it, and tell of that in pages of its own.
+                self._failed = True
+                raise
 
 
 def write_params(directory: pathlib.Path, params) -> None:

@@ -248,13 +248,17 @@ def test_what_was_begun_is_gone_when_it_is_broken_off(
 
 # With 0 no folder can be made; then the tokenizer is what does not fit, and then the weights.
 @pytest.mark.parametrize("free", [0, 4096, 8192, 12288, 16384])
-def test_of_two_disks_the_full_one_is_named(calrec, llama, tmp_path, free):
-    calrec("--from_hf=llama", "--to=ours")
+@pytest.mark.parametrize("way", ["to", "to_hf"])
+def test_of_two_disks_the_full_one_is_named(calrec, llama, tmp_path, way, free):
+    source = {"to": "--from_hf=llama", "to_hf": "--from=ours/pretrained:latest"}[way]
+    if way == "to_hf":
+        calrec("--from_hf=llama", "--to=ours")
     with small_disk(tmp_path / "full", 64) as disk:
         fill(disk, free)
-        code, out, err = calrec("--from=ours/pretrained:latest", f"--to_hf={disk}/new")
+        code, out, err = calrec(source, f"--{way}={disk}/new")
         assert (code, out) == (1, "")
-        assert f"no space left on the disk of {disk}/" in err.splitlines()[-1]
+        (line,) = err.splitlines()
+        assert f"no space left on the disk of {disk}/" in line
         assert [path.name for path in disk.iterdir()] == ["filler"]
 
 

@@ -19,7 +19,7 @@ from calrec_jax.models.attention import Attention, OfKinds
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.kv_cache import Continuations, Prefix
 from calrec_jax.models.layers import GatedMLP, RMSNorm, soft_cap
-from calrec_jax.parallel.partitioning import constrain, gathered
+from calrec_jax.parallel.partitioning import constrain, gathered, keeps_all_but_gathered
 
 _HIDDEN = ("batch", "length", "embed")
 _TABLE = ("vocab", "embed")
@@ -69,6 +69,7 @@ class Block(nn.Module):
 
 
 _REMAT_POLICIES = {
+    "none": keeps_all_but_gathered,
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -89,7 +90,7 @@ class Decoder(nn.Module):
         if not c.tie_embeddings:
             self.unembedding = self._table("unembedding")
         block = Block
-        if c.remat != "none":
+        if c.remat != "none" or c.scan_layers:
             block = nn.remat(Block, policy=_REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
         if c.scan_layers:
             self.layers = nn.scan(

@@ -65,7 +65,7 @@ class Projection(nn.Module):
         partitioned = nn.with_logical_partitioning(init, tuple(axes))
         dtype = dtype or jnp.dtype(self.config.param_dtype)
         value = self.param(name, partitioned, tuple(shape), dtype)
-        return gathered(value.astype(self.config.dtype), tuple(axes))
+        return gathered(value.astype(self.config.dtype), axes)
 
 
 class RMSNorm(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -74,10 +73,9 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, mesh.shape, rules))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gathered(param: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+def gathered(param: jax.Array, axes: Sequence[str]) -> jax.Array:
     """A parameter as it is computed with: whole along "embed", which FSDP splits over the rows'
-    devices. Its gradient is split again, so that each device sums its own part alone.
+    devices. Its gradient is added up over them and split again.
 
     Args:
       axes: of `param`, as it is held.
@@ -85,19 +83,18 @@ def gathered(param: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     Raises:
       RuntimeError, CalrecError: as `constrain`.
     """
-    return constrain(param, [None if axis == "embed" else axis for axis in axes])
+    # Gradients are constrained alike, in the opposite order.
+    held = constrain(param, axes)
+    return constrain(held, [None if axis == "embed" else axis for axis in axes])
 
 
-def _gathered_forward(param, axes):
-    return gathered(param, axes), None
+def keeps_all_but_gathered(primitive, *_, **__) -> bool:
+    """A policy of `jax.checkpoint`: gathered parameters are gathered again for gradients.
 
-
-def _gathered_backward(axes, _, gradient):
-    whole = constrain(gradient, [None if axis == "embed" else axis for axis in axes])
-    return (constrain(whole, axes),)
-
-
-gathered.defvjp(_gathered_forward, _gathered_backward)
+    Else a scan over layers would keep those of all layers on every device. What else is constrained
+    is kept as it was before.
+    """
+    return primitive.name != "sharding_constraint"
 
 
 def _spec(

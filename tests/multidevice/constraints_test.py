@@ -33,16 +33,17 @@ FSDP = MeshConfig(4, 2, shard_params_over_data=True)
 MESHES = [MeshConfig(8, 1), MeshConfig(8, 1, True), MeshConfig(4, 2), FSDP]
 
 HIDDEN, HEADS = P("data", None, None), P("data", None, "model", None)
-MLP = LOGITS = P("data", None, "model")
-# Parameters as they are computed with: of FSDP's split along "embed" nothing is left.
-TABLE, TO_HEADS, FROM_HEADS = P("model", None), P(None, "model", None), P("model", None, None)
-TO_MLP, FROM_MLP, SCALE = P(None, "model"), P("model", None), P(None)
-FORWARD = {HIDDEN, HEADS, MLP, TABLE, TO_HEADS, FROM_HEADS, TO_MLP, FROM_MLP, SCALE}
-# Gradients as they are held: split again.
-BACKWARD = {
-    P("model", "data"), P("data", "model", None), P("model", None, "data"), P("data", "model"),
-    P("data"),
+MLP = P("data", None, "model")  # and logits
+# Parameters as they are held, and as they are computed with: of FSDP's split along "embed" nothing
+# is left then. Tables and scales of norms, projections to heads, from them, to the MLP, from it.
+HELD = {
+    P("model", "data"), P("data"), P("data", "model", None), P("model", None, "data"),
+    P("data", "model"),
 }  # fmt: skip
+GATHERED = {
+    P("model", None), P(None), P(None, "model", None), P("model", None, None), P(None, "model"),
+}  # fmt: skip
+ALL = {HIDDEN, HEADS, MLP} | HELD | GATHERED
 
 
 @pytest.fixture
@@ -60,15 +61,15 @@ def constraints(monkeypatch) -> set[P]:
 
 def test_a_stage_trains_and_validates_constrained(tmp_path, constraints):
     small_run.run(tmp_path, small_run.stage(train_steps=1), mesh=FSDP)
-    assert constraints == FORWARD | BACKWARD
+    assert constraints == ALL
 
 
 def test_validation_generation_and_vectors_are_constrained(constraints):
     generated(FSDP, SAMPLED, constrained=False)
-    assert constraints == FORWARD
+    assert constraints == ALL
     constraints.clear()
     towers(FSDP, 4).items(TOKENS)
-    assert constraints == FORWARD
+    assert constraints == ALL
 
 
 @pytest.mark.parametrize("axes", ["batch", "length"])
@@ -107,6 +108,15 @@ def test_what_no_constraint_would_do_is_seen(mesh_config, monkeypatch):
     rows = ROWS * mesh_config.data
     found = of_the_whole_batch(mesh_config, compiled_step(mesh_config))
     assert any(shape[0] == rows and len(shape) > 2 for shape in found)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_gathered_parameters_are_gathered_again_for_gradients(remat):
+    """And not kept, those of all layers, on every device."""
+    found = arrays(compiled_step(MESHES[1], model=dataclasses.replace(MODEL, remat=remat)))
+    layers, d, f = MODEL.num_layers, MODEL.d_model, MODEL.d_ff
+    assert {(d, f), (layers, d // 8, f)} <= found
+    assert not {(layers, d, f), (layers, f, d)} & found
 
 
 @pytest.mark.slow

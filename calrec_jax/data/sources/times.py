@@ -46,10 +46,8 @@ def moment(
     value = _number_if_written(value)
     if value is None:
         return None
-    if isinstance(value, Instant):
-        found = divmod(value.nanoseconds, _BILLION)
-    elif isinstance(value, str):
-        found = of_iso(value)
+    if isinstance(value, (Instant, str)):
+        found = _of_date(value)
     else:
         found = _of_number(_exact(value), _PER_SECOND[unit], dates)
     if found is None:
@@ -71,12 +69,7 @@ def order(value: Any, key: str) -> Number | None:
     value = _number_if_written(value)
     if value is None:
         return None
-    if isinstance(value, Instant):
-        found = divmod(value.nanoseconds, _BILLION)
-    elif isinstance(value, str):
-        found = of_iso(value)
-    else:
-        found = _exact(value)
+    found = _of_date(value) if isinstance(value, (Instant, str)) else _exact(value)
     if found is None:
         raise Reject(f"{key} is neither a 64-bit number nor an ISO 8601 date")
     if isinstance(found, tuple):
@@ -117,6 +110,10 @@ def of_iso(value: str) -> Moment | None:
     digits = _FRACTION.search(value)  # of which `when` has six
     nanosecond = int(digits[1][:9].ljust(9, "0")) if digits else 0
     return (when - _EPOCH) // _SECOND, nanosecond
+
+
+def _of_date(value: Instant | str) -> Moment | None:
+    return of_iso(value) if isinstance(value, str) else divmod(value.nanoseconds, _BILLION)
 
 
 def _number_if_written(value: Any) -> Any:

@@ -178,12 +178,24 @@ def test_neither_remat_nor_the_loop_changes_values_or_gradients(remat, scan):
     )
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_remat_is_really_there(remat):
+# A layer has 7 projections and 2 products of attention; each has two more for its gradients.
+@pytest.mark.parametrize(
+    ("remat", "again"),
+    [
+        ("none", 0),
+        ("dots", 2),  # of attention, which have an axis of the batch
+        ("full", 8),  # all but the last, which nothing needs
+    ],
+)
+def test_the_backward_pass_computes_again_what_remat_says(remat, again):
     config = tiny.changed(remat=remat)
-    batch = rows(tiny.packed())
-    text = str(jax.make_jaxpr(Decoder(config).apply)({"params": tiny.params()}, *batch))
-    assert ("remat" in text or "checkpoint" in text) == (remat != "none")
+
+    def total(params):
+        return jnp.sum(Decoder(config).apply({"params": params}, *rows(tiny.packed())))
+
+    layer = str(jax.make_jaxpr(jax.grad(total))(tiny.params()))
+    assert layer.count(" dot_general[") == 3 * 9 + again
+    assert layer.count(" exp ") == (1 if remat == "none" else 2)
 
 
 def test_bfloat16_computes_in_bfloat16_over_float32_parameters():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import pathlib
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 
 from calrec_jax.errors import CalrecError
@@ -78,8 +80,22 @@ def _told(make_error: Callable[[Exception], CalrecError]) -> Iterator[None]:
         if not _tells_of_damage(error):
             sys.unraisablehook = before
             raise
-        raise make_error(error) from error
+        told = make_error(error)
+        _settle(error)
+        raise told from error
     sys.unraisablehook = before
+
+
+def _settle(error: Exception) -> None:
+    """Lets the reads that are still under way end here, and what they leave go.
+
+    Later, what they raise on their way out would come up wherever Python is just then.
+    """
+    traceback.clear_frames(error.__traceback__)
+    for _ in range(3):
+        time.sleep(0.1)
+        with contextlib.suppress(Exception):
+            gc.collect()
 
 
 def _tell_unraisable(before: Callable, unraisable) -> None:

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import trained_run
+from cli.chain_test import calrec
 
 from calrec_jax import locks
 from calrec_jax.cli import main as cli
@@ -33,11 +34,10 @@ def run(model_dir, tmp_path, monkeypatch):
     ],
     ids=lambda argv: argv[0],
 )
-def test_commands(run, capfd, argv):
+def test_commands(run, argv):
     if argv[0] == "eval":
         argv = argv + [f"--gin.{binding}" for binding in trained_run.bindings()]
-    assert cli.main(argv) == 1
-    line = capfd.readouterr().err.splitlines()[-1]
+    line = calrec(run.parent, *argv, code=1).stderr.splitlines()[-1]
     assert line.startswith(f"calrec {argv[0]}: error: checkpoint 2 in {run}/stage2/checkpoints is")
     assert line.endswith("copy it whole, there is no other")
 

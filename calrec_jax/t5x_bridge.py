@@ -28,13 +28,12 @@ from calrec_jax.data import domains, vocabularies
 from calrec_jax.data.feature_converters import CalrecFeatureConverter
 from calrec_jax.errors import CalrecError, local_path
 from calrec_jax.losses import LossConfig, LossSums
-from calrec_jax.models.decoder import Decoder
+from calrec_jax.models.decoder import Decoder, boxed_params, unboxed
 from calrec_jax.parallel.mesh import MeshConfig
 from calrec_jax.parallel.partitioning import logical_rules
 from calrec_jax.train import manifest, t5x_io, weights
 from calrec_jax.train.optimizer import make_optimizer, make_schedule
 from calrec_jax.train.stages import Stage
-from calrec_jax.train.state import boxed_params, unboxed
 from calrec_jax.train.step import loss_sums
 
 

@@ -13,9 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from calrec_jax.checkpoints import safetensors_io, streamed
@@ -24,7 +22,7 @@ from calrec_jax.checkpoints.hf_maps import Entry, entries, plain_name
 from calrec_jax.checkpoints.safetensors_io import TensorInfo, TensorToWrite
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.config import DecoderConfig
-from calrec_jax.models.decoder import Decoder
+from calrec_jax.models.decoder import Decoder, boxed_params, unboxed
 
 CONFIG = "config.json"
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -70,9 +68,8 @@ class Weights:
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """{"layers/mlp/up/kernel": shape} of a decoder's parameters, layers stacked."""
     decoder = Decoder(dataclasses.replace(config, scan_layers=True))
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    tree = jax.eval_shape(lambda: decoder.init(jax.random.key(0), tokens, tokens, tokens)["params"])
-    leaves = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(tree))
+    tree = jax.eval_shape(lambda: boxed_params(decoder, jax.random.key(0)))
+    leaves = jax.tree_util.tree_leaves_with_path(unboxed(tree))
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves
     }

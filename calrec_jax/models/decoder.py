@@ -19,7 +19,12 @@ from calrec_jax.models.attention import Attention, OfKinds
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.kv_cache import Continuations, Prefix
 from calrec_jax.models.layers import GatedMLP, RMSNorm, soft_cap
-from calrec_jax.parallel.partitioning import constrain, gathered, keeps_all_but_gathered
+from calrec_jax.parallel.partitioning import (
+    constrain,
+    gathered,
+    keeps_all_but_gathered,
+    unplaced,
+)
 
 _HIDDEN = ("batch", "length", "embed")
 _TABLE = ("vocab", "embed")
@@ -204,6 +209,21 @@ class Decoder(nn.Module):
         cache = tuple(zip(prefix.layers, written.layers, strict=True))
         x_BxNxD, layers = self._run_layers(self._embed(tokens_BxN), shared, cache)
         return self.final_norm(x_BxNxD), Continuations(layers, step + 1)
+
+
+def boxed_params(decoder: Decoder, key: jax.Array):
+    """Fresh parameters, boxed with their logical axes."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    # The one row is there to ask for parameters, and lies along no mesh.
+    with unplaced():
+        return decoder.init(key, tokens, tokens, tokens)["params"]
+
+
+def unboxed(boxed):
+    """The parameters alone."""
+    # flax would constrain them, and they are split by `partitioning.param_shardings`.
+    with unplaced():
+        return nn.meta.unbox(boxed)
 
 
 def for_generation(decoder: Decoder, params) -> tuple[Decoder, Any]:

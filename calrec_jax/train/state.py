@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from calrec_jax.models import lora
-from calrec_jax.models.decoder import Decoder
+from calrec_jax.models.decoder import Decoder, boxed_params, unboxed
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig
 
@@ -32,21 +31,6 @@ class TrainState:
     step: jax.Array
     params: Any
     opt_state: Any
-
-
-def boxed_params(decoder: Decoder, key: jax.Array):
-    """Fresh parameters, boxed with their logical axes."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    # The one row is there to ask for parameters, and lies along no mesh.
-    with partitioning.unplaced():
-        return decoder.init(key, tokens, tokens, tokens)["params"]
-
-
-def unboxed(boxed):
-    """The parameters alone."""
-    # flax would constrain them, and they are split by `param_shardings`.
-    with partitioning.unplaced():
-        return nn.meta.unbox(boxed)
 
 
 def param_shapes(decoder: Decoder, mesh: Mesh, config: MeshConfig):

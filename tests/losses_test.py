@@ -202,12 +202,8 @@ def test_the_gradient_of_info_nce_is_that_of_finite_differences(direction):
     (a, b), (item_ids, domain_ids) = vectors(2, n=5, width=3), ids(5, n=5)
     a /= np.linalg.norm(a, axis=-1, keepdims=True)
     got = jax.grad(mean_info_nce, (0, 1))(a, b, item_ids, domain_ids, config)
-    of_a = oracle.numeric_gradient(
-        lambda x: oracle_info_nce(x, b, item_ids, domain_ids, config), a
-    )
-    of_b = oracle.numeric_gradient(
-        lambda x: oracle_info_nce(a, x, item_ids, domain_ids, config), b
-    )
+    of_a = oracle.numeric_gradient(lambda x: oracle_info_nce(x, b, item_ids, domain_ids, config), a)
+    of_b = oracle.numeric_gradient(lambda x: oracle_info_nce(a, x, item_ids, domain_ids, config), b)
     # Entries near 1 in float32; the differences themselves are good to 1e-9.
     np.testing.assert_allclose(got[0], of_a, atol=2e-6)
     np.testing.assert_allclose(got[1], of_b, atol=2e-6)

@@ -57,9 +57,7 @@ class Checkpoints:
       CalrecError: the losses of a checkpoint are damaged; as its parts are, where they are read.
     """
 
-    def __init__(
-        self, directory: str | pathlib.Path, keep_best: int = 1, read_only: bool = False
-    ):
+    def __init__(self, directory: str | pathlib.Path, keep_best: int = 1, read_only: bool = False):
         self.directory = pathlib.Path(directory).absolute()
         policy = preserve.AnyPreservationPolicy(
             [

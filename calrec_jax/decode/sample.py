@@ -83,9 +83,7 @@ class Sampler:
             fan_outs = trie.fan_outs
             self._trie = jax.device_put(trie.arrays, NamedSharding(mesh, P()))
         decoder, self._params = for_generation(decoder, params)
-        self._generate = jax.jit(
-            functools.partial(generate, decoder, config, eos_id, fan_outs)
-        )
+        self._generate = jax.jit(functools.partial(generate, decoder, config, eos_id, fan_outs))
 
     def __call__(self, prompts: Sequence[np.ndarray], seeds: Sequence[int]) -> Samples:
         """Samples for each prompt; a prompt's samples depend on its seed, not on its batch.

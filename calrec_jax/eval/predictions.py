@@ -155,8 +155,10 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
             stack.enter_context(
                 locks.held(
                     directory / "lock",
-                    lambda holder: f"{holder} evaluates into {directory}: wait for its end, or "
-                    f"bind EvaluationConfig.name to another one",
+                    lambda holder: (
+                        f"{holder} evaluates into {directory}: wait for its end, or "
+                        f"bind EvaluationConfig.name to another one"
+                    ),
                 )
             )
         except OSError as error:

@@ -11,9 +11,7 @@ from calrec_jax.errors import CalrecError
 NOT_A_NUMBER = "the model gives log-probabilities of NaN: its weights have diverged"
 
 
-def merge_outputs(
-    texts: Sequence[str], log_probs: Sequence[float]
-) -> tuple[list[str], np.ndarray]:
+def merge_outputs(texts: Sequence[str], log_probs: Sequence[float]) -> tuple[list[str], np.ndarray]:
     """Identical texts merged, the likeliest first.
 
     Returns:

@@ -61,8 +61,10 @@ def held(model_dir: str | pathlib.Path) -> Iterator[None]:
             stack.enter_context(
                 locks.held(
                     path / "lock",
-                    lambda holder: f"{holder} trains in MODEL_DIR {path}: wait for its end, or "
-                    f"give this run a MODEL_DIR of its own",
+                    lambda holder: (
+                        f"{holder} trains in MODEL_DIR {path}: wait for its end, or "
+                        f"give this run a MODEL_DIR of its own"
+                    ),
                 )
             )
         except OSError as error:

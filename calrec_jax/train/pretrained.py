@@ -1,8 +1,8 @@
 """Weights that `calrec convert` brought from elsewhere, as what a run starts from.
 
-    FOLDER/manifest.json                      as a MODEL_DIR's: versions, model, vocabulary
-    FOLDER/pretrained/checkpoints/            the weights, checkpoint 0
-    FOLDER/hf/                                config.json, the tokenizer, as they came
+FOLDER/manifest.json                      as a MODEL_DIR's: versions, model, vocabulary
+FOLDER/pretrained/checkpoints/            the weights, checkpoint 0
+FOLDER/hf/                                config.json, the tokenizer, as they came
 """
 
 from __future__ import annotations

@@ -279,9 +279,7 @@ def test_a_tensor_that_is_in_two_shards(tmp_path):
     folder = small_hf.write(tmp_path, small_hf.random(), files=2)
     tensors = small_hf.random()
     small_hf.write(tmp_path / "more", tensors)
-    (tmp_path / "more" / "model.safetensors").replace(
-        folder / "model-00002-of-00002.safetensors"
-    )
+    (tmp_path / "more" / "model.safetensors").replace(folder / "model-00002-of-00002.safetensors")
     assert f" is in {folder}/model-00001-of-00002.safetensors and again in " in refused(folder)
 
 

@@ -39,9 +39,7 @@ def make_state(step: int, config: MeshConfig = MeshConfig(4, 2), **changes) -> T
     params |= changes
     split = {"kernel": P("data", "model"), "half": P(None, "model"), "scale": P()}
     params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.device_put(
-            leaf, NamedSharding(mesh, split.get(path[-1].key, P()))
-        ),
+        lambda path, leaf: jax.device_put(leaf, NamedSharding(mesh, split.get(path[-1].key, P()))),
         params,
     )
     whole = NamedSharding(mesh, P())

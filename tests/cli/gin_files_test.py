@@ -82,9 +82,7 @@ def test_pretrained_takes_model_and_start_from_the_weights(tmp_path):
     (tmp_path / "gemma2").mkdir()
     (tmp_path / "gemma2" / "manifest.json").write_text(json.dumps(described))
     made = make("gin/runs/pretrained.gin", *REQUIRED, "PRETRAINED='gemma2'")
-    assert made.model == dataclasses.replace(
-        model, vocab_size=300, dtype="bfloat16", remat="full"
-    )
+    assert made.model == dataclasses.replace(model, vocab_size=300, dtype="bfloat16", remat="full")
     starts = [stage.init_from for stage in made.stages]
     assert starts == [f"{tmp_path}/gemma2/pretrained:latest", "stage1:best"]
 

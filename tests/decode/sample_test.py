@@ -134,9 +134,7 @@ def test_log_probabilities_are_sums_and_not_means():
 def test_tokens_hold_no_eos_and_zeros_after_the_end():
     samples = drawn()
     assert samples.tokens.shape == (4, 3, 6) and samples.tokens.dtype == np.int32
-    for tokens, length in zip(
-        samples.tokens.reshape(-1, 6), samples.lengths.ravel(), strict=True
-    ):
+    for tokens, length in zip(samples.tokens.reshape(-1, 6), samples.lengths.ravel(), strict=True):
         assert tiny.EOS not in tokens.tolist()
         assert not tokens[length:].any()
 

@@ -1,7 +1,8 @@
 """What earlier versions of calrec_jax have written is read, gone on with, and gives what it gave.
 
-0.1.tar.xz holds two stages of six steps, stage2 with adapters (model/), SASRec (sasrec/), the arrays that
-they were trained on, two evaluations of the run, and what it recommended. Version 0.1.0 made it.
+0.1.tar.xz holds two stages of six steps, stage2 with adapters (model/), SASRec (sasrec/), the
+arrays that they were trained on, two evaluations of the run, and what it recommended. Version 0.1.0
+made it.
 """
 
 from __future__ import annotations

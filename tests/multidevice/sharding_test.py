@@ -151,9 +151,7 @@ def test_negatives_on_other_devices_are_in_the_gradient():
     other["item_tokens"][-1] = np.where(other["item_mask"][-1] != 0, 5, other["item_tokens"][-1])
     with partitioning.use_mesh(mesh, config):
         step = jax.jit(make_validation_step(decoder, LOSSES, SPEC.max_loss_tokens))
-        sums = step(
-            one_step(config).before.params, partitioning.to_global(other, mesh)
-        )
+        sums = step(one_step(config).before.params, partitioning.to_global(other, mesh))
     before, after = one_step(config).metrics, sums.means(LOSSES)
     assert float(after["nig"]) == pytest.approx(float(before["nig"]), rel=1e-6)
     assert abs(float(after["tt"]) - float(before["tt"])) > 1e-3
@@ -168,9 +166,7 @@ def test_a_whole_stage_tells_the_losses_of_one_device(tmp_path, monkeypatch, con
     of = stage(optimizer=dataclasses.replace(STAGE.optimizer, name=optimizer))
     run(tmp_path / "many", of, mesh=config)
     only = jax.devices()[:1]
-    monkeypatch.setattr(
-        "calrec_jax.train.stages.make_mesh", lambda config: make_mesh(config, only)
-    )
+    monkeypatch.setattr("calrec_jax.train.stages.make_mesh", lambda config: make_mesh(config, only))
     run(tmp_path / "one", of)
     many, one = curve(tmp_path / "many"), curve(tmp_path / "one")
     assert len(many) == len(one) == 6

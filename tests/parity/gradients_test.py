@@ -21,9 +21,7 @@ def difference(params, direction):
     """{loss: its derivative along `direction`} of the oracle; central, error about 1e-9."""
 
     def at(size):
-        moved = jax.tree.map(
-            lambda p, d: np.asarray(p, np.float64) + size * d, params, direction
-        )
+        moved = jax.tree.map(lambda p, d: np.asarray(p, np.float64) + size * d, params, direction)
         return tiny.oracle_losses(moved, tiny.EXAMPLES, LOSSES, CONFIG)
 
     above, below = at(EPSILON), at(-EPSILON)

@@ -7,7 +7,7 @@ those of the store, bit for bit, at any step; arrays are memory-mapped. NumPy an
     FOLDER/arrays.json              vocabulary, mixtures, domains with their templates and checksums
     FOLDER/DOMAIN/catalogue.jsonl   {item_id, fields} a line, in the order of the tokens
     FOLDER/DOMAIN/text_*.npy        int32 tokens: items (values, splits), the template's sentences
-    FOLDER/DOMAIN/SPLIT_places.npy, SPLIT_splits.npy     int32, int64: see `examples.Histories`
+    FOLDER/DOMAIN/SPLIT_places.npy, SPLIT_splits.npy     int32, int64: see `PlacedSequences`
     FOLDER/DOMAIN/SPLIT_timestamps.npy                   int64, one a place; -1 where not known
     FOLDER/DOMAIN/SPLIT_users.jsonl                      a user id a line
 """
@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 
 from calrec_jax.data import vocabularies
-from calrec_jax.data.examples import Histories
 from calrec_jax.errors import CalrecError
-from calrec_jax.text.items import SPLITS, Catalogue, UserSequence
+from calrec_jax.text.items import SPLITS, Catalogue, PlacedSequences, UserSequence
 from calrec_jax.text.prompts import TextTokens
 from calrec_jax.text.templates import Template
 
@@ -56,7 +55,7 @@ def write_domain(
     for split in SPLITS:
         users = sequences[split]
         _write_lines(here / f"{split}_users.jsonl", (user.user_id for user in users))
-        histories = as_histories(users, catalogue)
+        histories = as_placed(users, catalogue)
         np.save(here / f"{split}_places.npy", histories.places)
         np.save(here / f"{split}_splits.npy", histories.splits)
         times = [t for u in users for t in (u.timestamps or [-1] * len(u.item_ids))]
@@ -97,7 +96,7 @@ def sizes(
     return found
 
 
-def as_histories(sequences: Sequence[UserSequence], catalogue: Catalogue) -> Histories:
+def as_placed(sequences: Sequence[UserSequence], catalogue: Catalogue) -> PlacedSequences:
     """The items of `sequences` as places.
 
     Raises:
@@ -106,7 +105,7 @@ def as_histories(sequences: Sequence[UserSequence], catalogue: Catalogue) -> His
     splits = np.zeros(len(sequences) + 1, np.int64)
     np.cumsum([len(s.item_ids) for s in sequences], out=splits[1:])
     places = catalogue.places([item_id for s in sequences for item_id in s.item_ids])
-    return Histories(np.array(places, np.int32), splits)
+    return PlacedSequences(np.array(places, np.int32), splits)
 
 
 def read_index(folder: str | os.PathLike) -> dict[str, Any]:
@@ -162,17 +161,17 @@ def read_text(
     return TextTokens(**{f: saved.array(f"text_{f}", long.get(f)) for f in fields})
 
 
-def read_histories(
+def read_placed(
     folder: str | os.PathLike, name: str, split: str, catalogue: Catalogue
-) -> Histories:
+) -> PlacedSequences:
     """The sequences of a split as places, memory-mapped."""
-    return _Saved.of(folder, name).histories(split)
+    return _Saved.of(folder, name).placed_sequences(split)
 
 
 def read_sequences(folder: str | os.PathLike, name: str, split: str) -> list[UserSequence]:
     """The sequences of a split, as `stored` gives them."""
     saved = _Saved.of(folder, name)
-    catalogue, histories = saved.catalogue(), saved.histories(split)
+    catalogue, histories = saved.catalogue(), saved.placed_sequences(split)
     splits = histories.splits.tolist()
     ids = [catalogue.item_ids[place] for place in histories.places.tolist()]
     times = saved.array(f"{split}_timestamps", len(ids)).tolist()
@@ -227,10 +226,10 @@ class _Saved:
             raise CalrecError(f"{self.folder.name} has no split {split!r}, only {sorted(SPLITS)}")
         return self.entry["sizes"][f"{split}_users"]
 
-    def histories(self, split: str) -> Histories:
+    def placed_sequences(self, split: str) -> PlacedSequences:
         splits = self.array(f"{split}_splits", self.num_examples(split) + 1)
         places = self.array(f"{split}_places", self.entry["sizes"][f"{split}_places"])
-        return Histories(places, splits)
+        return PlacedSequences(places, splits)
 
     def array(self, part: str, long: int | None) -> np.ndarray:
         """An array, memory-mapped. Raises CalrecError unless it is `long` (None: any length)."""

@@ -16,9 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from calrec_jax.data import arrays, vocabularies
-from calrec_jax.data.examples import Histories
 from calrec_jax.errors import CalrecError
-from calrec_jax.text.items import Catalogue, UserSequence
+from calrec_jax.text.items import Catalogue, PlacedSequences, UserSequence
 from calrec_jax.text.prompts import TextTokens, TokenizedCatalogue
 from calrec_jax.text.templates import Template
 
@@ -104,7 +103,7 @@ class Domain:
         domain = self.resolved()
         return _reader(domain).num_examples(domain.data_dir, domain.dataset, split)
 
-    def histories(self, split: str) -> Histories:
+    def placed_sequences(self, split: str) -> PlacedSequences:
         """The sequences of a split as places in the catalogue; read once a process.
 
         Raises:
@@ -112,8 +111,8 @@ class Domain:
         """
         domain = self.resolved()
         return _made_once(
-            ("histories", domain.data_dir, domain.dataset, split),
-            lambda: _reader(domain).read_histories(
+            ("placed", domain.data_dir, domain.dataset, split),
+            lambda: _reader(domain).read_placed(
                 domain.data_dir, domain.dataset, split, self.catalogue()
             ),
         )

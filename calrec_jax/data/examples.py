@@ -9,24 +9,8 @@ import numpy as np
 from calrec_jax.batch import TARGETS
 from calrec_jax.data.packing import Example
 from calrec_jax.errors import CalrecError
-from calrec_jax.text.items import stable_id
+from calrec_jax.text.items import PlacedSequences, stable_id
 from calrec_jax.text.prompts import TokenizedCatalogue
-
-
-@dataclasses.dataclass(frozen=True)
-class Histories:
-    """The sequences of a split as places in the catalogue.
-
-    Attributes:
-      places: int32, all sequences one after another, each of two items at least.
-      splits: int64 [sequences + 1], where each begins and ends in `places`.
-    """
-
-    places: np.ndarray
-    splits: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.splits) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +18,8 @@ class Spans:
     """Examples of one epoch: `places[start:end]` each, the last of them the target.
 
     Attributes:
-      start, end: int64 [n] in `Histories.places`; where prompts are full, start leaves out what
-        does not fit.
+      start, end: int64 [n] in `PlacedSequences.places`; where prompts are full, start leaves out
+        what does not fit.
       lengths: int64 [n], tokens of the joint sequence: prompt, target and EOS.
       loss_lengths: int64 [n], those that carry loss weight: target and EOS.
       truncated: bool [n], whether the oldest items are left out.
@@ -65,7 +49,7 @@ class Examples:
     def __init__(
         self,
         tokens: TokenizedCatalogue,
-        histories: Histories,
+        histories: PlacedSequences,
         targets: str,
         seed: int,
         eos_id: int,

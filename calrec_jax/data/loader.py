@@ -139,7 +139,7 @@ def _vocabulary(mixture: Mixture) -> Any:
 
 def _examples(name: str, lengths, split: str, targets: str, seed: int, eos_id: int) -> Examples:
     domain = domains.get_domain(name)
-    histories = domain.histories(split)
+    histories = domain.placed_sequences(split)
     if not len(histories):
         raise CalrecError(f"{name} has no {split} example: lower min_events?")
     return Examples(domain.tokens(lengths), histories, targets, seed, eos_id)

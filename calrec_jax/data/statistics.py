@@ -4,42 +4,20 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calrec_jax.text.items import SPLITS, Fields, UserSequence
+from calrec_jax.data.checksums import checksum, item_digest, sequence_digest
+from calrec_jax.text.items import SPLITS, Fields
 
 if TYPE_CHECKING:  # whoever reads the store needs no sources
     from calrec_jax.data.sequences import User
     from calrec_jax.data.sources import Event
 
 FIELDS = ("title", "category", "brand", "price")  # those of the default template
-_canonical = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
-
-
-def _digest(*record) -> int:
-    digest = hashlib.blake2b(_canonical(record).encode(), digest_size=16).digest()
-    return int.from_bytes(digest, "big")
-
-
-def sequence_digest(sequence: UserSequence) -> int:
-    """128 bits of BLAKE2b of the JSON array [user id, item ids, time stamps or null]."""
-    return _digest(sequence.user_id, sequence.item_ids, sequence.timestamps)
-
-
-def item_digest(item_id: str, fields: Fields) -> int:
-    """128 bits of BLAKE2b of the JSON array [item id, fields by their sorted names]."""
-    return _digest(item_id, fields)
-
-
-def checksum(digests: int) -> str:
-    """A sum of digests modulo 2**128, in hexadecimal: no order of the records changes it."""
-    return f"{digests % 2**128:032x}"
 
 
 @dataclasses.dataclass

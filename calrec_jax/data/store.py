@@ -19,12 +19,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from calrec_jax.data import shards
+from calrec_jax.data.checksums import checksum, item_digest, sequence_digest
 from calrec_jax.data.quiet_tensorflow import tf, tfds
 from calrec_jax.data.shards import VERSION
-from calrec_jax.data.statistics import SPLITS, checksum, item_digest, sequence_digest
 from calrec_jax.errors import CalrecError, is_full_disk, local_path
 from calrec_jax.locks import try_flock
-from calrec_jax.text.items import Catalogue, Fields, UserSequence
+from calrec_jax.text.items import SPLITS, Catalogue, Fields, UserSequence
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")  # files have it in their names, which have a limit
 

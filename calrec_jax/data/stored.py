@@ -10,10 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from calrec_jax.data import store
-from calrec_jax.data.examples import Histories
 from calrec_jax.data.quiet_tensorflow import tf
 from calrec_jax.errors import CalrecError
-from calrec_jax.text.items import Catalogue, UserSequence
+from calrec_jax.text.items import Catalogue, PlacedSequences, UserSequence
 
 _AT_ONCE = 1024  # records
 
@@ -60,7 +59,7 @@ def read_sequences(data_dir: str, domain: str, split: str) -> list[UserSequence]
     return found
 
 
-def read_histories(data_dir: str, domain: str, split: str, catalogue: Catalogue) -> Histories:
+def read_placed(data_dir: str, domain: str, split: str, catalogue: Catalogue) -> PlacedSequences:
     """The sequences of a split as places in `catalogue`, in the store's order.
 
     Raises:
@@ -79,7 +78,7 @@ def read_histories(data_dir: str, domain: str, split: str, catalogue: Catalogue)
             ) from None
         lengths.append(batch["item_ids"].row_lengths().numpy())
     splits = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
-    return Histories(np.concatenate(places), splits)
+    return PlacedSequences(np.concatenate(places), splits)
 
 
 def checksums(data_dir: str, domain: str) -> dict[str, str]:

@@ -8,6 +8,8 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from calrec_jax.errors import CalrecError
 
 Fields = Mapping[str, str]
@@ -104,3 +106,19 @@ class UserSequence:
     def target(self) -> str:
         """The item to predict."""
         return self.item_ids[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedSequences:
+    """The sequences of a split as places in the catalogue.
+
+    Attributes:
+      places: int32, all sequences one after another, each of two items at least.
+      splits: int64 [sequences + 1], where each begins and ends in `places`.
+    """
+
+    places: np.ndarray
+    splits: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.splits) - 1

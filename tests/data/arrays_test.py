@@ -79,11 +79,11 @@ def test_what_is_saved_is_what_the_store_has(registered, tmp_path):
     for name in NAMES:
         domain = domains.get_domain(name)
         assert domain.sequences("test") == found[name]
-        assert domain.num_sequences("train") == len(domain.histories("train")) > 0
+        assert domain.num_sequences("train") == len(domain.placed_sequences("train")) > 0
         assert domain.checksums() == {"train": "abc"}
     assert domains.get_domain("tiny_books").catalogue() == catalogue
     assert domains.get_mixture("saved_mixture").temperature == 2.0
-    histories = domains.get_domain("tiny_books").histories("train")
+    histories = domains.get_domain("tiny_books").placed_sequences("train")
     assert isinstance(histories.places, np.memmap)
 
 
@@ -135,7 +135,7 @@ def test_what_is_missing_or_damaged_is_named(registered, tmp_path):
         arrays.read_catalogue(tmp_path, "tiny_film")
     (tmp_path / "tiny_books" / "train_places.npy").write_bytes(b"broken")
     with pytest.raises(CalrecError, match="train_places.npy is damaged: run `calrec batches`"):
-        domains.get_domain("tiny_books").histories("train")
+        domains.get_domain("tiny_books").placed_sequences("train")
     (tmp_path / arrays.INDEX).write_text('{"version": 99}')
     with pytest.raises(CalrecError, match="is of version 99, and version 1 is read here"):
         domains.use(DataConfig(config.data_dir, config.vocabulary))
@@ -155,8 +155,8 @@ def test_what_is_missing_or_damaged_is_named(registered, tmp_path):
         ("text_values.npy", lambda domain: domain.text()),
         ("text_splits.npy", lambda domain: domain.text()),
         ("test_users.jsonl", lambda domain: domain.sequences("test")),
-        ("test_places.npy", lambda domain: domain.histories("test")),
-        ("test_splits.npy", lambda domain: domain.histories("test")),
+        ("test_places.npy", lambda domain: domain.placed_sequences("test")),
+        ("test_splits.npy", lambda domain: domain.placed_sequences("test")),
         ("test_timestamps.npy", lambda domain: domain.sequences("test")),
     ],
 )

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calrec_jax.data.examples import Examples, Histories
+from calrec_jax.data.examples import Examples
 from calrec_jax.errors import CalrecError
-from calrec_jax.text.items import Catalogue, stable_id
+from calrec_jax.text.items import Catalogue, PlacedSequences, stable_id
 from calrec_jax.text.prompts import TextTokens, TokenizedCatalogue
 from calrec_jax.text.templates import Template
 
@@ -29,7 +29,7 @@ def examples(sequences, targets="last", inputs=60, seed=0):
     tokens = TokenizedCatalogue(CATALOGUE, text, {"inputs": inputs, "targets": 14})
     flat = np.array([place for s in sequences for place in s], np.int32)
     splits = np.cumsum([0, *map(len, sequences)])
-    return Examples(tokens, Histories(flat, splits), targets, seed, EOS)
+    return Examples(tokens, PlacedSequences(flat, splits), targets, seed, EOS)
 
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 8), min_size=2, max_size=9), min_size=1, max_size=6)

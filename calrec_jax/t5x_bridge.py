@@ -25,7 +25,7 @@ from t5x.partitioning import BasePartitioner
 
 from calrec_jax.cli.run import Run
 from calrec_jax.data import domains, vocabularies
-from calrec_jax.data.feature_converters import CalrecFeatureConverter
+from calrec_jax.data.seqio_tasks.feature_converters import CalrecFeatureConverter
 from calrec_jax.errors import CalrecError, local_path
 from calrec_jax.losses import LossConfig, LossSums
 from calrec_jax.models.decoder import Decoder, boxed_params, unboxed

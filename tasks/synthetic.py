@@ -1,7 +1,7 @@
 """The embedded store's domains, and their mixture for stage I."""
 
+from calrec_jax.data.preparation.synthetic import DOMAINS
 from calrec_jax.data.registry import register_domain, register_mixture
-from calrec_jax.data.synthetic import DOMAINS
 
 for _name in DOMAINS:
     register_domain(_name)

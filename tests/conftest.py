@@ -39,8 +39,8 @@ def shared_data() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def small_store(tmp_path_factory) -> pathlib.Path:
     """The embedded store with at most 12 users a domain; its raw files are in ../raw/DOMAIN."""
-    from calrec_jax.data import synthetic
-    from calrec_jax.data.prepare import prepare
+    from calrec_jax.data.preparation import synthetic
+    from calrec_jax.data.preparation.prepare import prepare
 
     folder = tmp_path_factory.mktemp("small")
     config = synthetic.SyntheticConfig(users=12, target_users=12)

@@ -7,9 +7,9 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
-from calrec_jax.data import sequences
-from calrec_jax.data.engine import Times
-from calrec_jax.data.sequences import Positioned, Rules, User
+from calrec_jax.data.preparation import sequences
+from calrec_jax.data.preparation.engine import Times
+from calrec_jax.data.preparation.sequences import Positioned, Rules, User
 from calrec_jax.data.sources import Event, Item
 from calrec_jax.text.items import UserSequence
 

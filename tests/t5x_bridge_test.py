@@ -38,7 +38,7 @@ from calrec_jax.cli import gin_config  # noqa: E402
 from calrec_jax.cli.run import Run  # noqa: E402
 from calrec_jax.data import vocabularies  # noqa: E402
 from calrec_jax.data.domains import DataConfig  # noqa: E402
-from calrec_jax.data.quiet_tensorflow import tf  # noqa: E402
+from calrec_jax.data.store.quiet_tensorflow import tf  # noqa: E402
 from calrec_jax.errors import CalrecError  # noqa: E402
 from calrec_jax.losses import LossConfig, LossSums  # noqa: E402
 from calrec_jax.models.config import DecoderConfig  # noqa: E402

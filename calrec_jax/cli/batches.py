@@ -51,7 +51,8 @@ def save(run, out: pathlib.Path) -> dict[str, dict[str, Any]]:
       {domain: {"items", "tokens", "train"}}, its sizes.
     """
     from calrec_jax.cli.run import domain_of
-    from calrec_jax.data import arrays, domains
+    from calrec_jax.data import domains
+    from calrec_jax.data.store import arrays
 
     mixtures = {stage.mixture: domains.get_mixture(stage.mixture) for stage in run.stages}
     names = {name for mixture in mixtures.values() for name in mixture.domains}

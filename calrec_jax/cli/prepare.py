@@ -20,8 +20,8 @@ def main(argv: Sequence[str]) -> int:
     """Prints the dataset's statistics as JSON."""
     args = _parser().parse_args(argv)
 
-    from calrec_jax.data.prepare import prepare
-    from calrec_jax.data.sequences import Rules
+    from calrec_jax.data.preparation.prepare import prepare
+    from calrec_jax.data.preparation.sequences import Rules
 
     rules = Rules(
         keep_duplicates=args.keep_duplicates,

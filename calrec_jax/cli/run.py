@@ -16,9 +16,10 @@ import jax
 from calrec_jax.cli import gin_config, inference
 from calrec_jax.cli.inference import domain_of
 from calrec_jax.cli.main import show_error
-from calrec_jax.data import arrays, domains, inspection, vocabularies
+from calrec_jax.data import domains, inspection, vocabularies
 from calrec_jax.data.domains import DataConfig
 from calrec_jax.data.loader import Batches
+from calrec_jax.data.store import arrays
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval.evaluator import EvaluationConfig
 from calrec_jax.eval.predictions import write_json

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Sequence
 
 from calrec_jax.cli.main import positive_int, run_command
-from calrec_jax.data import synthetic
-from calrec_jax.data.synthetic import DOMAINS, SyntheticConfig
+from calrec_jax.data.preparation import synthetic
+from calrec_jax.data.preparation.synthetic import DOMAINS, SyntheticConfig
 from calrec_jax.errors import full_disk_named
 
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     )
     args = parser.parse_args(argv)
 
-    from calrec_jax.data.prepare import prepare
+    from calrec_jax.data.preparation.prepare import prepare
 
     config = SyntheticConfig(seed=args.seed, users=args.users, target_users=args.target_users)
     for name, raw in synthetic.generate(config).items():

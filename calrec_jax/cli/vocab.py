@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--domains names no domain")
 
     local_path(args.out, "--out")
-    from calrec_jax.data import sentencepiece_training, vocabularies
+    from calrec_jax.data import vocabularies
+    from calrec_jax.data.preparation import sentencepiece_training
     from calrec_jax.text.templates import Template
 
     template = Template()
@@ -57,10 +58,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _texts(data_dir: str, domain: str, template) -> Iterator[str]:
     """The text of each item that a training history of `domain` holds, once."""
-    from calrec_jax.data import stored
+    from calrec_jax.data.store import reader
 
-    catalogue = stored.read_catalogue(data_dir, domain)
-    sequences = stored.read_sequences(data_dir, domain, "train")
+    catalogue = reader.read_catalogue(data_dir, domain)
+    sequences = reader.read_sequences(data_dir, domain, "train")
     places = sorted(set(catalogue.places([i for s in sequences for i in s.item_ids])))
     if not places:
         raise CalrecError(f"{domain} in {data_dir} has no training sequences")

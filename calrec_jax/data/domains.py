@@ -15,7 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from calrec_jax.data import arrays, vocabularies
+from calrec_jax.data import vocabularies
+from calrec_jax.data.store import arrays
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import Catalogue, PlacedSequences, UserSequence
 from calrec_jax.text.prompts import TextTokens, TokenizedCatalogue
@@ -157,9 +158,9 @@ def _reader(domain: Domain):
     """What reads a domain: saved arrays, or the store, whose reading needs TensorFlow."""
     if arrays.is_saved(domain.data_dir):
         return arrays
-    from calrec_jax.data import stored
+    from calrec_jax.data.store import reader
 
-    return stored
+    return reader
 
 
 def check_fields(catalogue: Catalogue, template: Template) -> None:

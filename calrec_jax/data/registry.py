@@ -19,10 +19,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calrec_jax.data import domains, preprocessors, store
+from calrec_jax.data import domains
 from calrec_jax.data.domains import Domain, Rate
-from calrec_jax.data.quiet_tensorflow import seqio, tf
-from calrec_jax.data.seqio_vocabularies import RunVocabulary
+from calrec_jax.data.seqio_tasks import preprocessors
+from calrec_jax.data.seqio_tasks.seqio_vocabularies import RunVocabulary
+from calrec_jax.data.store import datasets
+from calrec_jax.data.store.quiet_tensorflow import seqio, tf
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.templates import Template
 
@@ -45,7 +47,7 @@ def register_domain(
       CalrecError: the name is taken by something else, or cannot be a dataset's.
     """
     domain = Domain(name, dataset or name, data_dir, template, vocabulary)
-    store.check_name(domain.dataset)
+    datasets.check_name(domain.dataset)
     _require_ours(name)
     if not domains.add_domain(domain) or name in seqio.TaskRegistry.names():
         return
@@ -111,7 +113,7 @@ class _StoreSource(seqio.DataSource):
     """Splits of a domain's dataset; shuffles all of a split anew in each epoch."""
 
     def __init__(self, domain: Domain):
-        super().__init__(splits=store.SPLITS, performs_internal_shuffling=True)
+        super().__init__(splits=datasets.SPLITS, performs_internal_shuffling=True)
         self._domain = domain
 
     @property
@@ -128,7 +130,7 @@ class _StoreSource(seqio.DataSource):
         self, split="train", shuffle=True, seed=None, shard_info=None, **_
     ) -> tf.data.Dataset:
         domain = self._domain.resolved()
-        dataset = store.load(domain.data_dir, domain.dataset, "sequences", split)
+        dataset = datasets.load(domain.data_dir, domain.dataset, "sequences", split)
         if not shuffle:
             return dataset
         examples = self.num_input_examples(split)

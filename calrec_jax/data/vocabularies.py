@@ -8,11 +8,12 @@ from __future__ import annotations
 import abc
 import copy
 import hashlib
+import importlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 
-from calrec_jax.data.libraries import optional_library
 from calrec_jax.data.special_tokens import read_object, special_tokens
 from calrec_jax.errors import CalrecError
 
@@ -374,3 +375,18 @@ def fingerprint(vocabulary) -> str:
         return size
     ids = " ".join(str(i) for i in vocabulary.encode(_PROBE))
     return f"{size}:{_digest(ids.encode())}"
+
+
+def optional_library(name: str) -> ModuleType:
+    """The module `name`, which only some vocabularies need.
+
+    Raises:
+      CalrecError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise CalrecError(
+            f"this vocabulary needs the library {name}, which cannot be imported ({error}): "
+            f"pip install {name}"
+        ) from error

@@ -8,7 +8,8 @@ import pytest
 import calrec_jax.tasks.synthetic  # noqa: F401
 from calrec_jax.cli import main as cli
 from calrec_jax.cli import run as runs
-from calrec_jax.data import arrays, domains
+from calrec_jax.data import domains
+from calrec_jax.data.store import arrays
 from calrec_jax.errors import CalrecError
 
 BYTES = "VOCABULARY=@vocabularies.byte()"

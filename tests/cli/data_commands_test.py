@@ -15,8 +15,8 @@ from small_disk import fill, small_disk
 
 from calrec_jax.cli import main as cli
 from calrec_jax.cli import prepare as prepare_command
-from calrec_jax.data import store, stored
-from calrec_jax.data.sequences import Rules
+from calrec_jax.data.preparation.sequences import Rules
+from calrec_jax.data.store import datasets, reader
 from calrec_jax.text.items import Catalogue, UserSequence
 
 
@@ -142,7 +142,7 @@ def test_every_rule_has_a_flag(calrec, raw, tmp_path, monkeypatch):
         given.update(more, args=args)
         return {"rejected_lines": {}}
 
-    monkeypatch.setattr("calrec_jax.data.prepare.prepare", prepare)
+    monkeypatch.setattr("calrec_jax.data.preparation.prepare.prepare", prepare)
     flags = (
         "--keep_duplicates --keep_repeats --min_events=4 --k_core=5 --k_core_once "
         "--same_time=random --require=title,brand --split=temporal --validation_from=2018-01-31 "
@@ -220,12 +220,12 @@ def test_a_full_disk_is_one_line_and_the_old_dataset_stays(calrec, raw, tmp_path
     with small_disk(tmp_path / "disk", 8192) as disk:
         prepare = ["prepare", "--source=jsonl", f"--input_dir={raw}", f"--data_dir={disk}"]
         assert calrec(*prepare, "--domain=things")[0] == 0
-        before = stored.read_sequences(disk, "things", "test")
+        before = reader.read_sequences(disk, "things", "test")
         fill(disk, free)
         code, _, err = calrec(*prepare, "--domain=things")
         assert code == 1 and "no space left on the disk" in err.splitlines()[-1]
         assert "Traceback" not in err
-        assert stored.read_sequences(disk, "things", "test") == before
+        assert reader.read_sequences(disk, "things", "test") == before
         assert sorted(path.name for path in disk.iterdir()) == ["filler", "things"]
 
 
@@ -243,7 +243,7 @@ def folders(calrec, raw, name: str, **flags) -> tuple[int, str, str]:
 def test_folders_may_have_odd_names(calrec, raw, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     assert folders(calrec, raw, name)[0] == 0
-    assert len(stored.read_sequences(f"{name}/store", "things", "test")) == 12
+    assert len(reader.read_sequences(f"{name}/store", "things", "test")) == 12
     vocab = ["vocab", f"--data_dir={name}/store", "--domains=things", "--size=300"]
     assert calrec(*vocab, f"--out={name}/a.model")[0] == 0
 
@@ -277,7 +277,7 @@ def test_a_directory_that_cannot_be_written_is_one_line(calrec, raw, tmp_path):
     with small_disk(tmp_path / "disk", 8192) as disk:
         prepare = ["prepare", "--source=jsonl", f"--input_dir={raw}", f"--data_dir={disk}"]
         assert calrec(*prepare, "--domain=things")[0] == 0
-        before = stored.read_sequences(disk, "things", "test")
+        before = reader.read_sequences(disk, "things", "test")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         for domain in ("things", "others"):
             code, out, err = calrec(*prepare, f"--domain={domain}")
@@ -285,14 +285,14 @@ def test_a_directory_that_cannot_be_written_is_one_line(calrec, raw, tmp_path):
             (line,) = err.splitlines()
             assert line.startswith(f"calrec prepare: error: cannot write {disk}/{domain}: ")
             assert "Read-only file system" in line
-        assert stored.read_sequences(disk, "things", "test") == before
+        assert reader.read_sequences(disk, "things", "test") == before
         assert [path.name for path in disk.iterdir()] == ["things"]
 
 
 def test_a_second_run_at_the_same_time_is_one_line(calrec, prepared, raw):
     data_dir, _ = prepared
     prepare = ["prepare", "--source=jsonl", f"--input_dir={raw}", f"--data_dir={data_dir}"]
-    with store.workspace(data_dir, "things"):
+    with datasets.workspace(data_dir, "things"):
         code, _, err = calrec(*prepare, "--domain=things")
         assert code == 1 and f"another process is making {data_dir}/things: wait" in err
     assert calrec(*prepare, "--domain=things")[0] == 0
@@ -304,7 +304,7 @@ def test_synthetic_writes_all_domains_of_the_sizes_asked_for(calrec, tmp_path):
     assert code == 0 and len(out.splitlines()) == 4
     for line in out.splitlines():
         name, _, rest = line.partition(": ")
-        users = len(stored.read_sequences(tmp_path, name, "test"))
+        users = len(reader.read_sequences(tmp_path, name, "test"))
         assert rest.startswith(f"{users} users, 326 items, ")
         assert users <= (8 if name == "synthetic_sports" else 9)
 
@@ -353,7 +353,7 @@ def test_vocab_of_items_without_text_is_told(calrec, tmp_path):
     items = {f"i{n}": {"director": f"Someone {n}"} for n in range(3)}
     sequences = [UserSequence("u", "films", tuple(items))]
     splits = {split: sequences for split in ("train", "validation", "test")}
-    store.write_domain(tmp_path, Catalogue.create("films", items), splits, {})
+    datasets.write_domain(tmp_path, Catalogue.create("films", items), splits, {})
     vocab = ["vocab", f"--data_dir={tmp_path}", "--domains=films", f"--out={tmp_path}/a.model"]
     code, out, err = calrec(*vocab)
     assert (code, out) == (1, "")
@@ -364,7 +364,7 @@ def test_vocab_learns_a_long_title_too(calrec, tmp_path):
     items = {"a": {"title": "Tape"}, "b": {"title": "ёжик" * 820 + "Tape"}}  # 6,564 bytes
     sequences = [UserSequence("u", "things", ("a", "b"))]
     splits = {split: sequences for split in ("train", "validation", "test")}
-    store.write_domain(tmp_path, Catalogue.create("things", items), splits, {})
+    datasets.write_domain(tmp_path, Catalogue.create("things", items), splits, {})
     vocab = ["vocab", f"--data_dir={tmp_path}", "--domains=things", "--size=300"]
     assert calrec(*vocab, f"--out={tmp_path}/a.model")[0] == 0
     model = sentencepiece.SentencePieceProcessor(model_file=f"{tmp_path}/a.model")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from calrec_jax.data import synthetic
+from calrec_jax.data.preparation import synthetic
 
 pytest.importorskip("torch", reason="the way begins and ends with transformers: .[parity]")
 pytest.importorskip("transformers", reason="the way begins and ends with it: .[parity]")

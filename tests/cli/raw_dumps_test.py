@@ -18,7 +18,7 @@ import pytest
 from remote import Site, fill_bucket
 
 from calrec_jax.cli import main as cli
-from calrec_jax.data import stored
+from calrec_jax.data.store import reader
 
 DAY = 86_400
 START = 1_500_000_000
@@ -170,7 +170,7 @@ def prepare(tmp_path, monkeypatch, capfd):
 
 
 def catalogue() -> dict[str, dict[str, str]]:
-    found = stored.read_catalogue("store", "toys")
+    found = reader.read_catalogue("store", "toys")
     return dict(zip(found.item_ids, found.fields, strict=True))
 
 
@@ -193,7 +193,7 @@ def test_a_good_dump(prepare, tmp_path, form):
     assert (err, stats["rejected_lines"]) == ([], {})
     assert (stats["users"], stats["items"], stats["events_read"]) == (4, 7, 23)
     assert (stats["events"], stats["events_without_item"]) == (20, 3)
-    test = {s.user_id: s for s in stored.read_sequences("store", "toys", "test")}
+    test = {s.user_id: s for s in reader.read_sequences("store", "toys", "test")}
     assert set(test) == {"u0", "u1", "u2", "u3"}
     assert test["u3"].item_ids == ("i3", "i4", "i5", "i0", "i1")
     assert test["u3"].timestamps == tuple(START + DAY * n for n in range(5))

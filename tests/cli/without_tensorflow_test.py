@@ -79,7 +79,7 @@ def test_train_eval_report_and_recommend_run_and_give_the_same(without, tmp_path
     assert with_ == without_ != ""
     assert ours("report", "without").stdout.endswith("report.html\n")
 
-    from calrec_jax.data import arrays as saved_arrays
+    from calrec_jax.data.store import arrays as saved_arrays
 
     item = saved_arrays.read_catalogue(tmp_path / saved, "synthetic_sports").item_ids[0]
     (tmp_path / "histories.jsonl").write_text(json.dumps({"history": [item]}) + "\n")

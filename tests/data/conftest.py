@@ -6,8 +6,9 @@ import pathlib
 
 import pytest
 
-from calrec_jax.data import domains, registry, store, vocabularies
+from calrec_jax.data import domains, registry, vocabularies
 from calrec_jax.data.domains import DataConfig
+from calrec_jax.data.store import datasets
 from calrec_jax.text.items import Catalogue, UserSequence
 from calrec_jax.text.templates import Template
 
@@ -30,7 +31,7 @@ def write_tiny_domain(data_dir: pathlib.Path, domain: str, train_users: int) -> 
         "validation": [sequence(user, 1) for user in range(5)],
         "test": [sequence(user, 2) for user in range(5)],
     }
-    store.write_domain(data_dir, Catalogue.create(domain, titles), splits, {})
+    datasets.write_domain(data_dir, Catalogue.create(domain, titles), splits, {})
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,11 @@ import seqio
 from batch_segments import segments
 
 from calrec_jax.batch import BatchSpec
-from calrec_jax.data import domains, registry, store, stored, vocabularies
+from calrec_jax.data import domains, registry, vocabularies
 from calrec_jax.data.domains import DataConfig, Mixture
-from calrec_jax.data.feature_converters import CalrecFeatureConverter
 from calrec_jax.data.loader import Batches
+from calrec_jax.data.seqio_tasks.feature_converters import CalrecFeatureConverter
+from calrec_jax.data.store import datasets, reader
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import Catalogue, UserSequence, stable_id
 from calrec_jax.text.templates import Template
@@ -49,7 +50,7 @@ def stored_targets(config, split="train", domains=("tiny_books", "tiny_games")):
     return [
         (stable_id(domain), stable_id(domain, record.target))
         for domain in domains
-        for record in stored.read_sequences(config.data_dir, domain, split)
+        for record in reader.read_sequences(config.data_dir, domain, split)
     ]
 
 
@@ -140,7 +141,7 @@ def test_epochs_are_told_by_domain(tiny_config):
 
 def test_all_prefixes_are_examples_of_their_own(tiny_config):
     found = targets(*load("tiny_books", targets="all", one_pass=True))
-    records = stored.read_sequences(tiny_config.data_dir, "tiny_books", "train")
+    records = reader.read_sequences(tiny_config.data_dir, "tiny_books", "train")
     expected = [
         (stable_id("tiny_books"), stable_id("tiny_books", item))
         for record in records
@@ -214,9 +215,9 @@ def test_seqio_gives_the_same_examples(spec, tiny_config):
 
 def test_a_damaged_dataset_says_so(tmp_path, tiny_config):
     sequences = [UserSequence("u", "tiny_books", ("here", "gone", "here"))]
-    splits = dict.fromkeys(store.SPLITS, sequences)
+    splits = dict.fromkeys(datasets.SPLITS, sequences)
     catalogue = Catalogue.create("tiny_books", {"here": {"title": "A"}})
-    store.write_domain(tmp_path, catalogue, splits, {})
+    datasets.write_domain(tmp_path, catalogue, splits, {})
     domains.use(DataConfig(str(tmp_path), vocabularies.byte()))
     with pytest.raises(CalrecError, match="^damaged dataset: tiny_books has no item 'gone'"):
         plan("tiny_books")
@@ -254,8 +255,8 @@ def test_spans_end_where_the_target_begins_whatever_the_texts_hold(
     titles = {f"i{n}": {"title": f"{n}. Next: {n}"} for n in range(8)}
     history = [(f"i{n}", f"i{(3 * n + 1) % 8}") for n in range(8)]
     records = [UserSequence(f"u{n}", "traps", items) for n, items in enumerate(history)]
-    splits = dict.fromkeys(store.SPLITS, records)
-    store.write_domain(tmp_path, Catalogue.create("traps", titles), splits, {})
+    splits = dict.fromkeys(datasets.SPLITS, records)
+    datasets.write_domain(tmp_path, Catalogue.create("traps", titles), splits, {})
     template = Template(("title",), "", *separators)
     registry.register_domain("traps")
     domains.use(DataConfig(str(tmp_path), vocabularies.byte(), template))

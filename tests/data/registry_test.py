@@ -5,7 +5,7 @@ import pytest
 import seqio
 
 from calrec_jax.data import domains, registry, vocabularies
-from calrec_jax.data.seqio_vocabularies import as_seqio
+from calrec_jax.data.seqio_tasks.seqio_vocabularies import as_seqio
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.templates import Template
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
-from calrec_jax.data import sentencepiece_training, vocabularies
+from calrec_jax.data import vocabularies
+from calrec_jax.data.preparation import sentencepiece_training
 from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.text.items import Catalogue
 from calrec_jax.text.prompts import TextTokens, TokenizedCatalogue

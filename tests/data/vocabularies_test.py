@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from calrec_jax.data import sentencepiece_training, vocabularies
+from calrec_jax.data import vocabularies
+from calrec_jax.data.preparation import sentencepiece_training
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.templates import Template
 
@@ -375,7 +376,8 @@ def test_neither_tensorflow_nor_seqio_is_needed(model_file, gpt2_file):
     code = f"""
 import sys
 sys.modules["tensorflow"] = sys.modules["seqio"] = sys.modules["google.protobuf"] = None
-from calrec_jax.data import sentencepiece_training, vocabularies
+from calrec_jax.data import vocabularies
+from calrec_jax.data.preparation import sentencepiece_training
 assert not {{"sentencepiece", "tokenizers"}} & sys.modules.keys()
 for vocabulary in (
     vocabularies.byte(),

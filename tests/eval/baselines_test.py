@@ -374,9 +374,9 @@ def industrial(shared_data, tmp_path_factory):
 
     The published figures were measured with equal events counted as often as they are listed.
     """
-    from calrec_jax.data import stored
-    from calrec_jax.data.prepare import prepare
-    from calrec_jax.data.sequences import Rules
+    from calrec_jax.data.preparation.prepare import prepare
+    from calrec_jax.data.preparation.sequences import Rules
+    from calrec_jax.data.store import reader
 
     store = tmp_path_factory.mktemp("industrial")
     found = {}
@@ -384,9 +384,9 @@ def industrial(shared_data, tmp_path_factory):
         rules = Rules(keep_duplicates=True)
         prepare(source, shared_data / "amazon2018" / folder, store, name, rules)
         train, validation, test = (
-            stored.read_sequences(store, name, split) for split in ("train", "validation", "test")
+            reader.read_sequences(store, name, split) for split in ("train", "validation", "test")
         )
-        catalogue = stored.read_catalogue(store, name)
+        catalogue = reader.read_catalogue(store, name)
         assert (len(test), len(catalogue)) == (users, items)
         found[name] = Known(train, catalogue, validation), test
     return found

@@ -95,7 +95,7 @@ def _first_download(url: str, download_dir: pathlib.Path) -> pathlib.Path:
 
 
 def _again(url: str, download_dir: pathlib.Path) -> pathlib.Path:
-    from calrec_jax.data.quiet_tensorflow import tfds
+    from calrec_jax.data.store.quiet_tensorflow import tfds
 
     manager = tfds.core.download.download_manager
     infos = manager.checksums.load_url_infos(download_dir / CHECKSUMS)
@@ -110,7 +110,7 @@ def _again(url: str, download_dir: pathlib.Path) -> pathlib.Path:
 
 def _fetch(url: str, download_dir: pathlib.Path, **options) -> pathlib.Path:
     """What TFDS's download manager makes of it; a failed download leaves nothing behind."""
-    from calrec_jax.data.quiet_tensorflow import tfds
+    from calrec_jax.data.store.quiet_tensorflow import tfds
 
     importlib.import_module(f"{tfds.__name__}.core.download.downloader").MAX_RETRIES = _RETRIES
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would tell of each

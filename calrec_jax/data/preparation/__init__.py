@@ -1,0 +1,1 @@
+"""From raw files to a dataset of the store: rules, engines, statistics, and made-up raw files."""

@@ -1,0 +1,118 @@
+"""Training of a SentencePiece vocabulary."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+
+from calrec_jax.data.vocabularies import optional_library
+from calrec_jax.errors import CalrecError
+
+_MOST_PIECES = 1_000_000  # the library may never end with more
+_SPECIAL = ("<pad>", "</s>", "<unk>", "<s>")  # by their ids
+_RESERVED = "\u2585"  # texts that hold it are not learnt from
+_PRESET_LENGTH, _MOST_LENGTH = 4192, 2**30  # bytes of a text; longer ones are left out
+
+
+def train(
+    texts: Iterable[str],
+    path: str | pathlib.Path,
+    vocab_size: int,
+    whole_pieces: Sequence[str] = (),
+) -> None:
+    """Trains a unigram model on `texts` and writes it to `path`. The same texts, the same file.
+
+    It has `vocab_size` pieces at most.
+
+    It is lossless: no normalisation, no dummy prefix, all white space kept, unknown characters as
+    bytes. Only NUL and U+2581, as which SentencePiece writes a space, do not come back. U+2585,
+    which it keeps for itself, is always bytes. pad 0, EOS 1, unknown 2, BOS 3.
+
+    Args:
+      texts: each is learnt from, however long it is.
+      whole_pieces: strings that become one piece each, wherever they stand: the sentences and
+        labels of a template, which would else take most of a prompt's tokens.
+
+    Raises:
+      CalrecError: `vocab_size` is too small for the texts, or over a million; the texts are empty,
+        or one has over a GiB; a whole piece has the name of a special token or a byte; or the
+        library sentencepiece is missing.
+    """
+    library = optional_library("sentencepiece")
+    path = pathlib.Path(path)
+    if path.suffix != ".model":
+        raise CalrecError(f"{path}: a SentencePiece model's file ends in .model")
+    if vocab_size > _MOST_PIECES:
+        raise CalrecError(f"no vocabulary of {vocab_size} pieces is made: {_MOST_PIECES} are most")
+    parts = [part for text in texts for part in text.split(_RESERVED) if part]
+    model = io.BytesIO()
+    try:
+        library.SentencePieceTrainer.train(
+            sentence_iterator=iter(parts),
+            **_lengths(parts),
+            model_writer=model,  # a file's name would go into the model, and into its fingerprint
+            vocab_size=max(vocab_size, len(_SPECIAL)),  # below them, it does not say what it needs
+            hard_vocab_limit=False,  # few texts give fewer pieces
+            model_type="unigram",
+            user_defined_symbols=_symbols(whole_pieces),
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            byte_fallback=True,
+            character_coverage=1.0,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=3,
+            num_threads=1,  # more would make the outcome depend on the machine
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise CalrecError(
+            f"no vocabulary of {vocab_size} pieces from these texts: {_reason(str(error))}"
+        ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.getvalue())
+
+
+def _lengths(texts: Sequence[str]) -> dict[str, int]:
+    """Arguments with which no text is left out; where what is preset will do, none.
+
+    The file would hold them, and be another one for the same texts.
+
+    Raises:
+      CalrecError: there is no text, or one that is longer than the library takes.
+    """
+    longest = max((len(text.encode(errors="surrogatepass")) for text in texts), default=0)
+    if not longest:
+        raise CalrecError(
+            "no vocabulary without text: the items have none of the fields that the template shows"
+        )
+    if longest > _MOST_LENGTH:
+        raise CalrecError(
+            f"no vocabulary from a text of {longest} bytes, {_MOST_LENGTH} are most: shorten it"
+        )
+    return {"max_sentence_length": longest} if longest > _PRESET_LENGTH else {}
+
+
+def _symbols(whole_pieces: Sequence[str]) -> list[str]:
+    """`whole_pieces` as the library takes them, each once."""
+    for piece in whole_pieces:
+        if piece in _SPECIAL or re.fullmatch("<0x[0-9A-F]{2}>", piece):
+            raise CalrecError(
+                f"{piece!r} is the name of a special token or a byte, and no text can be one piece "
+                f"of that name: leave it out of the template"
+            )
+    return list(dict.fromkeys(piece.replace(" ", "\u2581") for piece in whole_pieces if piece))
+
+
+def _reason(message: str) -> str:
+    """Of the library's error, in a line that says what to do."""
+    needed = re.search(r"smaller than required_chars. \d+ vs (\d+)", message)
+    if needed:
+        least = needed[1]
+        return f"every character is a piece, so at least {least} are needed: give that size or more"
+    last = message.strip().splitlines()[-1]
+    return f"SentencePiece says {last!r}; try another size or other texts"

@@ -46,7 +46,7 @@ setup(
         "duckdb>=1.4",
         "flax>=0.12",
         "fsspec>=2025.3",
-        "gin-config>=0.5",
+        "gin-config>=0.5,<0.6",
         "importlib_resources>=6.0",  # tensorflow-datasets imports it without asking for it
         "jax>=0.10.1",
         "numpy>=2.0",

@@ -36,9 +36,9 @@ from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import state as train_state
-from calrec_jax.train.optimizer import OPTIMIZERS, OptimizerConfig, make_optimizer, make_schedule
-from calrec_jax.train.step import make_train_step
+from calrec_jax.training import state as train_state
+from calrec_jax.training.optimizer import OPTIMIZERS, OptimizerConfig, make_optimizer, make_schedule
+from calrec_jax.training.step import make_train_step
 
 GIB = 2**30
 # As little work on the program's speed as can be: a fifth of the seconds, and the same memory (to

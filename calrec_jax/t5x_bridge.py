@@ -31,10 +31,10 @@ from calrec_jax.losses import LossConfig, LossSums
 from calrec_jax.models.decoder import Decoder, boxed_params, unboxed
 from calrec_jax.parallel.mesh import MeshConfig
 from calrec_jax.parallel.partitioning import logical_rules
-from calrec_jax.train import manifest, t5x_io, weights
-from calrec_jax.train.optimizer import make_optimizer, make_schedule
-from calrec_jax.train.stages import Stage
-from calrec_jax.train.step import loss_sums
+from calrec_jax.training import manifest, t5x_io, weights
+from calrec_jax.training.optimizer import make_optimizer, make_schedule
+from calrec_jax.training.stages import Stage
+from calrec_jax.training.step import loss_sums
 
 
 class CalrecModel(models.BaseModel):

@@ -28,9 +28,9 @@ from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import state as train_state
-from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from calrec_jax.train.step import make_train_step
+from calrec_jax.training import state as train_state
+from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from calrec_jax.training.step import make_train_step
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,14 +15,15 @@ LAYERS = [
     {"errors", "locks"},
     {"text", "retrieval", "metrics", "batch", "npz", "whole"},
     {"data", "models", "losses", "parallel", "checkpoints"},
-    {"tasks", "train"},
+    {"tasks", "training"},
     {"decode"},
     {"eval", "report"},
     {"cli", "recommender"},
     {"t5x_bridge"},  # above all: without t5x nothing may need it
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-DATA, MODEL = {"data", "tasks"}, {"models", "losses", "parallel", "checkpoints", "train", "decode"}
+DATA = {"data", "tasks"}
+MODEL = {"models", "losses", "parallel", "checkpoints", "training", "decode"}
 ONLY_IN = {
     "tensorflow": {"data"},
     "tensorflow_datasets": {"data"},

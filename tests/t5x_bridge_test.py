@@ -44,12 +44,12 @@ from calrec_jax.losses import LossConfig, LossSums  # noqa: E402
 from calrec_jax.models.config import DecoderConfig  # noqa: E402
 from calrec_jax.models.lora import LoraConfig  # noqa: E402
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh  # noqa: E402
-from calrec_jax.train import optimizer as optimizers  # noqa: E402
-from calrec_jax.train import state as train_state  # noqa: E402
-from calrec_jax.train import t5x_io, weights  # noqa: E402
-from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule  # noqa: E402
-from calrec_jax.train.stages import Stage  # noqa: E402
-from calrec_jax.train.step import make_train_step  # noqa: E402
+from calrec_jax.training import optimizer as optimizers  # noqa: E402
+from calrec_jax.training import state as train_state  # noqa: E402
+from calrec_jax.training import t5x_io, weights  # noqa: E402
+from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule  # noqa: E402
+from calrec_jax.training.stages import Stage  # noqa: E402
+from calrec_jax.training.step import make_train_step  # noqa: E402
 
 STEPS, SEED, LENGTHS = 3, 5, {"inputs": 176, "targets": 32}
 MODEL = {"num_layers": 2, "d_model": 32, "head_dim": 8, "d_ff": 64}
@@ -59,8 +59,8 @@ SMALL = """
 from __gin__ import dynamic_registration
 from calrec_jax.data import vocabularies
 from calrec_jax.models import config
-from calrec_jax.train import optimizer
-from calrec_jax.train import stages
+from calrec_jax.training import optimizer
+from calrec_jax.training import stages
 
 DATA_DIR = "store"
 VOCABULARY = @vocabularies.byte()

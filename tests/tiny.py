@@ -18,7 +18,7 @@ from calrec_jax.losses import LossConfig
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.rotary import RopeScaling
-from calrec_jax.train import step
+from calrec_jax.training import step
 
 BOS, EOS = 1, 2
 CONFIG = DecoderConfig(

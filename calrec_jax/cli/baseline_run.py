@@ -17,7 +17,7 @@ from calrec_jax.eval.evaluator import EvaluationConfig, Subject
 from calrec_jax.eval.retrievers import Scored
 from calrec_jax.eval.sasrec import SASRecConfig
 from calrec_jax.text.templates import Template
-from calrec_jax.train import manifest
+from calrec_jax.training import manifest
 
 _NAME = "sasrec"
 _PATHS = ("DATA_DIR", "MODEL_DIR")  # macros

@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import_t5x(args: argparse.Namespace) -> str:
-    from calrec_jax.train import t5x_io
+    from calrec_jax.training import t5x_io
 
     step = t5x_io.to_stage(args.from_t5x, args.to)
     return f"{args.to}: step {step}, parameters alone"
@@ -111,7 +111,7 @@ def _import_t5x(args: argparse.Namespace) -> str:
 def _import(args: argparse.Namespace, making: pathlib.Path) -> str:
     from calrec_jax.checkpoints import hf_io
     from calrec_jax.data import vocabularies
-    from calrec_jax.train import manifest, pretrained
+    from calrec_jax.training import manifest, pretrained
 
     source = pathlib.Path(args.from_hf)
     weights = hf_io.read(source)
@@ -140,7 +140,7 @@ def _export(args: argparse.Namespace, making: pathlib.Path) -> str:
     import jax.numpy as jnp
 
     from calrec_jax.checkpoints import hf_io
-    from calrec_jax.train import merged, pretrained
+    from calrec_jax.training import merged, pretrained
 
     stage_dir, step, there = _find(args.source)
     origin = pretrained.origin(stage_dir.parent)
@@ -169,7 +169,7 @@ def _export(args: argparse.Namespace, making: pathlib.Path) -> str:
 
 def _find(source: str) -> tuple[pathlib.Path, int, Mapping[str, Any]]:
     """The stage, the step and the manifest of what --from names."""
-    from calrec_jax.train import manifest, weights
+    from calrec_jax.training import manifest, weights
 
     stage_dir, step = weights.find_checkpoint(".", source)
     there = manifest.read(stage_dir.parent)
@@ -182,7 +182,7 @@ def _export_adapters(args: argparse.Namespace, making: pathlib.Path) -> str:
     from flax.traverse_util import unflatten_dict
 
     from calrec_jax.checkpoints import peft, streamed
-    from calrec_jax.train import pretrained, weights
+    from calrec_jax.training import pretrained, weights
 
     stage_dir, step, there = _find(args.source)
     config = pretrained.decoder_of(there["model"], args.source)
@@ -198,7 +198,7 @@ def _export_adapters(args: argparse.Namespace, making: pathlib.Path) -> str:
 
 def _base(stage_dir: pathlib.Path) -> str:
     """What a stage's adapters belong to: a checkpoint of transformers, or of ours."""
-    from calrec_jax.train import manifest, pretrained, weights
+    from calrec_jax.training import manifest, pretrained, weights
 
     found = weights.base_checkpoint(stage_dir)
     if found is None:
@@ -212,7 +212,7 @@ def _base(stage_dir: pathlib.Path) -> str:
 def _config(args: argparse.Namespace, there, origin: pathlib.Path | None, dtype: str) -> dict:
     """The config.json: that with which the weights came, or one that is made for them."""
     from calrec_jax.checkpoints import hf_families, hf_io
-    from calrec_jax.train import pretrained
+    from calrec_jax.training import pretrained
 
     if origin is not None and args.family is None:
         path = origin / hf_io.CONFIG

@@ -12,15 +12,19 @@ import contextlib
 import functools
 import os
 import pathlib
+import sys
 import tokenize
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import gin
 from gin import config as gin_config
+from gin import config_parser
 
 from calrec_jax import whole
 from calrec_jax.cli import gin_errors, type_checks
+from calrec_jax.cli.renamed import Renamer
 from calrec_jax.errors import CalrecError, local_path
 
 CONFIG = "config.gin"  # in MODEL_DIR
@@ -103,7 +107,8 @@ def parse(files: Sequence[str], bindings: Sequence[str] = (), search_paths: str 
     """
     folders = ["", *filter(None, search_paths.split(",")), str(search_root())]
     gin.clear_config()
-    with _reading_from(folders) as referred:
+    renamer = Renamer()
+    with _reading_from(folders, renamer) as referred:
         for file in files:
             with _explained(file):
                 gin.parse_config_file(file)
@@ -111,6 +116,9 @@ def parse(files: Sequence[str], bindings: Sequence[str] = (), search_paths: str 
             with _explained(_PREFIX + binding):
                 _parse_binding(binding)
     _check_names(referred)
+    if renamer.found:
+        names = ", ".join(f"{old} is now {new}" for old, new in renamer.found.items())
+        print(f"calrec: names in gin have changed: {names}", file=sys.stderr)
 
 
 def configured(cls: type) -> Any:
@@ -155,7 +163,7 @@ def write_operative_config(model_dir: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def _reading_from(folders: Sequence[str]) -> Iterator[set[str]]:
+def _reading_from(folders: Sequence[str], renamer: Renamer) -> Iterator[set[str]]:
     """While active, gin looks into `folders`. Yields the macros and scopes that it reads of."""
     referred: set[str] = set()
 
@@ -166,20 +174,33 @@ def _reading_from(folders: Sequence[str]) -> Iterator[set[str]]:
 
         def configurable_reference(self, scoped_selector, evaluate):
             referred.update(scoped_selector.split("/")[:-1])
-            return super().configurable_reference(scoped_selector, evaluate)
+            return super().configurable_reference(renamer.selector(scoped_selector), evaluate)
 
-    ours = {
-        "ParserDelegate": Delegate,
-        "_LOCATION_PREFIXES": list(folders),
+    patches = [
+        (gin_config, "ParserDelegate", Delegate),
+        (gin_config, "_LOCATION_PREFIXES", list(folders)),
         # Gin's other reader tries paths as packages, loudly, and stumbles over plain folders.
-        "_FILE_READERS": [(functools.partial(open, encoding="utf-8"), os.path.isfile)],
-    }
-    theirs = {name: getattr(gin_config, name) for name in ours}
-    try:
-        vars(gin_config).update(ours)
+        (
+            gin_config,
+            "_FILE_READERS",
+            [(functools.partial(open, encoding="utf-8"), os.path.isfile)],
+        ),
+        (config_parser, "ConfigParser", renamer.parser()),
+    ]
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(_patched(*patch))
         yield referred
+
+
+@contextlib.contextmanager
+def _patched(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
     finally:
-        vars(gin_config).update(theirs)
+        setattr(module, name, before)
 
 
 def _parse_binding(binding: str) -> None:

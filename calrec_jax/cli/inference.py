@@ -27,8 +27,8 @@ from calrec_jax.eval.users import sample
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import make_mesh
 from calrec_jax.retrieval.bm25 import BM25Index
-from calrec_jax.train import state as train_state
-from calrec_jax.train import weights
+from calrec_jax.training import state as train_state
+from calrec_jax.training import weights
 
 if TYPE_CHECKING:
     from calrec_jax.cli.run import Run

@@ -26,8 +26,8 @@ from calrec_jax.eval.predictions import write_json
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.parallel.mesh import MeshConfig
 from calrec_jax.report import training_data
-from calrec_jax.train import manifest, weights
-from calrec_jax.train.stages import Stage, Trainer
+from calrec_jax.training import manifest, weights
+from calrec_jax.training.stages import Stage, Trainer
 
 _PATHS = ("DATA_DIR", "MODEL_DIR", "VOCABULARY_PATH", "PRETRAINED")  # macros
 # Process 0 is who the others are connected to: were it to leave first on a mistake that all of them

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--gin_file is required, for example --gin_file=gin/runs/quickstart.gin")
 
     from calrec_jax.cli import run as runs
-    from calrec_jax.train.preemption import EXIT_CODE, Preempted
+    from calrec_jax.training.preemption import EXIT_CODE, Preempted
 
     with runs.joined_processes("train"):
         try:

@@ -19,7 +19,7 @@ from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig
 from calrec_jax.text.prompts import TokenizedCatalogue
-from calrec_jax.train import step
+from calrec_jax.training import step
 
 _BUCKET = 32  # tokens: few programs to compile, little padding
 

@@ -13,7 +13,7 @@ from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval.predictions import Key, read_predictions
 from calrec_jax.report.files import read_metrics, read_slices
-from calrec_jax.train import manifest as manifests
+from calrec_jax.training import manifest as manifests
 
 _METRICS, _PREDICTIONS, _SLICES = "metrics.json", "predictions.jsonl", "slices.json"
 _NO_MATTER = ("name", "users_per_batch", "baselines", "bootstrap_samples")  # to what is compared

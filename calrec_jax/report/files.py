@@ -9,7 +9,7 @@ from typing import Any
 
 from calrec_jax.errors import CalrecError
 from calrec_jax.metrics import METRICS
-from calrec_jax.train import manifest as manifests
+from calrec_jax.training import manifest as manifests
 
 _AGAIN = "run `calrec eval` again, which keeps the predictions"
 _PARTS = (

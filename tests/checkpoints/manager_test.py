@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train.state import TrainState
+from calrec_jax.training.state import TrainState
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 TX = optax.adamw(0.1)

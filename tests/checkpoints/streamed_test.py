@@ -22,7 +22,7 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train.state import param_shapes
+from calrec_jax.training.state import param_shapes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ import trained_run
 from jax.experimental.compilation_cache import compilation_cache
 
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import stages
+from calrec_jax.training import stages
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 from checkpoints import small_hf
 from small_disk import fill, small_disk
-from train import small_run
+from training import small_run
 
 from calrec_jax.checkpoints.hf_maps import Entry
 from calrec_jax.checkpoints.manager import Checkpoints
@@ -22,8 +22,8 @@ from calrec_jax.data import vocabularies
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import pretrained
-from calrec_jax.train import state as train_state
+from calrec_jax.training import pretrained
+from calrec_jax.training import state as train_state
 
 REASON = "it loads what was written: pip install -c constraints.txt -e '.[parity]'"
 

@@ -13,8 +13,8 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import manifest, weights
-from calrec_jax.train import state as train_state
+from calrec_jax.training import manifest, weights
+from calrec_jax.training import state as train_state
 
 FILES = ["gin/runs/quickstart.gin", "gin/stages/lora.gin"]
 BYTES = "VOCABULARY=@vocabularies.byte()"  # no file is needed

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from calrec_jax.cli import main as cli
-from calrec_jax.train.stages import Trainer
+from calrec_jax.training.stages import Trainer
 
 RUN = ["--gin_file=gin/runs/quickstart.gin", "--gin.VOCABULARY=@vocabularies.byte()"]
 RUN += ["--gin.DATA_DIR='store'", "--gin.MODEL_DIR='model'", "--gin.Run.evaluation=None"]

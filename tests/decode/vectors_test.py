@@ -17,8 +17,8 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.losses import LossConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import state as train_state
-from calrec_jax.train import step
+from calrec_jax.training import state as train_state
+from calrec_jax.training import step
 
 SLOTS = {
     example: row * 3 + k for row, some in enumerate(tiny.ROWS) for k, example in enumerate(some)

@@ -22,7 +22,7 @@ from calrec_jax.models import lora
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import state as train_state
+from calrec_jax.training import state as train_state
 
 EVERY = LoraConfig(rank=3, alpha=6.0, pattern=".*")
 CONFIG = tiny.changed(lora=EVERY)

@@ -19,9 +19,9 @@ from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import state as train_state
-from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from calrec_jax.train.step import make_train_step
+from calrec_jax.training import state as train_state
+from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from calrec_jax.training.step import make_train_step
 
 # No two axes of anything are of one size, so that an array's shape tells what its axes are.
 MODEL = DecoderConfig(

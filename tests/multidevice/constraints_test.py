@@ -22,7 +22,7 @@ from decode.vectors_test import TOKENS, towers
 from jax.sharding import PartitionSpec as P
 from multidevice.compiled import MODEL, ROWS, SEGMENTS, arrays, compiled_step
 from multidevice.generation_test import SAMPLED, generated
-from train import small_run
+from training import small_run
 
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig

@@ -14,7 +14,7 @@ from calrec_jax.decode.sample import Sampler, Samples, SamplingConfig
 from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.models.decoder import Decoder, for_generation
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import state as train_state
+from calrec_jax.training import state as train_state
 
 MODEL = tiny.CONFIG
 PROMPTS = [np.array(p, np.int32) for p in ([3, 4, 5, 6], [7], [], [9, 8, 7, 6, 5])]

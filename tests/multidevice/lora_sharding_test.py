@@ -8,15 +8,15 @@ import jax
 import numpy as np
 import optax
 from multidevice.sharding_test import LOSSES, ONE, SPEC, devices_of, leaves
-from train.small_run import MODEL, random_batch
+from training.small_run import MODEL, random_batch
 
 from calrec_jax.models import lora
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig
-from calrec_jax.train import state as train_state
-from calrec_jax.train.step import make_train_step
+from calrec_jax.training import state as train_state
+from calrec_jax.training.step import make_train_step
 
 ADAPTED = dataclasses.replace(MODEL, lora=LoraConfig(rank=2, alpha=8.0, pattern=".*"))
 

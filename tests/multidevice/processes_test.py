@@ -8,8 +8,8 @@ import pathlib
 
 import numpy as np
 import pytest
-from train import worker
-from train.small_run import curve, metrics, random_batch
+from training import worker
+from training.small_run import curve, metrics, random_batch
 
 from calrec_jax import locks
 

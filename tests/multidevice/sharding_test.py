@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from train.small_run import MODEL, SPEC, STAGE, curve, random_batch, run, stage
+from training.small_run import MODEL, SPEC, STAGE, curve, random_batch, run, stage
 
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import state as train_state
-from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from calrec_jax.train.step import make_train_step, make_validation_step
+from calrec_jax.training import state as train_state
+from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from calrec_jax.training.step import make_train_step, make_validation_step
 
 ONE = MeshConfig(1, 1)
 MESHES = [
@@ -166,7 +166,9 @@ def test_a_whole_stage_tells_the_losses_of_one_device(tmp_path, monkeypatch, con
     of = stage(optimizer=dataclasses.replace(STAGE.optimizer, name=optimizer))
     run(tmp_path / "many", of, mesh=config)
     only = jax.devices()[:1]
-    monkeypatch.setattr("calrec_jax.train.stages.make_mesh", lambda config: make_mesh(config, only))
+    monkeypatch.setattr(
+        "calrec_jax.training.stages.make_mesh", lambda config: make_mesh(config, only)
+    )
     run(tmp_path / "one", of)
     many, one = curve(tmp_path / "many"), curve(tmp_path / "one")
     assert len(many) == len(one) == 6
@@ -184,7 +186,7 @@ def test_a_stage_goes_on_on_another_mesh(tmp_path):
         pass
 
     def until_3(stage, split, start):
-        from train.small_run import make_batches
+        from training.small_run import make_batches
 
         for n, batch in enumerate(make_batches(stage, split, start), start):
             if split == "train" and n == 3:

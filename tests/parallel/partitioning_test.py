@@ -7,14 +7,14 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from train.small_run import MODEL
+from training.small_run import MODEL
 
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import state as train_state
-from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from calrec_jax.training import state as train_state
+from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 
 
 def specs(config: MeshConfig, model=MODEL) -> dict[str, tuple]:

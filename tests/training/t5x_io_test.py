@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError
-from calrec_jax.train import manifest, stages, t5x_io
+from calrec_jax.training import manifest, stages, t5x_io
 
 MADE = {
     "versions": {"jax": "1"},

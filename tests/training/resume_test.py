@@ -5,11 +5,11 @@ import signal
 import jax
 import numpy as np
 import pytest
-from train import worker
-from train.small_run import curve, make_batches, metrics, run, stage
-from train.stages_test import restored
+from training import worker
+from training.small_run import curve, make_batches, metrics, run, stage
+from training.stages_test import restored
 
-from calrec_jax.train.preemption import Preempted
+from calrec_jax.training.preemption import Preempted
 
 LONG = stage(train_steps=10, validate_period=4, save_period=3)
 # For processes: a stage long enough to be stopped in, and one that starts from it.
@@ -59,7 +59,7 @@ def straight(tmp_path_factory):
     model_dir = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
         from calrec_jax.parallel.mesh import make_mesh
-        from calrec_jax.train import stages
+        from calrec_jax.training import stages
 
         only = jax.devices()[:1]
         patch.setattr(stages, "make_mesh", lambda config: make_mesh(config, only))
@@ -84,7 +84,7 @@ def test_told_to_stop_and_gone_on_equals_straight_on(straight, tmp_path, monkeyp
     asked = []
     with monkeypatch.context() as patch:
         patch.setattr(
-            "calrec_jax.train.loop.PreemptionNotice.received",
+            "calrec_jax.training.loop.PreemptionNotice.received",
             lambda self: asked.append(1) or len(asked) == stop,
         )
         with pytest.raises(Preempted, match=f"stopped after step {stop}, saved"):

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 from calrec_jax.checkpoints import damage
 from calrec_jax.checkpoints.damage import PREFIX
 from calrec_jax.errors import CalrecError, full_disk_named, local_path
-from calrec_jax.train import manifest
+from calrec_jax.training import manifest
 
 _STEP = re.compile(rf"{PREFIX}_(\d+)")  # theirs is ours
 _PARAMS = "target"  # as T5X calls them, beside "state": step and optimizer

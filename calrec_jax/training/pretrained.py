@@ -16,7 +16,7 @@ from typing import Any
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.rotary import RopeScaling
-from calrec_jax.train import manifest
+from calrec_jax.training import manifest
 
 STAGE = "pretrained"
 CARRIED = "hf"

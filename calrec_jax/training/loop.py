@@ -9,10 +9,10 @@ import jax
 
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError
-from calrec_jax.train import divergence
-from calrec_jax.train.preemption import Preempted, PreemptionNotice
-from calrec_jax.train.state import TrainState
-from calrec_jax.train.telemetry import Telemetry
+from calrec_jax.training import divergence
+from calrec_jax.training.preemption import Preempted, PreemptionNotice
+from calrec_jax.training.state import TrainState
+from calrec_jax.training.telemetry import Telemetry
 
 
 @dataclasses.dataclass(frozen=True)

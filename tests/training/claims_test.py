@@ -7,12 +7,12 @@ import signal
 import socket
 
 import pytest
-from train import worker
-from train.small_run import metrics, run, stage, trainer
+from training import worker
+from training.small_run import metrics, run, stage, trainer
 
 from calrec_jax import locks
 from calrec_jax.errors import CalrecError
-from calrec_jax.train import manifest
+from calrec_jax.training import manifest
 
 FIRST = stage(train_steps=2)
 OTHER = stage(train_steps=3)

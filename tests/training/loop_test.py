@@ -14,8 +14,8 @@ import pytest
 
 from calrec_jax.errors import CalrecError
 from calrec_jax.losses import LossConfig, LossSums
-from calrec_jax.train import loop
-from calrec_jax.train.preemption import Preempted
+from calrec_jax.training import loop
+from calrec_jax.training.preemption import Preempted
 
 
 @flax.struct.dataclass

@@ -9,17 +9,17 @@ import jax
 import numpy as np
 import optax
 import pytest
-from train.small_run import MODEL, curve, metrics, run, stage, trainer
+from training.small_run import MODEL, curve, metrics, run, stage, trainer
 
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError
 from calrec_jax.losses import LossConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import manifest, stages
-from calrec_jax.train import state as train_state
-from calrec_jax.train.optimizer import make_optimizer, make_schedule
-from calrec_jax.train.weights import find_checkpoint, load_params
+from calrec_jax.training import manifest, stages
+from calrec_jax.training import state as train_state
+from calrec_jax.training.optimizer import make_optimizer, make_schedule
+from calrec_jax.training.weights import find_checkpoint, load_params
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -6,8 +6,8 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from calrec_jax.train import telemetry
-from calrec_jax.train.telemetry import MetricsFile, Progress, Telemetry
+from calrec_jax.training import telemetry
+from calrec_jax.training.telemetry import MetricsFile, Progress, Telemetry
 
 METRICS = {"loss": 2.5, "nig": 3.0, "examples": 10.0, "tokens": 100.0, "learning_rate": 0.1}
 

@@ -14,8 +14,8 @@ from oracles.batches import packed_batch
 from calrec_jax.losses import LossConfig
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.parallel.mesh import MeshConfig
-from calrec_jax.train.optimizer import OptimizerConfig
-from calrec_jax.train.stages import Stage, Trainer
+from calrec_jax.training.optimizer import OptimizerConfig
+from calrec_jax.training.stages import Stage, Trainer
 
 BOS, EOS = 2, 1
 # Two key/value heads, so that they do not divide over a model axis of four.

@@ -12,7 +12,7 @@ from calrec_jax.checkpoints import streamed
 from calrec_jax.checkpoints.streamed import Index, Stored
 from calrec_jax.errors import CalrecError
 from calrec_jax.models import lora
-from calrec_jax.train import weights
+from calrec_jax.training import weights
 
 
 @dataclasses.dataclass(frozen=True)

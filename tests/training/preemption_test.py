@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 
-from calrec_jax.train.preemption import PreemptionNotice
+from calrec_jax.training.preemption import PreemptionNotice
 
 
 def test_sigterm_is_a_flag_inside_and_what_it_was_before_outside():

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 
-from calrec_jax.train.preemption import EXIT_CODE, Preempted
+from calrec_jax.training.preemption import EXIT_CODE, Preempted
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 
@@ -66,7 +66,7 @@ def main(
         from calrec_jax.cli import run as runs
 
         assert runs.join_processes()
-    from train import small_run
+    from training import small_run
 
     from calrec_jax import locks
 

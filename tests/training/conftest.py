@@ -5,7 +5,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from calrec_jax.parallel import mesh
-from calrec_jax.train import stages
+from calrec_jax.training import stages
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,8 +12,8 @@ import tiny
 from calrec_jax import losses
 from calrec_jax.losses import LossConfig
 from calrec_jax.models.decoder import Decoder
-from calrec_jax.train import step
-from calrec_jax.train.state import TrainState
+from calrec_jax.training import step
+from calrec_jax.training.state import TrainState
 
 # Of a whole float32 forward pass against float64; losses are near 3.
 TOLERANCE = 2e-5

@@ -29,8 +29,8 @@ from calrec_jax.errors import CalrecError, local_path
 from calrec_jax.models import lora
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
-from calrec_jax.train import manifest, pretrained
-from calrec_jax.train import state as train_state
+from calrec_jax.training import manifest, pretrained
+from calrec_jax.training import state as train_state
 
 ModelDir = str | os.PathLike
 

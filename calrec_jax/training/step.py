@@ -10,7 +10,7 @@ from calrec_jax import losses
 from calrec_jax.losses import LossConfig, LossSums
 from calrec_jax.models import lora, pooling
 from calrec_jax.models.decoder import Decoder
-from calrec_jax.train.state import TrainState
+from calrec_jax.training.state import TrainState
 
 
 def item_vectors(decoder: Decoder, params, item_tokens_BxKxI, item_mask_BxKxI) -> jax.Array:

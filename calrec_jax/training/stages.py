@@ -21,12 +21,12 @@ from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import divergence, loop, manifest, processes, weights
-from calrec_jax.train import state as train_state
-from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from calrec_jax.train.step import make_train_step, make_validation_step
-from calrec_jax.train.telemetry import Telemetry
-from calrec_jax.train.weights import load_params
+from calrec_jax.training import divergence, loop, manifest, processes, weights
+from calrec_jax.training import state as train_state
+from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from calrec_jax.training.step import make_train_step, make_validation_step
+from calrec_jax.training.telemetry import Telemetry
+from calrec_jax.training.weights import load_params
 
 _COUNTS = (
     "train_steps",

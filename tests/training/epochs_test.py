@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from train.small_run import metrics, run, stage
+from training.small_run import metrics, run, stage
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

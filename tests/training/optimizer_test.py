@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from train.small_run import MODEL
+from training.small_run import MODEL
 
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from calrec_jax.train.state import param_shapes
+from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from calrec_jax.training.state import param_shapes
 
 
 def rates(train_steps, **config):

@@ -15,8 +15,8 @@ import optax
 import pytest
 import tiny
 from flax.traverse_util import flatten_dict
-from train.resume_test import Stopped, batches_until
-from train.small_run import MODEL, curve, metrics, run, stage, trainer
+from training.resume_test import Stopped, batches_until
+from training.small_run import MODEL, curve, metrics, run, stage, trainer
 
 from calrec_jax.batch import BatchSpec
 from calrec_jax.checkpoints.manager import Checkpoints
@@ -28,11 +28,11 @@ from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.train import manifest, merged, stages, weights
-from calrec_jax.train import state as train_state
-from calrec_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from calrec_jax.train.state import TrainState
-from calrec_jax.train.step import make_train_step
+from calrec_jax.training import manifest, merged, stages, weights
+from calrec_jax.training import state as train_state
+from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from calrec_jax.training.state import TrainState
+from calrec_jax.training.step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from calrec_jax.errors import CalrecError
-from calrec_jax.train import manifest
+from calrec_jax.training import manifest
 
 MADE = {
     "versions": {"jax": "1", "calrec_jax": "0.1"},

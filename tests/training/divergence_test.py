@@ -7,10 +7,10 @@ import json
 
 import numpy as np
 import pytest
-from train.small_run import make_batches, metrics, random_batch, run, stage
+from training.small_run import make_batches, metrics, random_batch, run, stage
 
 from calrec_jax.errors import CalrecError
-from calrec_jax.train.optimizer import OptimizerConfig
+from calrec_jax.training.optimizer import OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

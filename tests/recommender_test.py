@@ -7,7 +7,7 @@ import pytest
 
 import calrec_jax
 from calrec_jax import CalrecError, Recommender
-from calrec_jax.eval.retrievers import BM25Lookup, Ranking, Texts
+from calrec_jax.eval.retrievers import BM25Lookup, Ranking, TextRetriever
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue
@@ -36,7 +36,7 @@ class FakeGenerator:
 def made(seen: str = "allow", batch_size: int = 32) -> tuple[Recommender, FakeGenerator]:
     generator = FakeGenerator()
     lookup = BM25Lookup(BM25Index(WORDS), CATALOGUE, Template(("title",)), 1 / 5000)
-    retriever = Texts(generator, lookup, CATALOGUE, seen)
+    retriever = TextRetriever(generator, lookup, CATALOGUE, seen)
     return Recommender(retriever, CATALOGUE, batch_size), generator
 
 

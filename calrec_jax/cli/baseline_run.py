@@ -13,8 +13,8 @@ from calrec_jax.data import vocabularies
 from calrec_jax.data.domains import Domain
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import baselines, evaluator, sasrec
-from calrec_jax.eval.evaluator import EvaluationConfig, Subject
-from calrec_jax.eval.retrievers import Scored
+from calrec_jax.eval.evaluator import EvaluatedDomain, EvaluationConfig
+from calrec_jax.eval.retrievers import ScoreRetriever
 from calrec_jax.eval.sasrec import SASRecConfig
 from calrec_jax.text.templates import Template
 from calrec_jax.training import manifest
@@ -75,7 +75,7 @@ def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
     (dataset,) = config.domains
     # Items are their ids: no text is encoded, so any vocabulary does.
     domain = Domain(dataset, dataset, run.data_dir, Template(), vocabularies.byte())
-    known = baselines.Known(
+    known = baselines.BaselineData(
         domain.sequences("train"),
         domain.catalogue(),
         domain.sequences("validation"),
@@ -86,11 +86,11 @@ def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
     with manifest.held(model_dir):
         trained = _trained(run, domain, known)
     config = dataclasses.replace(config, checkpoint=f"{_NAME}, epoch {trained.epoch}")
-    subject = Subject(
+    subject = EvaluatedDomain(
         known,
         domain.sequences(config.split),
         [domain.template.render_item(fields) for fields in known.catalogue.fields],
-        lambda: Scored(trained.score, known.catalogue, config.seen),
+        lambda: ScoreRetriever(trained.score, known.catalogue, config.seen),
     )
     settings = {name: getattr(config, name) for name in _ASKED} | {
         "model": dataclasses.asdict(run.model),
@@ -101,7 +101,7 @@ def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
     return evaluator.evaluate(_NAME, [subject], config, directory, settings, progress)
 
 
-def _trained(run: BaselineRun, domain: Domain, known: baselines.Known) -> sasrec.Trained:
+def _trained(run: BaselineRun, domain: Domain, known: baselines.BaselineData) -> sasrec.Trained:
     """The model: as it was saved, or trained and saved."""
     directory = pathlib.Path(run.model_dir) / _NAME
     saved = manifest.read(run.model_dir) if manifest.has_saved(directory) else None
@@ -129,7 +129,9 @@ def _claim(run: BaselineRun, domain: Domain, steps: int) -> None:
     gin_config.write_operative_config(run.model_dir)
 
 
-def _train(run: BaselineRun, known: baselines.Known, directory: pathlib.Path) -> sasrec.Trained:
+def _train(
+    run: BaselineRun, known: baselines.BaselineData, directory: pathlib.Path
+) -> sasrec.Trained:
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "metrics.jsonl").open("w", encoding="utf-8") as file:
 

@@ -20,9 +20,16 @@ from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.decode.vectors import Towers
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import baselines, evaluator, hybrid
-from calrec_jax.eval.evaluator import Subject
+from calrec_jax.eval.evaluator import EvaluatedDomain
 from calrec_jax.eval.predictions import require_made_with
-from calrec_jax.eval.retrievers import BM25Lookup, Dense, Hybrid, Retriever, Texts, TrieLookup
+from calrec_jax.eval.retrievers import (
+    BM25Lookup,
+    DenseRetriever,
+    HybridRetriever,
+    Retriever,
+    TextRetriever,
+    TrieLookup,
+)
 from calrec_jax.eval.users import sample
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import make_mesh
@@ -74,7 +81,9 @@ class TrainedModel:
             "task_feature_lengths": dict(self._lengths),
         }
 
-    def retriever(self, name: str, choose_weight: Callable[[Texts, Dense], float]) -> Retriever:
+    def retriever(
+        self, name: str, choose_weight: Callable[[TextRetriever, DenseRetriever], float]
+    ) -> Retriever:
         """The model as `run.evaluation.retrieval` has it, on a registered domain.
 
         Args:
@@ -89,9 +98,9 @@ class TrainedModel:
         dense, weight = self._dense(domain), config.dense_weight
         if weight is None:
             weight = choose_weight(texts, dense)
-        return Hybrid(texts, dense, domain.catalogue(), weight)
+        return HybridRetriever(texts, dense, domain.catalogue(), weight)
 
-    def _texts(self, domain: Domain) -> Texts:
+    def _texts(self, domain: Domain) -> TextRetriever:
         config, catalogue = self._run.evaluation, domain.catalogue()
         tokens, vocabulary = domain.tokens(self._lengths), self._run.data.vocabulary
         if config.retrieval == "trie":
@@ -102,7 +111,7 @@ class TrainedModel:
             index = self._index(domain)
             lookup = BM25Lookup(index, catalogue, domain.template, config.epsilon)
         generate = TextGenerator(sampler, tokens, vocabulary.decode, config.seed, trie)
-        return Texts(generate, lookup, catalogue, config.seen)
+        return TextRetriever(generate, lookup, catalogue, config.seen)
 
     def _index(self, domain: Domain) -> BM25Index:
         c, folder = self._run.evaluation, pathlib.Path(self._run.model_dir) / "index"
@@ -136,7 +145,7 @@ class TrainedModel:
             trie=trie,
         )
 
-    def _dense(self, domain: Domain) -> Dense:
+    def _dense(self, domain: Domain) -> DenseRetriever:
         tokens, catalogue = domain.tokens(self._lengths), domain.catalogue()
         item_vectors = vectors.cached(
             self._stage_dir / "vectors",
@@ -144,7 +153,7 @@ class TrainedModel:
             {**self.settings(), "items": tokens.text.item_fingerprint},
             lambda: self._towers.items(tokens),
         )
-        return Dense(
+        return DenseRetriever(
             lambda histories: self._towers.users(tokens, histories),
             DenseIndex(item_vectors),
             catalogue,
@@ -268,12 +277,12 @@ def _subject(
     settings: Mapping[str, Any],
     batch_size: int,
     progress: Progress,
-) -> Subject:
+) -> EvaluatedDomain:
     """A domain of the evaluation."""
     config, domain = run.evaluation, domain_of(run, name)
     validation = domain.sequences("validation")
 
-    def choose_weight(texts: Texts, dense: Dense) -> float:
+    def choose_weight(texts: TextRetriever, dense: DenseRetriever) -> float:
         return hybrid.choose(
             texts,
             dense,
@@ -285,8 +294,8 @@ def _subject(
             progress=functools.partial(progress, verb="choosing the weight of the towers:"),
         ).weight
 
-    return Subject(
-        baselines.Known(
+    return EvaluatedDomain(
+        baselines.BaselineData(
             domain.sequences("train"),
             domain.catalogue(),
             validation,

@@ -52,12 +52,12 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from calrec_jax.report import compare, comparison, plain
+    from calrec_jax.report import compare, comparison_page, plain
 
     out = None if args.out is None else local_path(args.out, "--out")
     evaluation = "test" if args.evaluation is None else args.evaluation
     compared = compare.compare(args.runs, evaluation)
-    plain.show(comparison.text(compared))
+    plain.show(comparison_page.text(compared))
     if out is not None:
         _write(compared, out)
         plain.show(str(out))
@@ -65,10 +65,10 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _write(compared, out: pathlib.Path) -> None:
-    from calrec_jax.report import comparison
+    from calrec_jax.report import comparison_page
 
     try:
-        comparison.write_page(compared, out)
+        comparison_page.write_page(compared, out)
     except OSError as error:
         raise CalrecError(f"cannot write {out}: {error.strerror}") from error
 

@@ -33,7 +33,7 @@ _DECIMALS = 9
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class BaselineData:
     """What baselines may learn from: never the test split.
 
     Attributes:
@@ -92,7 +92,7 @@ class Known:
         return self.indexes[fields]
 
 
-def popularity(known: Known) -> Score:
+def popularity(known: BaselineData) -> Score:
     """score(i) = n(i), the same for all users.
 
     The validation and the test item of a user are in no training sequence.
@@ -101,7 +101,7 @@ def popularity(known: Known) -> Score:
     return lambda histories: np.broadcast_to(row, (len(histories), len(row)))
 
 
-def last_item_repeated(known: Known) -> Score:
+def last_item_repeated(known: BaselineData) -> Score:
     """score(i) = [i = h_m]; all other items tie."""
 
     def score(histories):
@@ -112,7 +112,7 @@ def last_item_repeated(known: Known) -> Score:
     return score
 
 
-def bm25(known: Known, fields: tuple[str, ...], exclude_last: bool) -> Score:
+def bm25(known: BaselineData, fields: tuple[str, ...], exclude_last: bool) -> Score:
     """score(i) = BM25(text of h_m as the query, text of i as the document), see `BM25Index`.
 
     Args:
@@ -120,7 +120,7 @@ def bm25(known: Known, fields: tuple[str, ...], exclude_last: bool) -> Score:
       exclude_last: h_m itself scores minus infinity. It is else the best answer to its own text.
 
     Raises:
-      CalrecError: as `Known.texts`.
+      CalrecError: as `BaselineData.texts`.
     """
     texts, index = known.texts(fields)
 
@@ -134,7 +134,7 @@ def bm25(known: Known, fields: tuple[str, ...], exclude_last: bool) -> Score:
     return score
 
 
-def co_occurrence(known: Known) -> Score:
+def co_occurrence(known: BaselineData) -> Score:
     """score(i) = how often i is the very next item after h_m in the training sequences.
 
     A first-order Markov chain (as in Rendle et al., WWW 2010, but counted). Ties, most of them at
@@ -147,7 +147,7 @@ def co_occurrence(known: Known) -> Score:
     return _by_popularity(known, lambda histories: counts[_last_places(histories, known.catalogue)])
 
 
-def item_knn(known: Known) -> Score:
+def item_knn(known: BaselineData) -> Score:
     """score(i) = sum over k of 1 / (m - k + 1) * cos(h_k, i), with all items as neighbours.
 
         cos(j, i) = |U(j) & U(i)| / sqrt(|U(j)| |U(i)|), and 0 for j = i
@@ -172,7 +172,7 @@ def item_knn(known: Known) -> Score:
     return _by_popularity(known, score)
 
 
-def _cosines(known: Known) -> scipy.sparse.csr_matrix:
+def _cosines(known: BaselineData) -> scipy.sparse.csr_matrix:
     """float64 [items, items], the diagonal zero."""
     distinct = [sorted(set(places)) for places in known.places]
     splits = np.cumsum([0, *map(len, distinct)])
@@ -188,7 +188,7 @@ def _cosines(known: Known) -> scipy.sparse.csr_matrix:
     return similar
 
 
-def _by_popularity(known: Known, part: Callable[[Sequence[Sequence[str]]], Any]) -> Score:
+def _by_popularity(known: BaselineData, part: Callable[[Sequence[Sequence[str]]], Any]) -> Score:
     """Rows of `part` divided by their maximum, and ties broken by popularity.
 
         score(i) = part(i) / max part, to 9 decimals, + 1e-10 r(i)
@@ -220,7 +220,7 @@ def _largest(scores: scipy.sparse.csr_matrix) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class HybridChoice:
     """What validation chose for the hybrid.
 
     Attributes:
@@ -236,7 +236,7 @@ class Choice:
     users: int
 
 
-class Hybrid:
+class HybridBaseline:
     """score(i) = part(i) + w * bm25(i) / max bm25, and minus infinity for h_m.
 
     part is `item_knn` or `co_occurrence`, whose maximum is 1; bm25 that of `TEXT`, its maximum
@@ -248,10 +248,10 @@ class Hybrid:
       choice: part and w.
 
     Raises:
-      CalrecError: there are no validation users, or as `Known.texts`.
+      CalrecError: there are no validation users, or as `BaselineData.texts`.
     """
 
-    def __init__(self, known: Known):
+    def __init__(self, known: BaselineData):
         if not known.validation:
             raise CalrecError(
                 f"the hybrid baseline is chosen on the validation split, and that of "
@@ -270,7 +270,7 @@ class Hybrid:
         text = fusion.scaled(self._bm25(histories), "max")
         return self._parts[part](histories) + weight * text
 
-    def _choose(self, users: Sequence[UserSequence]) -> Choice:
+    def _choose(self, users: Sequence[UserSequence]) -> HybridChoice:
         choices = [(part, weight) for part in self._parts for weight in WEIGHTS]
         bounds: list[list[tuple[int, int]]] = [[] for _ in choices]
         for some in outcomes.blocks(users, self._known.catalogue):
@@ -284,7 +284,7 @@ class Hybrid:
                 found += map(metrics.rank_bounds, rows, targets)
         gains = [metrics.per_user(*np.array(found).T)["ndcg@10"].mean() for found in bounds]
         best = int(np.argmax(gains))
-        return Choice(*choices[best], float(gains[best]), len(users))
+        return HybridChoice(*choices[best], float(gains[best]), len(users))
 
 
 def _sample(users: Sequence[UserSequence]) -> list[UserSequence]:
@@ -295,7 +295,7 @@ def _sample(users: Sequence[UserSequence]) -> list[UserSequence]:
     return [users[i] for i in np.sort(drawn)]
 
 
-BASELINES: dict[str, Callable[[Known], Score]] = {
+BASELINES: dict[str, Callable[[BaselineData], Score]] = {
     "popularity": popularity,
     "last_item_repeated": last_item_repeated,
     "bm25_title": functools.partial(bm25, fields=TITLE, exclude_last=False),
@@ -304,9 +304,9 @@ BASELINES: dict[str, Callable[[Known], Score]] = {
     "bm25_text_others": functools.partial(bm25, fields=TEXT, exclude_last=True),
     "co_occurrence": co_occurrence,
     "item_knn": item_knn,
-    "hybrid": Hybrid,
+    "hybrid": HybridBaseline,
 }
-"""Makers by name: Known -> Score. "others" are the items other than the last one."""
+"""Makers by name: BaselineData -> Score. "others" are the items other than the last one."""
 
 
 def _last_places(histories: Sequence[Sequence[str]], catalogue: Catalogue) -> list[int]:

@@ -37,7 +37,8 @@ class EvaluationConfig:
       retrieval: how items are found: "bm25", which looks free texts up; "trie": texts are of items
         alone, and those that were reached rank by log-probability before all others; "dense": by
         the cosine of the towers' vectors, without texts; "hybrid": "bm25" and "dense" together.
-      dense_weight: of "dense" in "hybrid", see `retrievers.Hybrid`; None = chosen on validation.
+      dense_weight: of "dense" in "hybrid", see `retrievers.HybridRetriever`; None = chosen on
+        validation.
       choosing_users: of the validation split, at most, by whom it is chosen: the model writes for
         each of them, too.
       seen: whether items of a history may be recommended again, by the model and by baselines, see

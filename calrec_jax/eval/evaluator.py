@@ -32,7 +32,7 @@ from calrec_jax.text.items import Catalogue, UserSequence
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class EvaluatedDomain:
     """A domain, and the model that is measured on it.
 
     Attributes:
@@ -42,7 +42,7 @@ class Subject:
       retriever: makes the model ready; called when a user has to be asked.
     """
 
-    known: baselines.Known
+    known: baselines.BaselineData
     users: Sequence[UserSequence]
     texts: Sequence[str]
     retriever: Callable[[], Retriever]
@@ -55,7 +55,7 @@ class Subject:
 
 def evaluate(
     name: str,
-    subjects: Sequence[Subject],
+    subjects: Sequence[EvaluatedDomain],
     config: EvaluationConfig,
     directory: pathlib.Path,
     settings: Mapping[str, Any],
@@ -103,7 +103,7 @@ def choosing_folder(directory: pathlib.Path, domain: str) -> pathlib.Path:
 
 def _write(
     file: PredictionsFile,
-    measured: Sequence[tuple[Subject, Sequence[UserSequence]]],
+    measured: Sequence[tuple[EvaluatedDomain, Sequence[UserSequence]]],
     done: Mapping[Key, Predicted],
     theirs: Mapping[str, Sequence[Outcome]],
     config: EvaluationConfig,
@@ -150,8 +150,8 @@ def _write(
 
 
 def _measured_users(
-    subjects: Sequence[Subject], config: EvaluationConfig
-) -> list[tuple[Subject, list[UserSequence]]]:
+    subjects: Sequence[EvaluatedDomain], config: EvaluationConfig
+) -> list[tuple[EvaluatedDomain, list[UserSequence]]]:
     """The users of each subject who are measured."""
     everybody = [user for subject in subjects for user in subject.users]
     chosen = sample(everybody, config.max_users, config.seed)
@@ -170,7 +170,7 @@ def _measured_users(
 
 
 def _measure_baselines(
-    measured: Sequence[tuple[Subject, Sequence[UserSequence]]], config: EvaluationConfig
+    measured: Sequence[tuple[EvaluatedDomain, Sequence[UserSequence]]], config: EvaluationConfig
 ) -> tuple[dict[str, list[Outcome]], dict[str, dict[str, Any]]]:
     """{baseline: its outcome of each subject}, {domain: {hybrid: what validation chose for it}}."""
     found: dict[str, list[Outcome]] = {name: [] for name in config.baselines}
@@ -181,14 +181,14 @@ def _measure_baselines(
         for name in config.baselines:
             score = baselines.BASELINES[name](known)
             found[name].append(outcome(score, asked, known.catalogue, known.seen))
-            if isinstance(score, baselines.Hybrid):
+            if isinstance(score, baselines.HybridBaseline):
                 choices[subject.domain][name] = dataclasses.asdict(score.choice)
     return found, choices
 
 
 def _ask(
     file: PredictionsFile,
-    measured: Sequence[tuple[Subject, Sequence[UserSequence]]],
+    measured: Sequence[tuple[EvaluatedDomain, Sequence[UserSequence]]],
     config: EvaluationConfig,
     progress: Callable[[int, int], None],
 ) -> dict[Key, Predicted]:
@@ -219,7 +219,7 @@ def _ask(
     return file.read() if any(missing.values()) else done
 
 
-def _choice(file: PredictionsFile, subject: Subject) -> hybrid.Choice | None:
+def _choice(file: PredictionsFile, subject: EvaluatedDomain) -> hybrid.WeightChoice | None:
     """The weight that was chosen for a domain, where it is still there."""
     return hybrid.read_choice(choosing_folder(file.path.parent, subject.domain))
 
@@ -229,7 +229,7 @@ def _asked(users: Sequence[UserSequence], config: EvaluationConfig) -> Sequence[
     return [shuffled(user, config.seed) for user in users] if config.shuffle_history else users
 
 
-def _data_hashes(subject: Subject) -> dict[str, str]:
+def _data_hashes(subject: EvaluatedDomain) -> dict[str, str]:
     """Other items, users or histories give another hash of sequences, and so do texts of texts.
 
     The other splits stand for the measured one: of that only a sample may be measured, and another
@@ -265,7 +265,7 @@ def _outcome(
     )
 
 
-def _joined(outcomes: Sequence[Outcome], subjects: Sequence[Subject]) -> Outcome:
+def _joined(outcomes: Sequence[Outcome], subjects: Sequence[EvaluatedDomain]) -> Outcome:
     """Of all domains, whose catalogues stand one behind the other."""
     sizes = [len(subject.known.catalogue) for subject in subjects]
     starts = np.cumsum([0, *sizes[:-1]])
@@ -280,7 +280,7 @@ def _joined(outcomes: Sequence[Outcome], subjects: Sequence[Subject]) -> Outcome
 def _examples(
     file: PredictionsFile,
     done: Mapping[Key, Predicted],
-    measured: Sequence[tuple[Subject, Sequence[UserSequence]]],
+    measured: Sequence[tuple[EvaluatedDomain, Sequence[UserSequence]]],
     of_users: Mapping[str, Mapping[str, Mapping[str, str]]],
 ) -> list[dict[str, Any]]:
     """What the report shows of some users of each domain."""

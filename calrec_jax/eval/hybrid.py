@@ -12,7 +12,7 @@ import numpy as np
 
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval.predictions import PredictionsFile, complete, write_json
-from calrec_jax.eval.retrievers import Dense, Hybrid, Texts
+from calrec_jax.eval.retrievers import DenseRetriever, HybridRetriever, TextRetriever
 from calrec_jax.retrieval import fusion
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, UserSequence
@@ -25,11 +25,11 @@ _NAME = "choice.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class WeightChoice:
     """What validation chose.
 
     Attributes:
-      weight: of the towers, see `retrievers.Hybrid`.
+      weight: of the towers, see `retrievers.HybridRetriever`.
       ndcg: NDCG@10 of that weight on validation.
       users: of validation, by whom it was chosen.
     """
@@ -40,8 +40,8 @@ class Choice:
 
 
 def choose(
-    texts: Texts,
-    dense: Dense,
+    texts: TextRetriever,
+    dense: DenseRetriever,
     users: Sequence[UserSequence],
     catalogue: Catalogue,
     directory: pathlib.Path,
@@ -49,7 +49,7 @@ def choose(
     *,
     batch_size: int,
     progress: Callable[[int, int], None],
-) -> Choice:
+) -> WeightChoice:
     """The weight with the best NDCG@10 of these users; of equal ones the smallest.
 
     What the model wrote for them is kept in `directory`, in the form of an evaluation: what was
@@ -79,15 +79,15 @@ def choose(
         file, missing, catalogue, texts, 1, batch_size, lambda n: progress(before + n, len(users))
     )
     blocks = _scores(file, texts, dense, users, catalogue, batch_size)
-    choice = Choice(*fusion.choose_weight(blocks, WEIGHTS, Hybrid.SCALE), len(users))
+    choice = WeightChoice(*fusion.choose_weight(blocks, WEIGHTS, HybridRetriever.SCALE), len(users))
     write_json(directory / _NAME, dataclasses.asdict(choice))
     return choice
 
 
 def _scores(
     file: PredictionsFile,
-    texts: Texts,
-    dense: Dense,
+    texts: TextRetriever,
+    dense: DenseRetriever,
     users: Sequence[UserSequence],
     catalogue: Catalogue,
     batch_size: int,
@@ -103,13 +103,13 @@ def _scores(
         yield texts.scores(outputs, histories), dense.scores(histories), targets
 
 
-def read_choice(directory: pathlib.Path) -> Choice | None:
+def read_choice(directory: pathlib.Path) -> WeightChoice | None:
     """What `choose` kept in this directory, or None. Raises CalrecError where it is damaged."""
     path = directory / _NAME
     if not path.exists():
         return None
     try:
-        choice = Choice(**json.loads(path.read_text("utf-8")))
+        choice = WeightChoice(**json.loads(path.read_text("utf-8")))
         if not (0 <= choice.weight < float("inf") and 0 <= choice.ndcg <= 1 and choice.users >= 1):
             raise ValueError("out of range")
     except (OSError, ValueError, TypeError, RecursionError) as error:

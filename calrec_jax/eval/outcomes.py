@@ -50,7 +50,7 @@ def outcome(
     """What `score` finds for the users.
 
     Args:
-      seen: as in `Known`.
+      seen: as in `BaselineData`.
       most_scores: asked for at a time; users are taken in blocks of so many, at least one.
     """
     bounds, best = [], np.full((len(users), BEST), -1)

@@ -157,7 +157,7 @@ def merge(outputs: Sequence[Generated]) -> tuple[list[str], np.ndarray]:
     return round_robin.merge_outputs([g.text for g in outputs], [g.log_prob for g in outputs])
 
 
-class Texts:
+class TextRetriever:
     """The method's way: the model writes items, and they are looked up.
 
     A user whose texts find no item has zeros for all of them: a tie over the whole catalogue.
@@ -187,13 +187,13 @@ class Texts:
         yield from rankings(rows, targets, self._catalogue, k, outputs)
 
 
-class Dense:
+class DenseRetriever:
     """The towers as a retriever: the cosine of v_u and every item's v_t (method: Two towers).
 
     Args:
       embed: the model.
       index: of all items' vectors, in the catalogue's order.
-      catalogue, seen: as of `Texts`.
+      catalogue, seen: as of `TextRetriever`.
     """
 
     def __init__(self, embed: Embed, index: DenseIndex, catalogue: Catalogue, seen: str):
@@ -220,7 +220,7 @@ class Dense:
             yield Ranking(some[kept].astype(np.int64), row[kept].astype(np.float64), bound)
 
 
-class Hybrid:
+class HybridRetriever:
     """Both: the scores of texts, and `weight` times those of the towers, each from 0 to 1.
 
     Args:
@@ -230,7 +230,9 @@ class Hybrid:
 
     SCALE = "min_max"  # cosines of one model's vectors are all alike: their maximum says nothing
 
-    def __init__(self, texts: Texts, dense: Dense, catalogue: Catalogue, weight: float):
+    def __init__(
+        self, texts: TextRetriever, dense: DenseRetriever, catalogue: Catalogue, weight: float
+    ):
         self._texts, self._dense, self._catalogue = texts, dense, catalogue
         self.weight = weight
 
@@ -242,12 +244,12 @@ class Hybrid:
         yield from rankings(rows, targets, self._catalogue, k, outputs)
 
 
-class Scored:
+class ScoreRetriever:
     """A model that scores the items itself: a baseline.
 
     Args:
       score: the model.
-      catalogue, seen: as of `Texts`.
+      catalogue, seen: as of `TextRetriever`.
     """
 
     def __init__(self, score: Score, catalogue: Catalogue, seen: str):

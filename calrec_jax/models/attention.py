@@ -18,7 +18,7 @@ _HEADS = ("batch", "length", "heads", "kv")
 
 
 @flax.struct.dataclass
-class OfKinds:
+class PerAttentionKind:
     """What differs between the kinds of attention that a decoder has, e.g. its masks.
 
     Attributes:
@@ -28,7 +28,7 @@ class OfKinds:
     values: tuple
 
     @classmethod
-    def make(cls, config: DecoderConfig, make) -> OfKinds:
+    def make(cls, config: DecoderConfig, make) -> PerAttentionKind:
         """`make(kind)` for each kind that a layer has."""
         return cls(tuple(make(kind) for kind in _kinds(config)))
 
@@ -50,7 +50,7 @@ def _kinds(config: DecoderConfig) -> list[str]:
     return [kind for kind in ATTENTION_KINDS if kind in config.layer_kinds]
 
 
-def rotations(config: DecoderConfig, positions_BxS: jax.Array) -> OfKinds:
+def rotations(config: DecoderConfig, positions_BxS: jax.Array) -> PerAttentionKind:
     """(sin, cos) [B, S, K/2] of the rotary angles of each kind."""
 
     def of(kind: str):
@@ -62,19 +62,23 @@ def rotations(config: DecoderConfig, positions_BxS: jax.Array) -> OfKinds:
         amplitude = 1.0 if scaling is None else scaling.amplitude
         return rotary.rotations(positions_BxS, frequencies, amplitude)
 
-    return OfKinds.make(config, of)
+    return PerAttentionKind.make(config, of)
 
 
-def packed_masks(config: DecoderConfig, segment_ids_BxS: jax.Array) -> OfKinds:
+def packed_masks(config: DecoderConfig, segment_ids_BxS: jax.Array) -> PerAttentionKind:
     """[B, S, S] bool: query attends to key: same segment, not padding, not later in the row."""
     same = segment_ids_BxS[:, :, None] == segment_ids_BxS[:, None, :]
     places_S = jnp.arange(segment_ids_BxS.shape[1])
     distance_SxS = places_S[:, None] - places_S[None, :]
     visible = same & (segment_ids_BxS != 0)[:, None, :] & (distance_SxS >= 0)[None]
-    return OfKinds.make(config, lambda kind: visible & _near(config, kind, distance_SxS)[None])
+    return PerAttentionKind.make(
+        config, lambda kind: visible & _near(config, kind, distance_SxS)[None]
+    )
 
 
-def step_masks(config: DecoderConfig, prefix_mask_BxP, lengths_B, room: int, step) -> OfKinds:
+def step_masks(
+    config: DecoderConfig, prefix_mask_BxP, lengths_B, room: int, step
+) -> PerAttentionKind:
     """(over the prefix [B, P], over the `room` for new tokens [B, room]) bool of one decoding step.
 
     Args:
@@ -89,7 +93,7 @@ def step_masks(config: DecoderConfig, prefix_mask_BxP, lengths_B, room: int, ste
         over_prefix = prefix_mask_BxP & _near(config, kind, from_prefix_BxP)
         return over_prefix, (new < step)[None] & _near(config, kind, from_new_BxT)
 
-    return OfKinds.make(config, of)
+    return PerAttentionKind.make(config, of)
 
 
 def _near(config: DecoderConfig, kind: str, distance) -> jax.Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from calrec_jax.models import attention
-from calrec_jax.models.attention import Attention, OfKinds
+from calrec_jax.models.attention import Attention, PerAttentionKind
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.kv_cache import Continuations, Prefix
 from calrec_jax.models.layers import GatedMLP, RMSNorm, soft_cap
@@ -34,8 +34,8 @@ _TABLE = ("vocab", "embed")
 class _Rows:
     """What all layers share when whole rows are read. `keep` = hand out keys and values."""
 
-    rotations: OfKinds
-    masks: OfKinds
+    rotations: PerAttentionKind
+    masks: PerAttentionKind
     keep: bool = flax.struct.field(pytree_node=False, default=False)
 
 
@@ -43,8 +43,8 @@ class _Rows:
 class _Step:
     """What all layers share when each continuation gets one token, at place `step`."""
 
-    rotations: OfKinds
-    masks: OfKinds
+    rotations: PerAttentionKind
+    masks: PerAttentionKind
     step: jax.Array
 
 
@@ -126,7 +126,7 @@ class Decoder(nn.Module):
 
         Those of scanned layers are not kept.
         """
-        kinds = OfKinds.places(self.config)
+        kinds = PerAttentionKind.places(self.config)
         if self.config.scan_layers:
             return self.layers(x, shared, (jnp.asarray(kinds, jnp.int32), None))
         kept = []

@@ -20,7 +20,7 @@ from calrec_jax.data import vocabularies
 from calrec_jax.data.domains import Domain
 from calrec_jax.decode.sample import Samples, SamplingConfig
 from calrec_jax.eval import sasrec
-from calrec_jax.eval.baselines import Known
+from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.retrievers import BM25Lookup
 from calrec_jax.eval.users import sample
 from calrec_jax.retrieval.bm25 import BM25Index
@@ -99,7 +99,7 @@ def test_baselines_know_of_train_and_validation_whichever_split_is_measured(
     splits = {name: where.sequences(name) for name in ("train", "validation", "test")}
     assert splits["train"] != splits["validation"] != splits["test"]
     catalogue = where.catalogue()
-    assert subject.known == Known(
+    assert subject.known == BaselineData(
         splits["train"], catalogue, splits["validation"], 1.2, 0.5, "exclude"
     )
     assert subject.users == splits[split]

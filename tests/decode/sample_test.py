@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from oracles import decoder as oracle
 from oracles import losses as losses_oracle
 
-from calrec_jax.decode.loop import generate
+from calrec_jax.decode.generate import generate
 from calrec_jax.decode.sample import Sampler, Samples, SamplingConfig
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder, for_generation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calrec_jax.decode.loop import SamplingConfig
+from calrec_jax.decode.generate import SamplingConfig
 from calrec_jax.errors import CalrecError
 
 

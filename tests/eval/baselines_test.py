@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import baselines, outcomes
-from calrec_jax.eval.baselines import Known
+from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.outcomes import outcome
 from calrec_jax.eval.slices import slices
 from calrec_jax.retrieval import fusion
 from calrec_jax.text.items import Catalogue
 
 
-def known(train=TRAIN, catalogue=CATALOGUE, validation=VALIDATION) -> Known:
-    return Known(train, catalogue, validation)
+def known(train=TRAIN, catalogue=CATALOGUE, validation=VALIDATION) -> BaselineData:
+    return BaselineData(train, catalogue, validation)
 
 
 def score(name: str, users, train=TRAIN, catalogue=CATALOGUE, validation=VALIDATION):
@@ -138,8 +138,8 @@ def test_an_item_is_not_its_own_neighbour_but_may_be_recommended_again():
 def test_the_hybrid_takes_what_is_best_on_validation_and_says_so():
     # After `anchor` all buy `candle`; no two titles share a word, so BM25 knows nothing.
     train = [user(f"u{n}", 0, 2) for n in range(3)] + [user("v", 2, 1), user("w", 2, 3)]
-    hybrid = baselines.Hybrid(known(train, validation=[user("u0", 0, 2)]))
-    assert hybrid.choice == baselines.Choice("item_knn", 0.1, 1.0, 1)
+    hybrid = baselines.HybridBaseline(known(train, validation=[user("u0", 0, 2)]))
+    assert hybrid.choice == baselines.HybridChoice("item_knn", 0.1, 1.0, 1)
     (row,) = hybrid([user("z", 0, 5).history])
     assert row.argmax() == 2 and row[0] == -np.inf
 
@@ -147,13 +147,13 @@ def test_the_hybrid_takes_what_is_best_on_validation_and_says_so():
 def test_the_hybrid_prefers_the_order_of_items_where_validation_does():
     # 1 comes before 0 more often than behind it: to item_knn the better neighbour, never the next.
     train = [user(f"b{n}", 1, 0) for n in range(3)] + [user("a", 0, 2)]
-    choice = baselines.Hybrid(known(train, validation=[user("v", 0, 2)])).choice
+    choice = baselines.HybridBaseline(known(train, validation=[user("v", 0, 2)])).choice
     assert (choice.part, choice.ndcg) == ("co_occurrence", 1.0)
 
 
 def test_the_hybrid_needs_a_validation_split():
     with pytest.raises(CalrecError, match="validation split, .* of toys is empty: leave it out"):
-        baselines.Hybrid(known(validation=[]))
+        baselines.HybridBaseline(known(validation=[]))
 
 
 def test_the_hybrid_chooses_by_a_bounded_sample_that_is_always_the_same(monkeypatch):
@@ -161,7 +161,7 @@ def test_the_hybrid_chooses_by_a_bounded_sample_that_is_always_the_same(monkeypa
     many = [user(f"u{n}", n % 8, (n + 3) % 8) for n in range(50)]
     sample = baselines._sample(many)
     assert len({u.user_id for u in sample}) == 3 and sample == baselines._sample(many)
-    assert baselines.Hybrid(known(validation=many)).choice.users == 3
+    assert baselines.HybridBaseline(known(validation=many)).choice.users == 3
     assert baselines._sample(many[:3]) == many[:3]
 
 
@@ -180,9 +180,9 @@ def test_blocks_bound_the_memory_and_change_nothing(monkeypatch):
     for some in (parts, least):
         for name in ("low", "high", "best"):
             np.testing.assert_array_equal(getattr(whole, name), getattr(some, name))
-    choice = baselines.Hybrid(known()).choice
+    choice = baselines.HybridBaseline(known()).choice
     monkeypatch.setattr(outcomes, "blocks", lambda users, catalogue: ([user] for user in users))
-    assert baselines.Hybrid(known()).choice == choice
+    assert baselines.HybridBaseline(known()).choice == choice
 
 
 def test_items_of_the_history_may_be_left_out():
@@ -207,7 +207,7 @@ def test_the_hybrid_is_chosen_under_the_policy_that_it_is_measured_with():
     # Everybody buys the same item again: what may not be recommended cannot be found.
     again = [user(f"u{n}", n, (n + 1) % 8, n) for n in range(8)]
     choices = {
-        seen: baselines.Hybrid(Known(TRAIN, CATALOGUE, again, seen=seen)).choice
+        seen: baselines.HybridBaseline(BaselineData(TRAIN, CATALOGUE, again, seen=seen)).choice
         for seen in fusion.SEEN
     }
     assert choices["allow"].ndcg > choices["exclude"].ndcg
@@ -318,7 +318,7 @@ def test_scores_are_those_of_the_formulas(train, histories, texts):
     catalogue = titled(texts)
     users = [user("u", *history, 0) for history in histories]
     sequences = [user("t", *s) for s in train]
-    hybrid = baselines.Hybrid(known(sequences, catalogue, [user("v", 0, 1)]))
+    hybrid = baselines.HybridBaseline(known(sequences, catalogue, [user("v", 0, 1)]))
     others = [name for name in baselines.BASELINES if name != "hybrid"]
     found = {name: score(name, users, sequences, catalogue) for name in others}
     for n, history in enumerate(histories):
@@ -388,7 +388,7 @@ def industrial(shared_data, tmp_path_factory):
         )
         catalogue = reader.read_catalogue(store, name)
         assert (len(test), len(catalogue)) == (users, items)
-        found[name] = Known(train, catalogue, validation), test
+        found[name] = BaselineData(train, catalogue, validation), test
     return found
 
 
@@ -410,7 +410,7 @@ def test_baselines_on_real_data(industrial, dataset, name):
 def test_the_hybrid_on_the_timed_set(industrial):
     """Validation prefers co-occurrence there; the published figure is itemKNN's with w = 2."""
     known, _ = industrial["timed"]
-    hybrid = baselines.Hybrid(known)
+    hybrid = baselines.HybridBaseline(known)
     assert (hybrid.choice.part, hybrid.choice.weight) == ("co_occurrence", 2.0)
     chosen = measured(lambda _: hybrid, industrial, "timed")
     assert chosen == pytest.approx((0.1129, 0.0817), abs=5e-5)
@@ -423,8 +423,8 @@ def test_the_hybrid_on_the_timed_set(industrial):
 @pytest.mark.slow
 def test_the_hybrid_without_items_that_were_seen(industrial):
     what, test = industrial["full"]
-    known = Known(what.train, what.catalogue, what.validation, seen="exclude")
-    hybrid = baselines.Hybrid(known)
+    known = BaselineData(what.train, what.catalogue, what.validation, seen="exclude")
+    hybrid = baselines.HybridBaseline(known)
     assert (hybrid.choice.part, hybrid.choice.weight) == ("item_knn", 1.0)
     values = measured(lambda _: hybrid, {"full": (known, test)}, "full")
     assert values == pytest.approx((0.1229, 0.0873), abs=5e-5)
@@ -433,7 +433,7 @@ def test_the_hybrid_without_items_that_were_seen(industrial):
 @pytest.mark.slow
 def test_the_published_hybrid_finds_what_is_bought_on_one_day(industrial):
     known, test = industrial["timed"]
-    hybrid = baselines.Hybrid(known)
+    hybrid = baselines.HybridBaseline(known)
     found = outcome(lambda told: hybrid.scores(told, "item_knn", 2.0), test, known.catalogue)
     trained = {test[0].domain: {item for user in known.train for item in user.item_ids}}
     days = slices(test, trained)["day"]

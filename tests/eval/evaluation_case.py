@@ -6,9 +6,9 @@ import dataclasses
 import json
 import pathlib
 
-from calrec_jax.eval.baselines import Known
-from calrec_jax.eval.evaluator import EvaluationConfig, Subject, evaluate
-from calrec_jax.eval.retrievers import BM25Lookup, Texts, TrieLookup
+from calrec_jax.eval.baselines import BaselineData
+from calrec_jax.eval.evaluator import EvaluatedDomain, EvaluationConfig, evaluate
+from calrec_jax.eval.retrievers import BM25Lookup, TextRetriever, TrieLookup
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, UserSequence
@@ -73,13 +73,15 @@ def texts_of(catalogue: Catalogue, template: Template = TEMPLATE) -> list[str]:
     return [template.render_item(fields) for fields in catalogue.fields]
 
 
-def writer(generate, c: EvaluationConfig, catalogue: Catalogue, template: Template) -> Texts:
+def writer(
+    generate, c: EvaluationConfig, catalogue: Catalogue, template: Template
+) -> TextRetriever:
     """A model that writes texts, as a retriever."""
     index = BM25Index(texts_of(catalogue, template), c.k1, c.b)
     lookup = BM25Lookup(index, catalogue, template, c.epsilon)
     if c.retrieval == "trie":
         lookup = TrieLookup(len(catalogue), c.epsilon)
-    return Texts(generate, lookup, catalogue, c.seen)
+    return TextRetriever(generate, lookup, catalogue, c.seen)
 
 
 def run(directory: pathlib.Path, generate=None, retriever=None, **changes):
@@ -102,8 +104,8 @@ def run(directory: pathlib.Path, generate=None, retriever=None, **changes):
     given = arguments | {name: changes.pop(name) for name in arguments if name in changes}
     c, catalogue = config(**changes), given["catalogue"]
     template = given["template"]
-    subject = Subject(
-        Known(given["train"], catalogue, given["validation"], c.k1, c.b, c.seen),
+    subject = EvaluatedDomain(
+        BaselineData(given["train"], catalogue, given["validation"], c.k1, c.b, c.seen),
         given["users"],
         texts_of(catalogue, template),
         lambda: retriever or writer(generate or FakeModel(), c, catalogue, template),

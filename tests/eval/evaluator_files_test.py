@@ -23,9 +23,9 @@ from evaluation_case import (
 
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval.baselines import BASELINES, Known, popularity
+from calrec_jax.eval.baselines import BASELINES, BaselineData, popularity
 from calrec_jax.eval.evaluator import EvaluationConfig
-from calrec_jax.eval.retrievers import Scored
+from calrec_jax.eval.retrievers import ScoreRetriever
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.templates import Template
 
@@ -136,8 +136,8 @@ def test_texts_of_the_baselines_do_not_depend_on_the_template(tmp_path):
 
 
 def test_a_model_that_scores_items_is_measured_in_the_same_way(tmp_path):
-    score, told = popularity(Known(TRAIN, CATALOGUE, VALIDATION)), []
-    retriever = Scored(score, CATALOGUE, "allow")
+    score, told = popularity(BaselineData(TRAIN, CATALOGUE, VALIDATION)), []
+    retriever = ScoreRetriever(score, CATALOGUE, "allow")
     result = run(tmp_path, retriever=retriever, progress=lambda *done: told.append(done))
     assert told == [(0, 4), (2, 4), (4, 4)]
     assert result["metrics"] == result["baselines"]["popularity"]

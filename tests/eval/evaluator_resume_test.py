@@ -23,8 +23,8 @@ from evaluation_case import (
 )
 
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval.baselines import Known
-from calrec_jax.eval.evaluator import Subject, evaluate
+from calrec_jax.eval.baselines import BaselineData
+from calrec_jax.eval.evaluator import EvaluatedDomain, evaluate
 from calrec_jax.eval.users import sample
 from calrec_jax.text.items import Catalogue
 
@@ -55,7 +55,9 @@ def test_a_finished_evaluation_asks_nobody_again(tmp_path):
     def never():
         raise AssertionError("the model is loaded for nothing")
 
-    subject = Subject(Known(TRAIN, CATALOGUE, VALIDATION), USERS, texts_of(CATALOGUE), never)
+    subject = EvaluatedDomain(
+        BaselineData(TRAIN, CATALOGUE, VALIDATION), USERS, texts_of(CATALOGUE), never
+    )
     settings = json.loads((tmp_path / "settings.json").read_text())
     del settings["data"]
     again = evaluate("calrec", [subject], config(), tmp_path, settings, lambda *_: None)

@@ -20,9 +20,9 @@ from evaluation_case import (
 )
 
 from calrec_jax import metrics
-from calrec_jax.eval.baselines import BASELINES, Known, popularity
-from calrec_jax.eval.evaluator import Subject, evaluate
-from calrec_jax.eval.retrievers import Scored
+from calrec_jax.eval.baselines import BASELINES, BaselineData, popularity
+from calrec_jax.eval.evaluator import EvaluatedDomain, evaluate
+from calrec_jax.eval.retrievers import ScoreRetriever
 from calrec_jax.text.items import Catalogue, UserSequence
 
 
@@ -116,9 +116,9 @@ def test_the_control_tells_histories_in_random_order_and_measures_the_same_users
     assert again.told == control.told
 
 
-def popular(catalogue: Catalogue, train) -> Scored:
+def popular(catalogue: Catalogue, train) -> ScoreRetriever:
     """The popularity baseline as the model."""
-    return Scored(popularity(Known(train, catalogue)), catalogue, "allow")
+    return ScoreRetriever(popularity(BaselineData(train, catalogue)), catalogue, "allow")
 
 
 def test_several_domains_are_measured_together(tmp_path):
@@ -128,8 +128,8 @@ def test_several_domains_are_measured_together(tmp_path):
     progress = []
 
     def subject(catalogue, train, users):
-        known = Known(train, catalogue, train)
-        return Subject(known, users, texts_of(catalogue), lambda: popular(catalogue, train))
+        known = BaselineData(train, catalogue, train)
+        return EvaluatedDomain(known, users, texts_of(catalogue), lambda: popular(catalogue, train))
 
     subjects = [subject(CATALOGUE, TRAIN, USERS), subject(games, train, users)]
     c = config(domain=["toys", "games"], baselines=["popularity", "hybrid"])
@@ -165,8 +165,8 @@ def test_the_seed_is_that_of_the_intervals(tmp_path):
 def test_domains_share_the_examples_that_are_shown(tmp_path):
     games = Catalogue("games", CATALOGUE.item_ids, CATALOGUE.fields)
     subjects = [
-        Subject(
-            Known([], catalogue),
+        EvaluatedDomain(
+            BaselineData([], catalogue),
             [user(f"u{n}", 0, 1, 2, domain=catalogue.domain) for n in range(size)],
             texts_of(catalogue),
             lambda catalogue=catalogue: popular(catalogue, []),

@@ -12,7 +12,7 @@ from calrec_jax import metrics
 from calrec_jax.decode.dense import DenseIndex
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import hybrid
-from calrec_jax.eval.retrievers import Dense
+from calrec_jax.eval.retrievers import DenseRetriever
 from calrec_jax.retrieval import fusion
 
 USERS = [user("a", 0, 1), user("b", 3, 4), user("c", 6, 7), user("d", 1, 2), user("e", 2, 5)]
@@ -37,11 +37,11 @@ class Writer:
         ]
 
 
-def dense() -> Dense:
+def dense() -> DenseRetriever:
     def embed(histories):
         return ITEMS[[CATALOGUE.index[history[-1]] for history in histories]]
 
-    return Dense(embed, DenseIndex(ITEMS), CATALOGUE, "allow")
+    return DenseRetriever(embed, DenseIndex(ITEMS), CATALOGUE, "allow")
 
 
 def choose(directory, model=None, users=USERS, settings=None, told=None):
@@ -76,7 +76,7 @@ def test_the_weight_is_that_of_the_best_ndcg_on_these_users(tmp_path):
     gains = [ndcg(weight) for weight in hybrid.WEIGHTS]
     assert len(set(gains)) > 1
     best = int(np.argmax(gains))
-    assert choice == hybrid.Choice(hybrid.WEIGHTS[best], pytest.approx(gains[best]), 5)
+    assert choice == hybrid.WeightChoice(hybrid.WEIGHTS[best], pytest.approx(gains[best]), 5)
     assert hybrid.read_choice(tmp_path) == choice
 
 

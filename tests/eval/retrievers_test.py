@@ -14,7 +14,13 @@ from calrec_jax import metrics
 from calrec_jax.decode.dense import DenseIndex
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import retrievers
-from calrec_jax.eval.retrievers import BM25Lookup, Dense, Hybrid, Scored, Texts
+from calrec_jax.eval.retrievers import (
+    BM25Lookup,
+    DenseRetriever,
+    HybridRetriever,
+    ScoreRetriever,
+    TextRetriever,
+)
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.items import Catalogue
 from calrec_jax.text.templates import Template
@@ -33,16 +39,18 @@ outputs_of_all = st.lists(outputs, min_size=len(USERS), max_size=len(USERS))
 vectors = st.lists(st.sampled_from([(1, 0), (0, 1), (-1, 0), (3, 4)]), min_size=8, max_size=8)
 
 
-def texts_of(said_to_users, seen: str = "allow") -> Texts:
+def texts_of(said_to_users, seen: str = "allow") -> TextRetriever:
     def generate(histories, names):
         return [said(*pairs) for pairs in said_to_users]
 
-    return Texts(generate, BM25Lookup(INDEX, CATALOGUE, TEMPLATE, 1 / 5000), CATALOGUE, seen)
+    return TextRetriever(
+        generate, BM25Lookup(INDEX, CATALOGUE, TEMPLATE, 1 / 5000), CATALOGUE, seen
+    )
 
 
-def dense_of(items, queries, seen: str = "allow") -> Dense:
+def dense_of(items, queries, seen: str = "allow") -> DenseRetriever:
     index = DenseIndex(np.array(items, np.float64))
-    return Dense(lambda histories: np.array(queries, np.float64), index, CATALOGUE, seen)
+    return DenseRetriever(lambda histories: np.array(queries, np.float64), index, CATALOGUE, seen)
 
 
 def check(retriever, expected: list[list[float]], seen: str = "allow") -> list:
@@ -167,7 +175,7 @@ def test_a_user_of_whose_texts_none_has_a_word_leaves_the_others_as_they_are():
 def test_in_the_hybrid_a_text_of_labels_alone_leaves_the_towers_alone():
     vectors = [(1, n) for n in range(8)]
     dense, nothing = dense_of(vectors, [(0, 1)] * 4), texts_of([[("Title: zzqq", -1.0)]] * 4)
-    both = list(Hybrid(nothing, dense, CATALOGUE, 0.1)(HISTORIES, NAMES, TARGETS, 8))
+    both = list(HybridRetriever(nothing, dense, CATALOGUE, 0.1)(HISTORIES, NAMES, TARGETS, 8))
     alone = list(dense(HISTORIES, NAMES, TARGETS, 8))
     assert [r.places.tolist() for r in both] == [r.places.tolist() for r in alone]
 
@@ -202,7 +210,9 @@ def test_both_are_added_each_from_zero_to_one(weight, seen):
     rng = np.random.default_rng(0)
     items, queries = rng.normal(size=(8, 2)), rng.normal(size=(4, 2))
     pairs = [[(f"Title: {WORDS[n]}", -1.0), (f"Title: {WORDS[n + 2]}", -9.0)] for n in range(4)]
-    hybrid = Hybrid(texts_of(pairs, seen), dense_of(items, queries, seen), CATALOGUE, weight)
+    hybrid = HybridRetriever(
+        texts_of(pairs, seen), dense_of(items, queries, seen), CATALOGUE, weight
+    )
     excluded = [
         set(CATALOGUE.places({"allow": (), "exclude": h, "exclude_last": h[-1:]}[seen]))
         for h in HISTORIES
@@ -223,8 +233,8 @@ def test_without_a_target_there_is_no_rank():
     for retriever in (
         texts_of(pairs),
         dense_of(items, items[:4]),
-        Hybrid(texts_of(pairs), dense_of(items, items[:4]), CATALOGUE, 1.0),
-        Scored(lambda histories: np.zeros((len(histories), 8)), CATALOGUE, "allow"),
+        HybridRetriever(texts_of(pairs), dense_of(items, items[:4]), CATALOGUE, 1.0),
+        ScoreRetriever(lambda histories: np.zeros((len(histories), 8)), CATALOGUE, "allow"),
     ):
         rankings = list(retriever(HISTORIES, NAMES, None, 2))
         assert [(len(r.places), r.bounds) for r in rankings] == [(2, None)] * 4
@@ -247,7 +257,7 @@ def test_texts_of_a_batch_are_looked_up_together_as_far_as_memory_allows(
     monkeypatch.setattr(index, "scores", scores)
     lookup = BM25Lookup(index, CATALOGUE, TEMPLATE, 1 / 5000)
     monkeypatch.setattr(retrievers, "MOST_SCORES", most)
-    found = list(Texts(generate, lookup, CATALOGUE, "allow")(HISTORIES, NAMES, TARGETS, 3))
+    found = list(TextRetriever(generate, lookup, CATALOGUE, "allow")(HISTORIES, NAMES, TARGETS, 3))
     assert calls == [["drum", "fan"] * users for users in together]
     assert [ranking.places.tolist()[:2] for ranking in found] == [[3, 5]] * 4
 
@@ -259,7 +269,7 @@ def test_a_model_that_scores_items_is_asked_as_far_as_memory_allows(monkeypatch)
         blocks.append(len(histories))
         return table[[HISTORIES.index(history) for history in histories]]
 
-    model = Scored(score, CATALOGUE, "exclude")
+    model = ScoreRetriever(score, CATALOGUE, "exclude")
     whole = list(model(HISTORIES, NAMES, TARGETS, 3))
     monkeypatch.setattr(retrievers, "MOST_SCORES", 3 * 8)
     parts = list(model(HISTORIES, NAMES, TARGETS, 3))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from report_case import claim, evaluate
 
 from calrec_jax.errors import CalrecError
-from calrec_jax.report import compare, comparison
+from calrec_jax.report import compare, comparison_page
 
 FIRST = {"a": (1, 1), "b": (2, 2), "c": (11, 11), "d": (1, 1)}
 SECOND = {"a": (1, 1), "b": (1, 1), "c": (1, 1), "d": (11, 11)}
@@ -82,7 +82,7 @@ def test_users_that_not_all_have_are_left_out_and_counted(run):
     assert list(compared.paired.values()) == list(alone.paired.values())
     assert (
         "4 users that all have, 8 items; left out, since others do not have them: 1 of x, 2 of y"
-        in comparison.text(compared).splitlines()
+        in comparison_page.text(compared).splitlines()
     )
 
 
@@ -144,7 +144,7 @@ def test_beyond_accuracy_is_that_of_each_model(run):
     compared = compare.compare([run("x"), y])
     assert compared.beyond_accuracy["y"] == values
     assert compared.beyond_accuracy["x"]["coverage@10"] == 0.625
-    lines = comparison.text(compared).splitlines()
+    lines = comparison_page.text(compared).splitlines()
     assert lines[-1].split() == ["y", "0.1250", "0.5000", "7.0000"]
 
 
@@ -292,7 +292,7 @@ def test_the_tables_for_the_terminal(run):
         run("x", purchases={"d": "repeat"}),
         run("y", SECOND, config={"retrieval": "dense"}),
     ])  # fmt: skip
-    lines = comparison.text(compared).splitlines()
+    lines = comparison_page.text(compared).splitlines()
     assert lines[0].split() == ["run", "users", "evaluation"]
     assert lines[1].split()[:2] == ["x", "4"] and lines[1].endswith("x/eval/test")
     assert "4 users that all have, 8 items" in lines

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 from report_case import RANKS, claim, evaluate, example
 
-from calrec_jax.report import compare, comparison, run_page
+from calrec_jax.report import compare, comparison_page, run_page
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -91,7 +91,7 @@ WIDTHS = """
 def test_no_page_is_wider_than_its_window(model_dir, tmp_path, width):
     path = tmp_path / "both.html"
     evaluations = [model_dir / "eval" / name for name in ("test", "long" * 20)]
-    comparison.write_page(compare.compare(evaluations), path)
+    comparison_page.write_page(compare.compare(evaluations), path)
     for page in (run_page.write(model_dir), path):
         content, window = browse(page, tmp_path, width, WIDTHS)
         assert content <= window <= width

@@ -248,7 +248,7 @@ class _Engine:
             known = (
                 {"problems": items.problems, "rows": events.rows}
                 | "join" >> beam.CoGroupByKey()
-                | "known" >> beam.ParDo(transforms.Known()).with_outputs(main="rows")
+                | "known" >> beam.ParDo(transforms.KnownItems()).with_outputs(main="rows")
             )
             self._write_rows(items.usable, "items")
             self._write_rows(known.rows, "kept_0")

@@ -203,7 +203,7 @@ def most(counts: Iterable[int]) -> int:
     return max(counts, default=0)
 
 
-class Known(Summing):
+class KnownItems(Summing):
     """(item id, {"problems": [problem or None] or [], "rows": EventRows}) -> EventRows."""
 
     def process(self, group):

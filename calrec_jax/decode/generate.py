@@ -55,7 +55,7 @@ class SamplingConfig:
 
 
 @flax.struct.dataclass
-class Texts:
+class GeneratedTokens:
     """Continuations, finished or not.
 
     Attributes:
@@ -77,7 +77,7 @@ class Texts:
 class _Loop:
     written: Continuations
     last: jax.Array  # [B, N] the token chosen last
-    texts: Texts
+    texts: GeneratedTokens
 
 
 @flax.struct.dataclass
@@ -100,7 +100,7 @@ def generate(
     tokens,
     mask,
     seeds,
-) -> Texts:
+) -> GeneratedTokens:
     """N continuations of each prompt. Its first four arguments are static.
 
     Args:
@@ -143,12 +143,12 @@ def generate(
     return jax.lax.while_loop(unfinished, step, start).texts
 
 
-def _no_texts(config: SamplingConfig, b: int, constrained: bool) -> Texts:
+def _no_texts(config: SamplingConfig, b: int, constrained: bool) -> GeneratedTokens:
     n, t = config.num_samples, config.max_new_tokens
     log_probs = jnp.zeros((b, n), jnp.float32)
     if config.method == "beam":  # N equal ones would stay equal
         log_probs = log_probs.at[:, 1:].set(-jnp.inf)
-    return Texts(
+    return GeneratedTokens(
         tokens=jnp.zeros((b, n, t), jnp.int32),
         lengths=jnp.zeros((b, n), jnp.int32),
         log_probs=log_probs,
@@ -157,7 +157,7 @@ def _no_texts(config: SamplingConfig, b: int, constrained: bool) -> Texts:
     )
 
 
-def _of(texts: Texts, parents_BxN: jax.Array) -> Texts:
+def _of(texts: GeneratedTokens, parents_BxN: jax.Array) -> GeneratedTokens:
     def reorder(a):
         places = parents_BxN.reshape(*parents_BxN.shape, *[1] * (a.ndim - 2))
         return jnp.take_along_axis(a, places, axis=1)
@@ -165,11 +165,11 @@ def _of(texts: Texts, parents_BxN: jax.Array) -> Texts:
     return jax.tree.map(reorder, texts)
 
 
-def _extended(texts: Texts, chosen: _Chosen, step, eos_id: int) -> Texts:
+def _extended(texts: GeneratedTokens, chosen: _Chosen, step, eos_id: int) -> GeneratedTokens:
     """Texts with a token more, but for those that have ended."""
     going, is_end = ~texts.ended, chosen.tokens == eos_id
     kept = going & ~is_end
-    return Texts(
+    return GeneratedTokens(
         tokens=jax.lax.dynamic_update_index_in_dim(
             texts.tokens, jnp.where(kept, chosen.tokens, 0), step, axis=2
         ),
@@ -180,7 +180,9 @@ def _extended(texts: Texts, chosen: _Chosen, step, eos_id: int) -> Texts:
     )
 
 
-def _choose(config, fan_outs, trie, texts: Texts, logits_BxNxV, uniforms, step) -> _Chosen:
+def _choose(
+    config, fan_outs, trie, texts: GeneratedTokens, logits_BxNxV, uniforms, step
+) -> _Chosen:
     """The next tokens. Log-probabilities are of all the vocabulary, untempered and unfiltered."""
     total = jax.nn.logsumexp(logits_BxNxV, axis=-1)
     if trie is None:
@@ -211,7 +213,7 @@ def _rounded_up(fan_out: int) -> int:
     return power
 
 
-def _among(config, texts: Texts, logits, total, tokens, first_edge, uniforms) -> _Chosen:
+def _among(config, texts: GeneratedTokens, logits, total, tokens, first_edge, uniforms) -> _Chosen:
     """Of F candidates; of a trie's, tokens [B, N, F] and the first edges [B, N] are given."""
     if config.method == "beam":
         log_probs = logits - total[..., None]

@@ -18,6 +18,7 @@ LAYERS = [
     {"tasks", "training"},
     {"decode"},
     {"eval", "report"},
+    {"configs"},
     {"cli", "recommender"},
     {"t5x_bridge"},  # above all: without t5x nothing may need it
 ]
@@ -28,7 +29,7 @@ ONLY_IN = {
     "tensorflow": {"data"},
     "tensorflow_datasets": {"data"},
     "seqio": {"data"},
-    "gin": {"cli"},
+    "gin": {"configs"},
     "torch": set(),
     "transformers": set(),
     "t5x": {"t5x_bridge"},

@@ -34,8 +34,8 @@ from t5x import partitioning, trainer, utils  # noqa: E402
 
 from calrec_jax import t5x_bridge  # noqa: E402
 from calrec_jax.checkpoints.manager import Checkpoints  # noqa: E402
-from calrec_jax.cli import gin_config  # noqa: E402
 from calrec_jax.cli.run import Run  # noqa: E402
+from calrec_jax.configs import gin_config  # noqa: E402
 from calrec_jax.data import vocabularies  # noqa: E402
 from calrec_jax.data.domains import DataConfig  # noqa: E402
 from calrec_jax.data.store.quiet_tensorflow import tf  # noqa: E402

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from calrec_jax.cli import gin_config
+from calrec_jax.cli import gin_arguments
 from calrec_jax.cli.main import run_command
 from calrec_jax.errors import full_disk_named
 
@@ -14,7 +14,7 @@ from calrec_jax.errors import full_disk_named
 def main(argv: Sequence[str]) -> int:
     """Trains, writes MODEL_DIR/eval/<split>/ and prints the table."""
     parser = argparse.ArgumentParser("calrec baseline", description=__doc__, allow_abbrev=False)
-    args = gin_config.parse_arguments(parser, argv)
+    args = gin_arguments.parse_arguments(parser, argv)
     if not args.gin_file:
         parser.error("--gin_file is required: --gin_file=gin/baselines/sasrec.gin")
 

@@ -8,7 +8,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-from calrec_jax.cli import gin_config
+from calrec_jax.configs import gin_config
 from calrec_jax.data import vocabularies
 from calrec_jax.data.domains import Domain
 from calrec_jax.errors import CalrecError

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from calrec_jax import whole
-from calrec_jax.cli import gin_config
+from calrec_jax.cli import gin_arguments
 from calrec_jax.cli.main import run_command
 from calrec_jax.errors import CalrecError, full_disk_named, local_path
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     """Writes a folder; a run reads it where DATA_DIR names it, with no TensorFlow installed."""
     parser = argparse.ArgumentParser("calrec batches", description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write")
-    args = gin_config.parse_arguments(parser, argv)
+    args = gin_arguments.parse_arguments(parser, argv)
     if not args.gin_file:
         parser.error("--gin_file is required, for example --gin_file=gin/runs/quickstart.gin")
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from calrec_jax.cli import gin_config
+from calrec_jax.cli import gin_arguments
 from calrec_jax.cli.main import run_command
 from calrec_jax.errors import full_disk_named
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
         "--model_dir",
         help="a run's MODEL_DIR; its config.gin says the rest, in place of --gin_file",
     )
-    args = gin_config.parse_arguments(parser, argv)
+    args = gin_arguments.parse_arguments(parser, argv)
     if bool(args.model_dir) == bool(args.gin_file):
         parser.error("give either --model_dir or --gin_file")
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from calrec_jax.cli import gin_config
+from calrec_jax.cli import gin_arguments
 from calrec_jax.cli.main import positive_int, run_command
 
 _BAR = 40  # characters of the longest bar of a histogram
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
         "--examples", type=positive_int, default=1, metavar="N", help="shown of each domain"
     )
     parser.add_argument("--json", action="store_true", help="print numbers for programs")
-    args = gin_config.parse_arguments(parser, argv)
+    args = gin_arguments.parse_arguments(parser, argv)
     if not args.gin_file:
         parser.error("--gin_file is required, for example --gin_file=gin/runs/quickstart.gin")
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from calrec_jax.cli import gin_config
+from calrec_jax.cli import gin_arguments
 from calrec_jax.cli.main import positive_int, run_command
 from calrec_jax.errors import CalrecError
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--k", type=positive_int, default=10, help="items a history (default: 10)")
     parser.add_argument("--domain", help="if not the one that the run evaluates")
-    args = gin_config.parse_arguments(parser, argv, files=False)
+    args = gin_arguments.parse_arguments(parser, argv, files=False)
 
     with _open(args.histories) as lines:
         from calrec_jax import Recommender

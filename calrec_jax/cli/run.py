@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from calrec_jax.cli import gin_config, inference
+from calrec_jax.cli import inference
 from calrec_jax.cli.inference import domain_of
 from calrec_jax.cli.main import show_error
+from calrec_jax.configs import gin_config
 from calrec_jax.data import domains, inspection, vocabularies
 from calrec_jax.data.domains import DataConfig
 from calrec_jax.data.loader import Batches

@@ -79,7 +79,7 @@ class Processes:
 
 def _found(file: str) -> pathlib.Path:
     """`file`, or where it is beside the packaged gin files."""
-    from calrec_jax.cli.gin_config import search_root
+    from calrec_jax.configs.gin_config import search_root
 
     packaged = search_root() / file
     return (

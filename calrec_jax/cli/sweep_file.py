@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from calrec_jax.cli.gin_errors import hint
+from calrec_jax.configs.gin_errors import hint
 from calrec_jax.errors import CalrecError
 from calrec_jax.metrics import METRICS
 

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from calrec_jax.cli import gin_config, run, sweep_file
+from calrec_jax.cli import run, sweep_file
+from calrec_jax.configs import gin_config
 from calrec_jax.errors import CalrecError
 from calrec_jax.losses import LossConfig
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from calrec_jax.cli import sweep as sweep_command
 from calrec_jax.cli import sweep_file, trials
-from calrec_jax.cli.gin_config import search_root
+from calrec_jax.configs.gin_config import search_root
 from calrec_jax.errors import CalrecError
 from calrec_jax.metrics import METRICS
 

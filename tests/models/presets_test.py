@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from calrec_jax.checkpoints import hf_families, hf_io
-from calrec_jax.cli import gin_config, run
+from calrec_jax.cli import run
+from calrec_jax.configs import gin_config
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.presets import PRESETS, preset

@@ -7,7 +7,6 @@ here every name must be one that the configuration refers to, and every mistake 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import os
@@ -23,12 +22,12 @@ from gin import config as gin_config
 from gin import config_parser
 
 from calrec_jax import whole
-from calrec_jax.cli import gin_errors, type_checks
-from calrec_jax.cli.renamed import Renamer
+from calrec_jax.configs import gin_errors, type_checks
+from calrec_jax.configs.renamed import Renamer
 from calrec_jax.errors import CalrecError, local_path
 
 CONFIG = "config.gin"  # in MODEL_DIR
-_PREFIX = "--gin."
+PREFIX = "--gin."  # of a binding on the command line
 _MACRO = "gin.macro"
 _REQUIRED = ("gin.REQUIRED", "gin.constant")
 
@@ -53,45 +52,6 @@ def search_root() -> pathlib.Path:
     return package if (package / "gin").is_dir() else package.parent
 
 
-def parse_arguments(
-    parser: argparse.ArgumentParser, argv: Sequence[str], files: bool = True
-) -> argparse.Namespace:
-    """Adds gin's flags to `parser` and parses; the bindings are `.gin_bindings`.
-
-    Args:
-      files: whether gin files may be given, or bindings alone.
-    """
-    group = parser.add_argument_group("configuration")
-    if files:
-        group.add_argument(
-            "--gin_file",
-            action="append",
-            default=[],
-            metavar="FILE",
-            help="a gin file, given again for more; gin/runs/quickstart.gin works from anywhere",
-        )
-        group.add_argument(
-            "--gin_search_paths",
-            default="",
-            metavar="A,B",
-            help="where gin files and their includes are looked for, besides here and the package",
-        )
-    group.add_argument(
-        "--gin.NAME=VALUE",
-        action="store_true",  # for --help alone: these are taken out of argv below
-        default=argparse.SUPPRESS,
-        help="binds a macro or a parameter; VALUE is a Python literal, so a string needs quotes: "
-        "--gin.MODEL_DIR='\"runs/a\"'",
-    )
-    bindings = [arg.removeprefix(_PREFIX) for arg in argv if arg.startswith(_PREFIX)]
-    for binding in bindings:
-        if not binding.partition("=")[2]:
-            parser.error(f"{_PREFIX}{binding} has no value: write {_PREFIX}NAME=VALUE")
-    args = parser.parse_args([arg for arg in argv if not arg.startswith(_PREFIX)])
-    args.gin_bindings = bindings
-    return args
-
-
 def parse(files: Sequence[str], bindings: Sequence[str] = (), search_paths: str = "") -> None:
     """Makes files and bindings the configuration of this process, in place of any before.
 
@@ -113,7 +73,7 @@ def parse(files: Sequence[str], bindings: Sequence[str] = (), search_paths: str 
             with _explained(file):
                 gin.parse_config_file(file)
         for binding in bindings:
-            with _explained(_PREFIX + binding):
+            with _explained(PREFIX + binding):
                 _parse_binding(binding)
     _check_names(referred)
     if renamer.found:
@@ -246,7 +206,7 @@ def _check_required(selector: str) -> None:
         f"{name} (did you mean {hints[name]}?)" if hints.get(name) else name for name in missing
     ]
     raise CalrecError(
-        f"no value for {', '.join(names)}: give {_PREFIX}{missing[0]}=VALUE"
+        f"no value for {', '.join(names)}: give {PREFIX}{missing[0]}=VALUE"
         f"{' and so on' if len(missing) > 1 else ''}, or bind it in a gin file"
     )
 

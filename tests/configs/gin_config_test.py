@@ -1,6 +1,5 @@
 """Gin as users meet it: what is found, what is refused and with which line."""
 
-import argparse
 import dataclasses
 import shutil
 import subprocess
@@ -8,7 +7,7 @@ import sys
 
 import pytest
 
-from calrec_jax.cli import gin_config, type_checks
+from calrec_jax.configs import gin_config, type_checks
 from calrec_jax.errors import CalrecError
 
 TOY = """
@@ -264,50 +263,16 @@ def test_parse_leaves_gins_own_readers_as_they_were(outer):
     assert before == after
 
 
-def arguments(*argv):
-    return gin_config.parse_arguments(argparse.ArgumentParser("x"), argv)
-
-
-def test_flags_are_t5xs():
-    args = arguments(
-        "--gin_file=a.gin",
-        "--gin_file",
-        "b.gin",
-        "--gin.X='y=z'",
-        "--gin_search_paths=c,d",
-        "--gin.A/B.c=1",
-    )
-    assert args.gin_file == ["a.gin", "b.gin"]
-    assert args.gin_bindings == ["X='y=z'", "A/B.c=1"]
-    assert args.gin_search_paths == "c,d"
-
-
-def test_bindings_alone_may_be_given():
-    def parse(argv):
-        return gin_config.parse_arguments(argparse.ArgumentParser("x"), argv, files=False)
-
-    assert parse(["--gin.X=1"]).gin_bindings == ["X=1"]
-    with pytest.raises(SystemExit):
-        parse(["--gin_file=a.gin"])
-
-
-@pytest.mark.parametrize("argv", [["--gin.X"], ["--gin.X", "5"], ["--gin.X="], ["--gin_files=a"]])
-def test_flags_without_value_are_wrong_usage(argv):
-    with pytest.raises(SystemExit) as left:
-        arguments(*argv)
-    assert left.value.code == 2
-
-
 def test_the_packaged_gin_folder_is_found_from_an_installed_package(tmp_path):
     package = gin_config.search_root() / "calrec_jax"
     installed = tmp_path / "site" / "calrec_jax"
-    shutil.copytree(package / "cli", installed / "cli")
-    for name in ("__init__.py", "errors.py"):
+    shutil.copytree(package / "configs", installed / "configs")
+    for name in ("__init__.py", "errors.py", "whole.py"):
         shutil.copy(package / name, installed)
     (installed / "gin" / "runs").mkdir(parents=True)
     (installed / "gin" / "runs" / "empty.gin").write_text("")
     code = (
-        "from calrec_jax.cli import gin_config; gin_config.parse(['gin/runs/empty.gin']); "
+        "from calrec_jax.configs import gin_config; gin_config.parse(['gin/runs/empty.gin']); "
         "print(gin_config.search_root())"
     )
     done = subprocess.run(

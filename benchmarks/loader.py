@@ -18,8 +18,8 @@ import time
 import numpy as np
 
 from calrec_jax.batch import BatchSpec
-from calrec_jax.data import domains, registry, vocabularies
-from calrec_jax.data.domains import DataConfig
+from calrec_jax.data import registry, vocabularies
+from calrec_jax.data.domains import DataConfig, Domains, Mixture
 from calrec_jax.data.loader import Batches
 
 
@@ -47,8 +47,8 @@ def main() -> None:
     unpacked = BatchSpec.create(args.batch_size, lengths)
 
     wall, cpu = time.perf_counter(), time.process_time()
-    domains.use(config)
-    plan = make(packed, one_pass=True)
+    mixture = Domains(config).mixture("measured")
+    plan = make(mixture, packed, one_pass=True)
     ready = time.perf_counter() - wall
     examples = count(plan)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -58,7 +58,7 @@ def main() -> None:
     )
 
     for kind, spec in (("packed", packed), ("unpacked", unpacked)):
-        of = make(spec, one_pass=True)
+        of = make(mixture, spec, one_pass=True)
         tokens, rows, held, twice = fill(of)
         stored = sum(len(e.histories) for e in of.examples)
         print(
@@ -69,18 +69,16 @@ def main() -> None:
     for step in (0, 1_000_000):
         for again in ("new process's first plan", "data in memory"):
             if again == "new process's first plan":
-                domains.use(config)
+                mixture = Domains(config).mixture("measured")
             start = time.perf_counter()
-            (batch,) = make(packed).iterate(step, 1)
+            (batch,) = make(mixture, packed).iterate(step, 1)
             packed.check(batch)
             print(f"first batch of step {step:,}: {time.perf_counter() - start:.2f} s ({again})")
 
 
-def make(spec: BatchSpec, **arguments) -> Batches:
+def make(mixture: Mixture, spec: BatchSpec, **arguments) -> Batches:
     lengths = {"inputs": spec.row_length - spec.item_length, "targets": spec.item_length}
-    return Batches(
-        domains.get_mixture("measured"), spec, lengths, split="train", seed=0, **arguments
-    )
+    return Batches(mixture, spec, lengths, split="train", seed=0, **arguments)
 
 
 def count(of: Batches) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from calrec_jax.configs import load
 from calrec_jax.data.sources import records
 from calrec_jax.errors import CalrecError
+from calrec_jax.eval.retrievers import Retriever
+from calrec_jax.runs.evaluate import chosen_weight
+from calrec_jax.runs.trained_model import TrainedModel
 from calrec_jax.text.items import Catalogue, Fields
-
-if TYPE_CHECKING:
-    from calrec_jax.eval.retrievers import Retriever
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +59,12 @@ class Recommender:
           CalrecError: no such run, domain, or checkpoint; the run has no evaluation; or the weight
             of retrieval "hybrid" is neither bound nor chosen by an evaluation.
         """
-        from calrec_jax.cli import inference
-        from calrec_jax.cli import run as runs
-
-        run = runs.from_model_dir(model_dir, bindings)
+        run = load.load_run(model_dir, bindings)
         config = run.require_evaluation()
-        name = domain or config.domains[0]
-        model = inference.TrainedModel(run, checkpoint)
-        retriever = model.retriever(name, lambda *_: inference.chosen_weight(run, model, name))
-        catalogue = inference.domain_of(run, name).catalogue()
-        return cls(retriever, catalogue, config.users_per_batch)
+        resolved = run.domain(domain or config.domains[0])
+        model = TrainedModel(run, checkpoint)
+        retriever = model.retriever(resolved, lambda *_: chosen_weight(run, model, resolved))
+        return cls(retriever, resolved.catalogue, config.users_per_batch)
 
     def recommend(
         self, histories: Sequence[Sequence[str | int]], k: int = 10
@@ -98,7 +94,9 @@ class Recommender:
             for recommendations in self._recommend(checked[start : start + self._batch_size], k)
         ]
 
-    def _recommend(self, histories, k: int) -> Iterator[list[Recommendation]]:
+    def _recommend(
+        self, histories: Sequence[Sequence[str]], k: int
+    ) -> Iterator[list[Recommendation]]:
         """`recommend` for histories that are read together."""
         # The samples of a history are seeded by its items: the same history, the same answer.
         names = ["\x1f".join(history) for history in histories]

@@ -23,14 +23,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from t5x import gin_utils, metrics, models, optimizers, utils
 from t5x.partitioning import BasePartitioner
 
-from calrec_jax.cli.run import Run
-from calrec_jax.data import domains, vocabularies
+from calrec_jax.data import vocabularies
+from calrec_jax.data.seqio_tasks import tasks
 from calrec_jax.data.seqio_tasks.feature_converters import CalrecFeatureConverter
 from calrec_jax.errors import CalrecError, local_path
 from calrec_jax.losses import LossConfig, LossSums
 from calrec_jax.models.decoder import Decoder, boxed_params, unboxed
 from calrec_jax.parallel.mesh import MeshConfig
 from calrec_jax.parallel.partitioning import logical_rules
+from calrec_jax.runs.run import Run
 from calrec_jax.training import manifest, t5x_io, weights
 from calrec_jax.training.optimizer import make_optimizer, make_schedule
 from calrec_jax.training.stages import Stage
@@ -55,7 +56,7 @@ class CalrecModel(models.BaseModel):
     def __init__(self, run: Run, dropout_rate: float = 0.0):
         (stage,) = run.stages
         _check(stage, dropout_rate)
-        domains.use(run.data)
+        tasks.use(run.data)
         self.run, self.stage, self.spec = run, stage, stage.spec()
         self.decoder = Decoder(run.decoder_config)
         self.FEATURE_CONVERTER_CLS = functools.partial(
@@ -72,7 +73,7 @@ class CalrecModel(models.BaseModel):
     def needs(self) -> dict[str, Any]:
         """What weights must share with this model, see `manifest.require`."""
         return {
-            "vocabulary": self.run.identity["vocabulary"],
+            "vocabulary": self.run.vocabulary,
             "model": self.decoder.config.meaning(),
         }
 

@@ -14,7 +14,7 @@ import sys
 import pytest
 from cli.chain_test import calrec
 
-from calrec_jax.data import domains
+from calrec_jax.data import specs
 
 FOREIGN = pathlib.Path(__file__).resolve().parent / "foreign"
 ROOT = FOREIGN.parents[1]
@@ -93,10 +93,10 @@ def test_its_mixtures_have_their_rates(monkeypatch):
     monkeypatch.syspath_prepend(FOREIGN)
     importlib.import_module("acme_calrec.tasks")
     sizes = [100, 400]  # acme_parts, acme_tools
-    mixture = domains.get_mixture("acme_all")
+    mixture = specs.mixtures["acme_all"]
     assert mixture.domains == ("acme_parts", "acme_tools")
     assert mixture.weights(sizes).tolist() == [10, 20]  # roots: the temperature is 2
-    assert domains.get_mixture("acme_tools_mostly").weights(sizes).tolist() == [1, 3]
+    assert specs.mixtures["acme_tools_mostly"].weights(sizes).tolist() == [1, 3]
 
 
 @pytest.mark.slow

@@ -34,7 +34,6 @@ from t5x import partitioning, trainer, utils  # noqa: E402
 
 from calrec_jax import t5x_bridge  # noqa: E402
 from calrec_jax.checkpoints.manager import Checkpoints  # noqa: E402
-from calrec_jax.cli.run import Run  # noqa: E402
 from calrec_jax.configs import gin_config  # noqa: E402
 from calrec_jax.data import vocabularies  # noqa: E402
 from calrec_jax.data.domains import DataConfig  # noqa: E402
@@ -44,6 +43,7 @@ from calrec_jax.losses import LossConfig, LossSums  # noqa: E402
 from calrec_jax.models.config import DecoderConfig  # noqa: E402
 from calrec_jax.models.lora import LoraConfig  # noqa: E402
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh  # noqa: E402
+from calrec_jax.runs.run import Run  # noqa: E402
 from calrec_jax.training import optimizer as optimizers  # noqa: E402
 from calrec_jax.training import state as train_state  # noqa: E402
 from calrec_jax.training import t5x_io, weights  # noqa: E402

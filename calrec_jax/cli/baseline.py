@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from calrec_jax.cli import gin_arguments
-from calrec_jax.cli.main import run_command
+from calrec_jax.cli.main import main as calrec
 from calrec_jax.errors import full_disk_named
 
 
@@ -18,15 +18,17 @@ def main(argv: Sequence[str]) -> int:
     if not args.gin_file:
         parser.error("--gin_file is required: --gin_file=gin/baselines/sasrec.gin")
 
-    from calrec_jax.cli import baseline_run, progress
+    from calrec_jax.cli import progress
+    from calrec_jax.configs import gin_config, load
     from calrec_jax.report import plain
+    from calrec_jax.runs.baseline import train_and_evaluate
 
-    run = baseline_run.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
+    run = load.baseline_from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
     with full_disk_named(run.model_dir), progress.of_users() as show:
-        result = baseline_run.train_and_evaluate(run, show)
-    print(plain.result_table(result))
+        result = train_and_evaluate(run, gin_config.operative_config(), show)
+    plain.show(plain.result_table(result))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("baseline"))
+    sys.exit(calrec(["baseline", *sys.argv[1:]]))

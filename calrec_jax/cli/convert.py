@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calrec_jax import whole
-from calrec_jax.cli.main import run_command
+from calrec_jax.cli.main import main as calrec
 from calrec_jax.errors import CalrecError, full_disk_named, local_path
 
 _SHARD_GB = 5.0  # transformers' custom
@@ -233,4 +233,4 @@ def _warn_without_tokenizer(source: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("convert"))
+    sys.exit(calrec(["convert", *sys.argv[1:]]))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from calrec_jax.cli import gin_arguments
-from calrec_jax.cli.main import run_command
+from calrec_jax.cli.main import main as calrec
 from calrec_jax.errors import full_disk_named
 
 
@@ -23,19 +23,21 @@ def main(argv: Sequence[str]) -> int:
         parser.error("give either --model_dir or --gin_file")
 
     from calrec_jax.cli import progress
-    from calrec_jax.cli import run as runs
+    from calrec_jax.cli.processes import joined_processes
+    from calrec_jax.configs import load
     from calrec_jax.report import plain
+    from calrec_jax.runs.evaluate import evaluate
 
-    with runs.joined_processes("eval"):
+    with joined_processes("eval"):
         if args.model_dir:
-            run = runs.from_model_dir(args.model_dir, args.gin_bindings, args.gin_search_paths)
+            run = load.load_run(args.model_dir, args.gin_bindings, args.gin_search_paths)
         else:
-            run = runs.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
+            run = load.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
         with full_disk_named(run.model_dir), progress.of_users() as show:
-            result = runs.evaluate(run, show)
+            result = evaluate(run, show)
     plain.show(plain.result_table(result))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("eval"))
+    sys.exit(calrec(["eval", *sys.argv[1:]]))

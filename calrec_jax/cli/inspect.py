@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from calrec_jax.cli import gin_arguments
-from calrec_jax.cli.main import positive_int, run_command
+from calrec_jax.cli.main import main as calrec
+from calrec_jax.cli.main import positive_int
 
 _BAR = 40  # characters of the longest bar of a histogram
 
@@ -25,10 +26,13 @@ def main(argv: Sequence[str]) -> int:
     if not args.gin_file:
         parser.error("--gin_file is required, for example --gin_file=gin/runs/quickstart.gin")
 
-    from calrec_jax.cli import run as runs
+    from calrec_jax.configs import load
+    from calrec_jax.runs.checks import check
+    from calrec_jax.runs.stage_data import StageData
 
-    run = runs.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
-    stages = runs.inspect(run, args.examples)
+    run = load.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
+    check(run)
+    stages = StageData(run).description(args.examples)
     if args.json:
         print(json.dumps(stages, indent=2))
     else:
@@ -74,4 +78,4 @@ def _domain_text(d: Mapping[str, Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("inspect"))
+    sys.exit(calrec(["inspect", *sys.argv[1:]]))

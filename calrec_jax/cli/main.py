@@ -28,14 +28,18 @@ COMMANDS = {
 }
 
 
+EXIT_STOPPED = 42
+"""The exit code of a command that has saved, and would go on if started again: launchers do so."""
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the first argument; what follows it is the command's own affair."""
+    """The parser of the first argument; the command itself parses what follows."""
     listed = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         "calrec",
         usage="calrec COMMAND [ARGUMENTS]",
         description="Two-stage finetuning of decoder LLMs for sequential recommendation (CALRec).",
-        epilog="\n".join(["commands:", *listed, "", "`calrec COMMAND --help` tells more."]),
+        epilog="\n".join(["commands:", *listed, "", "`calrec COMMAND --help` says more."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -45,25 +49,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand. Returns its exit code; wrong usage leaves with 2."""
+    """Runs a command, and turns what its user can mend into one line and an exit code.
+
+    Returns:
+      The command's exit code: 0, 1 for an error, 42 when it has saved and would go on if started
+      again, 130 when interrupted. Wrong usage leaves with 2.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     # The rest is the command's own; this parser would take its --help for itself.
-    command = build_parser().parse_args(argv[:1]).command
-    return run_command(command, argv[1:])
-
-
-def run_command(name: str, argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand, and turns what its user can mend into one line and an exit code."""
-    module = importlib.import_module(f"calrec_jax.cli.{name}")
+    name = build_parser().parse_args(argv[:1]).command
+    command = importlib.import_module(f"calrec_jax.cli.{name}")
     try:
         with full_disk_named("the working directory, the temporary folder or standard output"):
-            code = module.main(sys.argv[1:] if argv is None else argv)
+            code = command.main(argv[1:])
             sys.stdout.flush()
             return code
     except (CalrecError, KeyboardInterrupt) as error:
         return show_error(name, error)
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`calrec recommend ... | head`).
+        # The reader of our output has seen enough (`calrec recommend ... | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -81,7 +85,7 @@ def show_error(name: str, error: BaseException) -> int:
 
 
 def _write_line(text: str) -> None:
-    # In one piece: processes that share the terminal would else end each other's lines.
+    # In one piece: processes that share the terminal would otherwise end each other's lines.
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 

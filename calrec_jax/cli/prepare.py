@@ -10,7 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from calrec_jax.cli.main import positive_int, run_command
+from calrec_jax.cli.main import main as calrec
+from calrec_jax.cli.main import positive_int
 from calrec_jax.errors import full_disk_named
 
 _SECONDS_BETWEEN_LINES = 10
@@ -331,4 +332,4 @@ def _time(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("prepare"))
+    sys.exit(calrec(["prepare", *sys.argv[1:]]))

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from calrec_jax.cli import gin_arguments
-from calrec_jax.cli.main import positive_int, run_command
+from calrec_jax.cli.main import main as calrec
+from calrec_jax.cli.main import positive_int
 from calrec_jax.errors import CalrecError
 
 _BATCH = 32  # histories that are answered together
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     args = gin_arguments.parse_arguments(parser, argv, files=False)
 
     with _open(args.histories) as lines:
-        from calrec_jax import Recommender
+        from calrec_jax.recommender import Recommender
 
         recommender = Recommender.load(args.model_dir, args.domain, bindings=args.gin_bindings)
         bad = answer(lines, recommender, args.k)
@@ -99,4 +100,4 @@ def _read(
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("recommend"))
+    sys.exit(calrec(["recommend", *sys.argv[1:]]))

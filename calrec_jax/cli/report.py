@@ -7,7 +7,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from calrec_jax.cli.main import run_command
+from calrec_jax.cli.main import main as calrec
 from calrec_jax.errors import CalrecError, full_disk_named, local_path
 
 
@@ -74,4 +74,4 @@ def _write(compared, out: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("report"))
+    sys.exit(calrec(["report", *sys.argv[1:]]))

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from calrec_jax.cli.main import positive_int, run_command
+from calrec_jax.cli.main import EXIT_STOPPED, positive_int
+from calrec_jax.cli.main import main as calrec
 from calrec_jax.errors import full_disk_named
 
 
@@ -54,10 +55,8 @@ class Processes:
 
     def __call__(self, argv: Sequence[str], log: BinaryIO) -> int:
         """Runs `calrec ARGV`, output to `log`; returns its exit code, 42 if it was told to stop."""
-        from calrec_jax.cli.trials import STOPPED
-
         if self._stopping.is_set():
-            return STOPPED
+            return EXIT_STOPPED
         command = [sys.executable, "-m", "calrec_jax.cli.main", *argv]
         # In a session of its own: an interrupt is for us, who pass it on as a request to save.
         process = subprocess.Popen(
@@ -68,7 +67,7 @@ class Processes:
             process.terminate()
         code = process.wait()
         self._running.discard(process)
-        return STOPPED if code and self._stopping.is_set() else code
+        return EXIT_STOPPED if code and self._stopping.is_set() else code
 
     def stop(self, *_) -> None:
         """Asks the running commands to save and leave; starts no other."""
@@ -113,4 +112,4 @@ def _print_table(sweep, results) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("sweep"))
+    sys.exit(calrec(["sweep", *sys.argv[1:]]))

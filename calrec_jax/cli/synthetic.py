@@ -8,7 +8,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from calrec_jax.cli.main import positive_int, run_command
+from calrec_jax.cli.main import main as calrec
+from calrec_jax.cli.main import positive_int
 from calrec_jax.data.preparation import synthetic
 from calrec_jax.data.preparation.synthetic import DOMAINS, SyntheticConfig
 from calrec_jax.errors import full_disk_named
@@ -59,4 +60,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("synthetic"))
+    sys.exit(calrec(["synthetic", *sys.argv[1:]]))

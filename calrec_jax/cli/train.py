@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from calrec_jax.cli import gin_arguments
-from calrec_jax.cli.main import run_command
+from calrec_jax.cli.main import EXIT_STOPPED
+from calrec_jax.cli.main import main as calrec
 from calrec_jax.errors import full_disk_named
 
 
@@ -18,19 +19,21 @@ def main(argv: Sequence[str]) -> int:
     if not args.gin_file:
         parser.error("--gin_file is required, for example --gin_file=gin/runs/quickstart.gin")
 
-    from calrec_jax.cli import run as runs
-    from calrec_jax.training.preemption import EXIT_CODE, Preempted
+    from calrec_jax.cli.processes import joined_processes
+    from calrec_jax.configs import gin_config, load
+    from calrec_jax.runs.train import train
+    from calrec_jax.training.preemption import Preempted
 
-    with runs.joined_processes("train"):
+    with joined_processes("train"):
         try:
-            run = runs.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
+            run = load.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
             with full_disk_named(run.model_dir):
-                runs.train(run)
+                train(run, gin_config.operative_config())
         except Preempted as notice:
             print(f"calrec train: {notice}; run the same command to go on", file=sys.stderr)
-            return EXIT_CODE
+            return EXIT_STOPPED
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("train"))
+    sys.exit(calrec(["train", *sys.argv[1:]]))

@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from calrec_jax import whole
+from calrec_jax.cli.main import EXIT_STOPPED
 from calrec_jax.cli.sweep_file import Sweep, Trial
 from calrec_jax.errors import CalrecError
 from calrec_jax.locks import try_flock
-
-STOPPED = 42  # exit code of a command that has saved, and would go on if started again
 
 # Runs `calrec ARGUMENTS`, its output going to a file; returns the exit code.
 Execute = Callable[[Sequence[str], BinaryIO], int]
@@ -133,7 +132,7 @@ def run(
     with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
         states = list(pool.map(run_one, waiting))
     if stop.is_set():
-        return STOPPED
+        return EXIT_STOPPED
     return 1 if "failed" in states else 0
 
 
@@ -153,7 +152,7 @@ def _run_trial(sweep, trial, sweep_dir, journal: Journal, execute: Execute, told
         record("begun")
         for command, argv in commands(sweep, trial, model_dir).items():
             code = execute([command, *argv], log)
-            if code == STOPPED:
+            if code == EXIT_STOPPED:
                 record("stopped", command=command)
                 return "stopped"
             if code:

@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from calrec_jax.cli.main import positive_int, run_command
+from calrec_jax.cli.main import main as calrec
+from calrec_jax.cli.main import positive_int
 from calrec_jax.errors import CalrecError, full_disk_named, is_full_disk, local_path
 
 
@@ -70,4 +71,4 @@ def _texts(data_dir: str, domain: str, template) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("vocab"))
+    sys.exit(calrec(["vocab", *sys.argv[1:]]))

@@ -21,12 +21,10 @@ import gin
 from gin import config as gin_config
 from gin import config_parser
 
-from calrec_jax import whole
 from calrec_jax.configs import gin_errors, type_checks
 from calrec_jax.configs.renamed import Renamer
 from calrec_jax.errors import CalrecError, local_path
 
-CONFIG = "config.gin"  # in MODEL_DIR
 PREFIX = "--gin."  # of a binding on the command line
 _MACRO = "gin.macro"
 _REQUIRED = ("gin.REQUIRED", "gin.constant")
@@ -115,11 +113,6 @@ def make_absolute(macros: Sequence[str]) -> None:
 def operative_config() -> str:
     """All that was used since `parse`, defaults included, as one gin file to be parsed again."""
     return gin.operative_config_str(max_line_length=100)
-
-
-def write_operative_config(model_dir: str | os.PathLike) -> None:
-    """Writes MODEL_DIR/config.gin, all at once."""
-    whole.write_text(pathlib.Path(model_dir) / CONFIG, operative_config())
 
 
 @contextlib.contextmanager

@@ -6,8 +6,12 @@ from gin import config_parser
 from gin.config_parser import BindingStatement, ImportStatement
 
 # Names of 0.1, to go in 0.3.
-_MODULES = {"calrec_jax.train": "calrec_jax.training"}  # and what is in them
-_CLASSES: dict[str, str] = {}  # "module.Class", as gin files write it
+_MODULES = {  # and what is in them
+    "calrec_jax.cli.baseline_run": "calrec_jax.runs.baseline",
+    "calrec_jax.cli.run": "calrec_jax.runs.run",
+    "calrec_jax.train": "calrec_jax.training",
+}
+_CLASSES = {"baseline_run.BaselineRun": "baseline.BaselineRun"}
 
 
 class Renamer:

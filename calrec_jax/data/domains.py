@@ -1,7 +1,6 @@
-"""The domains and mixtures that a run may name, and what a run decides about them.
+"""Domains and mixtures as a run reads them: its store, vocabulary and template filled in.
 
-They are registered in `registry`, which makes SeqIO tasks of them too, or come with saved arrays.
-Nothing here needs TensorFlow but the reading of a store.
+`specs` has what is registered. Nothing here needs TensorFlow but the reading of a store.
 """
 
 from __future__ import annotations
@@ -9,35 +8,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import importlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
-import numpy as np
-
-from calrec_jax.data import vocabularies
+from calrec_jax.data import specs, vocabularies
+from calrec_jax.data.specs import DomainSpec, MixtureSpec
 from calrec_jax.data.store import arrays
+from calrec_jax.data.vocabularies import VocabularyLike
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import Catalogue, PlacedSequences, UserSequence
 from calrec_jax.text.prompts import TextTokens, TokenizedCatalogue
 from calrec_jax.text.templates import Template
-
-Rate = str | Mapping[str, float]
-
-
-@runtime_checkable
-class VocabularyLike(Protocol):
-    """What is needed of a vocabulary: those of `vocabularies` have it, and any of SeqIO's."""
-
-    vocab_size: int
-    eos_id: int
-    pad_id: int
-
-    def encode(self, text: str) -> Sequence[int]:
-        """Token ids, without BOS or EOS."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text up to the first EOS."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,110 +39,88 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """A registered domain. None = the run decides.
+    """A domain as a run reads it. What is read stays in memory as long as this object does.
 
     Attributes:
       name: of the task.
       dataset: its name in the store.
+      data_dir: the store, or saved arrays.
+      template, vocabulary: how its text becomes tokens.
+      has_own_template: whether the template was registered with it, and is not the run's.
     """
 
     name: str
     dataset: str
-    data_dir: str | None = None
-    template: Template | None = None
-    vocabulary: VocabularyLike | None = None
+    data_dir: str
+    template: Template
+    vocabulary: VocabularyLike
+    has_own_template: bool = False
 
-    def resolved(self) -> Domain:
-        """This domain with what the run decides filled in.
-
-        Raises:
-          CalrecError: the run's DataConfig is needed and `use` was not called.
-        """
-        if None not in (self.data_dir, self.template, self.vocabulary):
-            return self
-        run = _run_config()
-        return dataclasses.replace(
-            self,
-            data_dir=self.data_dir or run.data_dir,
-            template=self.template or run.template,
-            vocabulary=self.vocabulary or run.vocabulary,
-        )
-
+    @functools.cached_property
     def catalogue(self) -> Catalogue:
-        """All items; read once a process. Raises CalrecError where the dataset is missing."""
-        domain = self.resolved()
-        return _made_once(
-            ("catalogue", domain.data_dir, domain.dataset),
-            lambda: _reader(domain).read_catalogue(domain.data_dir, domain.dataset),
-        )
+        """All items. Raises CalrecError where the dataset is missing."""
+        return self._reader.read_catalogue(self.data_dir, self.dataset)
 
     def sequences(self, split: str) -> list[UserSequence]:
         """The sequences of a split. Raises CalrecError where there is no such dataset or split."""
-        domain = self.resolved()
-        return _reader(domain).read_sequences(domain.data_dir, domain.dataset, split)
+        return self._reader.read_sequences(self.data_dir, self.dataset, split)
 
     def num_sequences(self, split: str) -> int:
         """How many sequences a split holds. Raises as `sequences`."""
-        domain = self.resolved()
-        return _reader(domain).num_examples(domain.data_dir, domain.dataset, split)
+        return self._reader.num_examples(self.data_dir, self.dataset, split)
 
     def placed_sequences(self, split: str) -> PlacedSequences:
-        """The sequences of a split as places in the catalogue; read once a process.
+        """The sequences of a split as places in the catalogue.
 
         Raises:
           CalrecError: there is no such dataset or split, or it is damaged.
         """
-        domain = self.resolved()
-        return _made_once(
-            ("placed", domain.data_dir, domain.dataset, split),
-            lambda: _reader(domain).read_placed(
-                domain.data_dir, domain.dataset, split, self.catalogue()
-            ),
-        )
+        if split not in self._placed:
+            self._placed[split] = self._reader.read_placed(
+                self.data_dir, self.dataset, split, self.catalogue
+            )
+        return self._placed[split]
 
     def checksums(self) -> dict[str, str]:
         """What the dataset holds, as {part: checksum}; the same for the same data anywhere."""
-        domain = self.resolved()
-        return _reader(domain).checksums(domain.data_dir, domain.dataset)
+        return self._reader.checksums(self.data_dir, self.dataset)
 
+    @functools.cached_property
     def text(self) -> TextTokens:
-        """All of the domain's text as tokens; made once a process.
+        """All of the domain's text as tokens.
 
         Raises:
           CalrecError: there is no such dataset, its items and the template do not go together, or
             arrays were saved with another template or vocabulary.
         """
-        domain = self.resolved()
-        kind = vocabularies.fingerprint(domain.vocabulary)
-        return _made_once(
-            ("text", domain.data_dir, domain.dataset, domain.template, kind), self._read_text
+        check_fields(self.catalogue, self.template)
+        if arrays.is_saved(self.data_dir):
+            return arrays.read_text(self.data_dir, self.dataset, self.template, self.vocabulary)
+        encode_template = functools.partial(vocabularies.encode_template, self.vocabulary)
+        return TextTokens.encode(
+            self.catalogue, self.template, self.vocabulary.encode, encode_template
         )
 
     def tokens(self, lengths: Mapping[str, int]) -> TokenizedCatalogue:
         """The catalogue in tokens, cut to TASK_FEATURE_LENGTHS `lengths`. Raises as `text`."""
-        return TokenizedCatalogue(self.catalogue(), self.text(), lengths)
+        return TokenizedCatalogue(self.catalogue, self.text, lengths)
 
-    def _read_text(self) -> TextTokens:
-        domain = self.resolved()
-        catalogue = self.catalogue()
-        check_fields(catalogue, domain.template)
-        if arrays.is_saved(domain.data_dir):
-            return arrays.read_text(
-                domain.data_dir, domain.dataset, domain.template, domain.vocabulary
-            )
-        encode_template = functools.partial(vocabularies.encode_template, domain.vocabulary)
-        return TextTokens.encode(
-            catalogue, domain.template, domain.vocabulary.encode, encode_template
-        )
+    def item_texts(self) -> list[str]:
+        """The text of each item as the template writes it, in the catalogue's order."""
+        return [self.template.render_item(fields) for fields in self.catalogue.fields]
 
+    @functools.cached_property
+    def _placed(self) -> dict[str, PlacedSequences]:
+        return {}
 
-def _reader(domain: Domain):
-    """What reads a domain: saved arrays, or the store, whose reading needs TensorFlow."""
-    if arrays.is_saved(domain.data_dir):
-        return arrays
-    from calrec_jax.data.store import reader
+    @functools.cached_property
+    def _reader(self) -> ModuleType:
+        """The module that reads it: saved arrays', or the store's, which needs TensorFlow."""
+        if arrays.is_saved(self.data_dir):
+            return arrays
+        from calrec_jax.data.store import reader
 
-    return reader
+        return reader
 
 
 def check_fields(catalogue: Catalogue, template: Template) -> None:
@@ -183,196 +143,90 @@ def check_fields(catalogue: Catalogue, template: Template) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Domains that are trained on together.
+    """A mixture as a run reads it.
 
     Attributes:
-      rates: {domain: share of the examples, in any unit}, or "proportional" or "equal" for all.
-      temperature: rates are taken to the power of 1 / temperature.
+      spec: its name and rates.
+      domains: in the order of the spec's.
     """
 
-    name: str
-    domains: tuple[str, ...]
-    rates: str | tuple[float, ...] = "proportional"
-    temperature: float = 1.0
+    spec: MixtureSpec
+    domains: tuple[Domain, ...]
 
-    def weights(self, sizes: Sequence[int]) -> np.ndarray:
-        """float64 [domains], relative shares of examples.
-
-        Args:
-          sizes: examples of an epoch of each domain.
-        """
-        if self.rates == "proportional":
-            rates = np.array(sizes, np.float64)
-        elif self.rates == "equal":
-            rates = np.ones(len(self.domains))
-        else:
-            rates = np.array(self.rates, np.float64)
-        return rates ** (1.0 / self.temperature)
+    @property
+    def name(self) -> str:
+        """The name that it is registered by."""
+        return self.spec.name
 
 
-_domains: dict[str, Domain] = {}
-_mixtures: dict[str, Mixture] = {}
-_made: dict[tuple, Any] = {}
-_run: list[DataConfig] = []
-_saved: list[tuple[dict[str, Domain], dict[str, Mixture]]] = []
+class Domains:
+    """The domains and mixtures that a run may name: each is resolved, and read, once.
 
+    They are those that saved arrays bring along, where the run's data is such, and otherwise those
+    that are registered.
 
-def use(config: DataConfig) -> None:
-    """Makes `config` what all domains resolve to from now on.
-
-    Where its data_dir holds saved arrays, their domains and mixtures are those that there are.
+    Args:
+      config: the run's.
 
     Raises:
       CalrecError: saved arrays are damaged.
     """
-    _run[:] = [config]
-    _made.clear()  # the store may have been written anew
-    _saved[:] = []
-    if arrays.is_saved(config.data_dir):
-        _saved[:] = [_saved_tables(arrays.read_index(config.data_dir))]
+
+    def __init__(self, config: DataConfig):
+        self.config = config
+        self._specs, self._mixtures = specs.domains, specs.mixtures
+        if arrays.is_saved(config.data_dir):
+            self._specs, self._mixtures = _saved_specs(arrays.read_index(config.data_dir))
+        self._resolved: dict[str, Domain] = {}
+
+    def domain(self, name: str) -> Domain:
+        """The domain `name`.
+
+        Raises:
+          CalrecError: there is none; lists those there are.
+        """
+        if name not in self._specs:
+            raise CalrecError(specs.unknown("domain", name, self._specs))
+        if name not in self._resolved:
+            self._resolved[name] = resolved(self._specs[name], self.config)
+        return self._resolved[name]
+
+    def mixture(self, name: str) -> Mixture:
+        """The mixture `name`, or the domain of that name as a mixture of one.
+
+        Raises:
+          CalrecError: there is none; lists those there are.
+        """
+        known = [*self._mixtures, *self._specs]
+        if name not in known:
+            raise CalrecError(specs.unknown("mixture or task", name, known))
+        spec = MixtureSpec(name, (name,)) if name in self._specs else self._mixtures[name]
+        return Mixture(spec, tuple(map(self.domain, spec.domains)))
 
 
-def _saved_tables(index: Mapping[str, Any]) -> tuple[dict[str, Domain], dict[str, Mixture]]:
+def _saved_specs(
+    index: Mapping[str, Any],
+) -> tuple[dict[str, DomainSpec], dict[str, MixtureSpec]]:
+    """What arrays.json says of the domains and mixtures that were saved."""
     domains, mixtures = {}, {}
     for name, saved in index["domains"].items():
         own = saved["template"] if saved["own_template"] else None
         template = own and Template(**own | {"fields": tuple(own["fields"])})
-        domains[name] = Domain(name, name, template=template)
+        domains[name] = DomainSpec(name, name, template=template)
     for name, saved in index["mixtures"].items():
         rates = saved["rates"]
         rates = rates if isinstance(rates, str) else tuple(rates)
-        mixtures[name] = Mixture(name, tuple(saved["domains"]), rates, saved["temperature"])
+        mixtures[name] = MixtureSpec(name, tuple(saved["domains"]), rates, saved["temperature"])
     return domains, mixtures
 
 
-def _known() -> tuple[dict[str, Domain], dict[str, Mixture]]:
-    """The domains and mixtures that there are: those that saved arrays bring, or the registered."""
-    return _saved[0] if _saved else (_domains, _mixtures)
-
-
-def _run_config() -> DataConfig:
-    if not _run:
-        raise CalrecError("no DataConfig is in use: call calrec_jax.data.domains.use(...) first")
-    return _run[0]
-
-
-def _made_once(key: tuple, make):
-    if key not in _made:
-        _made[key] = make()
-    return _made[key]
-
-
-def add_domain(domain: Domain) -> bool:
-    """Makes `domain` known. False where it is already.
-
-    Raises:
-      CalrecError: the name is taken by something else.
-    """
-    if _domains.get(domain.name) == domain:
-        return False
-    _require_free(domain.name)
-    _domains[domain.name] = domain
-    return True
-
-
-def add_mixture(
-    name: str, domains: Sequence[str], rate: Rate = "proportional", temperature: float = 1.0
-) -> Mixture | None:
-    """Makes a mixture known and returns it, or None where it is already.
-
-    Args:
-      rate: "proportional" to the training examples, "equal", or {domain: rate}.
-      temperature: rates are taken to the power of 1 / temperature; 1 leaves them as they are, more
-        makes them more equal.
-
-    Raises:
-      CalrecError: a domain is not registered or there twice, the rates are not one for each domain,
-        the temperature is not positive, or the name is taken by something else.
-    """
-    for domain in domains:
-        get_domain(domain)
-    if len(set(domains)) < len(domains) or not domains:
-        raise CalrecError(f"mixture {name!r} needs domains, each once, not {list(domains)}")
-    if not 0 < temperature < float("inf"):
-        raise CalrecError(f"temperature {temperature} of mixture {name!r}: it must be positive")
-    # In the order of names: the same mixture, however its domains are listed.
-    ordered = tuple(sorted(domains))
-    mixture = Mixture(name, ordered, _rates(name, ordered, rate), float(temperature))
-    if _mixtures.get(name) == mixture:
-        return None
-    _require_free(name)
-    _mixtures[name] = mixture
-    return mixture
-
-
-def _rates(name: str, domains: Sequence[str], rate: Rate) -> str | tuple[float, ...]:
-    if rate in ("proportional", "equal"):
-        return rate
-    if isinstance(rate, Mapping) and rate.keys() == set(domains) and min(rate.values()) > 0:
-        return tuple(float(rate[domain]) for domain in domains)
-    raise CalrecError(
-        f"rate {rate!r} of mixture {name!r}: give 'proportional', 'equal', or a positive rate for "
-        f"each of its domains, {', '.join(domains)}"
+def resolved(spec: DomainSpec, config: DataConfig | None = None) -> Domain:
+    """A registered domain as a run with `config` reads it; None: the domain is complete itself."""
+    return Domain(
+        spec.name,
+        spec.dataset,
+        spec.data_dir or config.data_dir,
+        spec.template or config.template,
+        spec.vocabulary or config.vocabulary,
+        has_own_template=spec.template is not None,
     )
-
-
-def is_known(name: str) -> bool:
-    """Whether a domain or a mixture has this name."""
-    return name in _domains or name in _mixtures
-
-
-def _require_free(name: str) -> None:
-    if is_known(name):
-        raise CalrecError(f"{name!r} is registered already, as something else: choose another name")
-
-
-def get_domain(name: str) -> Domain:
-    """The registered domain `name`.
-
-    Raises:
-      CalrecError: there is none; lists those there are.
-    """
-    domains, _ = _known()
-    if name not in domains:
-        raise CalrecError(_unknown("domain", name, domains))
-    return domains[name]
-
-
-def get_mixture(name: str) -> Mixture:
-    """The mixture `name`, or the domain of that name as a mixture of one.
-
-    Raises:
-      CalrecError: there is none; lists those there are.
-    """
-    domains, mixtures = _known()
-    if name in domains:
-        return Mixture(name, (name,))
-    if name not in mixtures:
-        raise CalrecError(_unknown("mixture or task", name, [*mixtures, *domains]))
-    return mixtures[name]
-
-
-def import_modules(modules: Sequence[str]) -> None:
-    """Imports the modules that register domains and mixtures.
-
-    Raises:
-      CalrecError: one cannot be imported.
-    """
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except CalrecError:
-            raise
-        except Exception as error:
-            raise CalrecError(
-                f"MIXTURE_OR_TASK_MODULE {module!r} cannot be imported: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-
-def _unknown(kind: str, name: str, known) -> str:
-    near = difflib.get_close_matches(name, known, n=3)
-    others = sorted(set(known) - set(near))
-    listed = ", ".join([*near, *others]) or "none; set MIXTURE_OR_TASK_MODULE"
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"no {kind} {name!r}{hint}; registered: {listed}"

@@ -1,4 +1,4 @@
-"""What a stage will train on, told before it costs anything."""
+"""A description of what a stage will train on, made before anything is trained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from calrec_jax.data import domains
 from calrec_jax.data.domains import Mixture
 from calrec_jax.data.loader import Batches
 from calrec_jax.data.schedule import DomainRows
@@ -49,29 +48,29 @@ def describe(batches: Batches, steps: int, shown: int = 1) -> dict[str, Any]:
 
 
 def _rates(mixture: Mixture) -> str:
-    """By what its domains share the examples, in words."""
-    rates = mixture.rates
+    """How its domains share the examples, in words."""
+    spec = mixture.spec
+    rates = spec.rates
     if not isinstance(rates, str):
-        pairs = zip(mixture.domains, rates, strict=True)
+        pairs = zip(spec.domains, rates, strict=True)
         rates = "given: " + ", ".join(f"{name} {rate:g}" for name, rate in pairs)
-    return rates if mixture.temperature == 1 else f"{rates}; temperature {mixture.temperature:g}"
+    return rates if spec.temperature == 1 else f"{rates}; temperature {spec.temperature:g}"
 
 
-def _domain(batches: Batches, place: int, share: float, epochs) -> dict[str, Any]:
+def _domain(batches: Batches, place: int, share: float, epochs: dict[str, float]) -> dict[str, Any]:
     examples, rows, spec = batches.examples[place], batches.rows[place], batches.spec
-    name = batches.mixture.domains[place]
-    domain = domains.get_domain(name)
+    domain = batches.mixture.domains[place]
     spans, tokens = examples.spans(0), examples.tokens
     cut = np.diff(tokens.text.splits) > tokens.max_item_tokens
     return {
-        "name": name,
+        "name": domain.name,
         "items": len(tokens.catalogue),
         "sequences": {split: domain.num_sequences(split) for split in SPLITS},
         "examples": len(spans),
         "rows": rows.per_epoch,
         "share": share,
         "steps_per_epoch": rows.per_epoch / (spec.batch_size * share),
-        "epochs": epochs[name],
+        "epochs": epochs[domain.name],
         "tokens": _lengths(spans.lengths),
         "histories_cut": float(spans.truncated.mean()),
         "items_cut": float(cut.mean()) if len(cut) else 0.0,

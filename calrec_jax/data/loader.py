@@ -5,19 +5,19 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from calrec_jax.batch import BatchSpec
-from calrec_jax.data import domains, packing, vocabularies
-from calrec_jax.data.domains import Mixture
+from calrec_jax.data import packing, vocabularies
+from calrec_jax.data.domains import Domain, Mixture
 from calrec_jax.data.examples import Examples
 from calrec_jax.data.schedule import DomainRows, Schedule
+from calrec_jax.data.vocabularies import VocabularyLike
 from calrec_jax.errors import CalrecError
 
 Batch = dict[str, np.ndarray]
-_AHEAD = 2  # batches that are made before they are asked for
+_AHEAD = 2  # batches that are made before they are needed
 
 
 class Batches:
@@ -27,14 +27,14 @@ class Batches:
     without those before it. An epoch of a domain has each of its examples once.
 
     Args:
-      mixture: of registered domains.
+      mixture: its domains, and at which rates they are mixed.
       spec: of the global batch, as `BatchSpec.create` makes it from `lengths`.
       lengths: TASK_FEATURE_LENGTHS, {"inputs", "targets"}.
       split: "train", "validation" or "test".
       seed: of the order, and of random targets.
       targets: see `batch.TARGETS`.
       one_pass: every example of every domain once, mixed by the domains' sizes, the last batch
-        filled up with empty rows; else mixed at the mixture's rates, without end.
+        filled up with empty rows; otherwise mixed at the mixture's rates, without end.
       host: (index, count).
 
     Raises:
@@ -62,8 +62,8 @@ class Batches:
         self.spec, self.mixture = spec, mixture
         self.vocabulary = _vocabulary(mixture)
         self.examples = [
-            _examples(name, lengths, split, targets, seed, self.vocabulary.eos_id)
-            for name in mixture.domains
+            _examples(domain, lengths, split, targets, seed, self.vocabulary.eos_id)
+            for domain in mixture.domains
         ]
         self.rows = [DomainRows(examples, spec, seed) for examples in self.examples]
         self._schedule = self._make_schedule(seed, one_pass)
@@ -76,7 +76,7 @@ class Batches:
             return Schedule(per_epoch.astype(np.int64).tolist(), seed)
         sizes = np.array([rows.examples_per_epoch for rows in self.rows], np.float64)
         # Rates are of examples; a domain's rows hold `sizes / per_epoch` of them on average.
-        shares = self.mixture.weights(sizes.astype(np.int64).tolist()) / sizes
+        shares = self.mixture.spec.weights(sizes.astype(np.int64).tolist()) / sizes
         return Schedule.at_rates(per_epoch * shares, seed)
 
     def batch(self, step: int) -> Batch:
@@ -105,8 +105,8 @@ class Batches:
         taken = self._schedule.taken(step * self.spec.batch_size)
         per_epoch = [rows.per_epoch for rows in self.rows]
         return {
-            name: float(rows / of)
-            for name, rows, of in zip(self.mixture.domains, taken, per_epoch, strict=True)
+            domain.name: float(rows / an_epoch)
+            for domain, rows, an_epoch in zip(self.mixture.domains, taken, per_epoch, strict=True)
         }
 
     def iterate(self, start: int = 0, num_batches: int | None = None) -> Iterator[Batch]:
@@ -127,22 +127,22 @@ class Batches:
             step += 1
 
 
-def _vocabulary(mixture: Mixture) -> Any:
+def _vocabulary(mixture: Mixture) -> VocabularyLike:
     """The vocabulary of all domains. Raises CalrecError where token ids mean different things."""
-    found = [domains.get_domain(name).resolved().vocabulary for name in mixture.domains]
-    names = dict(zip(map(vocabularies.fingerprint, found), mixture.domains, strict=True))
+    names = {vocabularies.fingerprint(d.vocabulary): d.name for d in mixture.domains}
     if len(names) > 1:
         used = ", ".join(f"{name!r}: {kind}" for kind, name in names.items())
         raise CalrecError(f"domains of one mixture need the same vocabulary, not {used}")
-    return found[0]
+    return mixture.domains[0].vocabulary
 
 
-def _examples(name: str, lengths, split: str, targets: str, seed: int, eos_id: int) -> Examples:
-    domain = domains.get_domain(name)
-    histories = domain.placed_sequences(split)
-    if not len(histories):
-        raise CalrecError(f"{name} has no {split} example: lower min_events?")
-    return Examples(domain.tokens(lengths), histories, targets, seed, eos_id)
+def _examples(
+    domain: Domain, lengths: Mapping[str, int], split: str, targets: str, seed: int, eos_id: int
+) -> Examples:
+    sequences = domain.placed_sequences(split)
+    if not len(sequences):
+        raise CalrecError(f"{domain.name} has no {split} example: lower min_events?")
+    return Examples(domain.tokens(lengths), sequences, targets, seed, eos_id)
 
 
 def _ahead(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
@@ -150,7 +150,7 @@ def _ahead(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
     ready: queue.Queue = queue.Queue(size)
     stopped = threading.Event()
 
-    def put(item) -> None:
+    def put(item: tuple[Batch | None, BaseException | None]) -> None:
         while not stopped.is_set():
             try:
                 return ready.put(item, timeout=0.1)
@@ -164,7 +164,7 @@ def _ahead(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
                 if stopped.is_set():
                     return
             put((None, None))
-        except BaseException as error:  # for whoever asks for the batch
+        except BaseException as error:  # raised where the batch is taken
             put((None, error))
 
     threading.Thread(target=work, name="calrec-batches", daemon=True).start()

@@ -10,14 +10,31 @@ import copy
 import hashlib
 import importlib
 import json
+import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
 
-from calrec_jax.data.special_tokens import read_object, special_tokens
 from calrec_jax.errors import CalrecError
+from calrec_jax.text.special_tokens import read_object, special_tokens
 
 _BYTES = {f"<0x{byte:02X}>" for byte in range(256)}  # of a model that falls back to bytes
+
+
+@runtime_checkable
+class VocabularyLike(Protocol):
+    """What is needed of a vocabulary: those of `vocabularies` have it, and any of SeqIO's."""
+
+    vocab_size: int
+    eos_id: int
+    pad_id: int
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Token ids, without BOS or EOS."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text up to the first EOS."""
 
 
 class Vocabulary(abc.ABC):
@@ -32,6 +49,7 @@ class Vocabulary(abc.ABC):
       eos_id: ends a text.
       unk_id: of what has no token; None where everything has one.
       bos_id: starts a row; None or -1 where there is none (see the function `bos_id`).
+      arguments: those that make it anew.
       fingerprint: see the function `fingerprint`.
     """
 
@@ -40,6 +58,7 @@ class Vocabulary(abc.ABC):
     eos_id: int
     unk_id: int | None
     bos_id: int | None
+    arguments: Mapping[str, Any]
     fingerprint: str
 
     @abc.abstractmethod
@@ -74,6 +93,7 @@ class ByteVocabulary(Vocabulary):
 
     pad_id, eos_id, unk_id, bos_id = 0, 1, 2, None
     vocab_size = 3 + 256
+    arguments: Mapping[str, Any] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -113,6 +133,7 @@ class SentencePieceVocabulary(Vocabulary):
         except (RuntimeError, OSError) as error:
             raise CalrecError(f"{path} is no SentencePiece model: {error}") from error
         self.path = str(path)
+        self.arguments = {"path": os.path.abspath(path)}
         self.vocab_size = self._model.GetPieceSize()
         self.eos_id, self.unk_id = self._model.eos_id(), self._model.unk_id()
         self.bos_id = self._model.bos_id()
@@ -181,8 +202,10 @@ class HuggingFaceVocabulary(Vocabulary):
         added = self._tokenizer.get_added_tokens_decoder().values()
         special = {token.content for token in added if token.special}
 
-        arguments = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
-        tokens = special_tokens(file, family, arguments, ids, special)
+        named = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
+        self.arguments = {"path": os.path.abspath(path), "family": family} | named
+        self.arguments["num_embeddings"] = num_embeddings
+        tokens = special_tokens(file, family, named, ids, special)
         self.vocab_size = max(ids.values()) + 1
         self.eos_id = ids[tokens["eos_token"]]
         self.bos_id = ids.get(tokens["bos_token"])

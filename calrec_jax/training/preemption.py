@@ -8,8 +8,6 @@ import threading
 
 import jax
 
-EXIT_CODE = 42  # "checkpointed, start me again"; launchers requeue on it
-
 
 class Preempted(Exception):
     """Training was told to stop, has saved, and would go on if started again."""

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -85,7 +86,7 @@ class Stage:
     def __post_init__(self):
         for name in _COUNTS:
             value = getattr(self, name)
-            # What is of another type is told by whoever reads the configuration.
+            # A value of another type is reported where the configuration is read.
             if isinstance(value, int) and value < 1:
                 raise CalrecError(f"Stage.{name} is {value}: it must be at least 1")
         if self.targets not in TARGETS:
@@ -104,10 +105,17 @@ class Stage:
         )
 
 
-# (stage, split, start) -> this host's rows of batch start, start + 1, ...; validation ends.
-MakeBatches = Callable[[Stage, str, int], Iterator[Mapping[str, np.ndarray]]]
-# (stage, step) -> epochs of each domain that the training batches before `step` hold.
-Epochs = Callable[[Stage, int], Mapping[str, float]]
+class TrainingData(Protocol):
+    """Where the batches of stages come from: all that training knows of data."""
+
+    def batches(self, stage: Stage, split: str, start: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """This host's rows of the batches `start`, `start + 1`, ...; those of validation end."""
+
+    def epochs(self, stage: Stage, step: int) -> Mapping[str, float]:
+        """{domain: epochs of it in the training batches before `step`}, for metrics.jsonl."""
+
+    def identity(self, stage: Stage) -> Mapping[str, object]:
+        """What a stage trains on, of which nothing may change once it has begun."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,23 +125,19 @@ class Trainer:
     Attributes:
       model_dir: MODEL_DIR; a local path.
       model: the decoder, with its vocab_size filled in; its `lora` is each stage's own.
-      make_batches: see `MakeBatches`; the only thing that knows where data comes from.
+      data: where batches come from.
       mesh: how devices are laid out.
       seed: of fresh weights.
       identity: what else must stay the same in this MODEL_DIR: {"vocabulary": ..., "data": ...}.
-      epochs: see `Epochs`; told in metrics.jsonl.
-      data_of: stage -> what its data is, which must stay the same too.
-      decode: tokens -> text; by it the examples of a batch that cannot be trained on are told.
+      decode: tokens -> text; by it the examples of a batch that cannot be trained on are shown.
     """
 
     model_dir: pathlib.Path
     model: DecoderConfig
-    make_batches: MakeBatches
+    data: TrainingData
     mesh: MeshConfig
     seed: int
     identity: Mapping[str, object]
-    epochs: Epochs = lambda stage, step: {}
-    data_of: Callable[[Stage], Mapping[str, object]] = lambda stage: {}
     decode: divergence.Decode | None = None
 
     @contextlib.contextmanager
@@ -155,20 +159,15 @@ class Trainer:
             processes.in_first(lambda: manifest.claim(self.model_dir, self._manifest(stages)))
             yield
 
-    def run(self, stages: Sequence[Stage]) -> None:
-        """Runs the chain; finished stages are left as they are, a begun one goes on.
+    def run_stage(self, stage: Stage) -> None:
+        """Trains one stage to its last step, from where it stopped or from `init_from`.
 
-        MODEL_DIR is `claimed` meanwhile.
+        A finished stage is left as it is. MODEL_DIR is `claimed` meanwhile.
 
         Raises:
-          CalrecError: a stage's start cannot be had.
+          CalrecError: the stage's start cannot be had.
           Preempted: told to stop; everything is saved.
         """
-        for stage in stages:
-            self.run_stage(stage)
-
-    def run_stage(self, stage: Stage) -> None:
-        """Trains one stage to its last step, from where it stopped or from `init_from`."""
         spec, mesh = stage.spec(), make_mesh(self.mesh)
         decoder = Decoder(dataclasses.replace(self.model, lora=stage.lora))
         schedule = make_schedule(stage.optimizer, stage.train_steps)
@@ -187,7 +186,7 @@ class Trainer:
                 start,
                 stage.train_steps,
                 stage.log_period,
-                functools.partial(self.epochs, stage),
+                functools.partial(self.data.epochs, stage),
             )
             step = make_train_step(decoder, tx, schedule, stage.losses, spec.max_loss_tokens)
             shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
@@ -250,7 +249,7 @@ class Trainer:
     def _global_batches(self, stage, split: str, start: int, mesh):
         """Checked host batches, put on the mesh."""
         host_spec = _host_spec(stage, mesh)
-        for batch in self.make_batches(stage, split, start):
+        for batch in self.data.batches(stage, split, start):
             host_spec.check(batch)
             yield partitioning.to_global(dict(batch), mesh)
 
@@ -274,7 +273,7 @@ class Trainer:
             "model": dataclasses.asdict(self.model),
             **self.identity,
             "stages": {
-                stage.name: dataclasses.asdict(stage) | {"data": self.data_of(stage)}
+                stage.name: dataclasses.asdict(stage) | {"data": self.data.identity(stage)}
                 for stage in stages
             },
         }

@@ -53,10 +53,10 @@ def main(folder: pathlib.Path) -> None:
     from jax.sharding import PartitionSpec as P
 
     from calrec_jax.checkpoints.manager import Checkpoints
-    from calrec_jax.cli import run
+    from calrec_jax.cli import processes
     from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 
-    assert run.join_processes()
+    assert processes.join_processes()
     mesh = make_mesh(MeshConfig(8, 1))
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     (shape, dtype) = checkpoints.param_shapes(0)["embedding"]

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-# Before the registered domains are put aside: a module registers its domains once a process.
-import calrec_jax.tasks.synthetic  # noqa: F401
 from calrec_jax.cli import main as cli
-from calrec_jax.cli import run as runs
-from calrec_jax.data import domains
+from calrec_jax.configs import load
 from calrec_jax.data.store import arrays
 from calrec_jax.errors import CalrecError
+from calrec_jax.runs.checks import check
+from calrec_jax.runs.stage_data import StageData
 
 BYTES = "VOCABULARY=@vocabularies.byte()"
 DOMAINS = ["synthetic_garden", "synthetic_kitchen", "synthetic_office", "synthetic_sports"]
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """What a run from saved arrays does to the registered domains is undone."""
-    for table in ("_domains", "_mixtures"):
-        monkeypatch.setattr(domains, table, dict(getattr(domains, table)))
 
 
 @pytest.fixture
@@ -37,7 +29,7 @@ def calrec_batches(small_store, tmp_path, monkeypatch, capfd):
 
 
 def run_from(data_dir, *bindings):
-    return runs.from_gin(
+    return load.from_gin(
         ["gin/runs/quickstart.gin"], [BYTES, f"DATA_DIR={str(data_dir)!r}", *bindings]
     )
 
@@ -58,11 +50,12 @@ def test_the_folder_and_what_is_said_of_it(calrec_batches, tmp_path):
 def test_a_run_reads_it_as_it_reads_the_store(calrec_batches, small_store):
     assert calrec_batches("--out=saved")[0] == 0
     of_store = run_from(small_store)
-    identity, data = of_store.identity, runs._data_of(of_store.stages[0])
+    identity, data = of_store.identity, StageData(of_store).identity(of_store.stages[0])
     saved = run_from("saved", "MIXTURE_OR_TASK_MODULE='no.such.module'")
-    runs._check_all(saved)
+    check(saved)
     assert saved.identity == identity
-    assert runs._data_of(saved.stages[0]) == data and data["checksums"]["synthetic_sports"]
+    assert StageData(saved).identity(saved.stages[0]) == data
+    assert data["checksums"]["synthetic_sports"]
 
 
 def test_a_stage_alone_saves_its_domains_and_the_evaluations(calrec_batches):
@@ -119,7 +112,7 @@ def test_a_run_that_does_not_fit_the_folder_is_refused_in_one_line(
 ):
     assert calrec_batches("--out=saved")[0] == 0
     with pytest.raises(CalrecError) as error:
-        runs._check_all(run_from("saved", binding))
+        check(run_from("saved", binding))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 

@@ -20,7 +20,8 @@ def command(monkeypatch):
 
     def make(main):
         monkeypatch.setitem(sys.modules, "calrec_jax.cli.fake", types.SimpleNamespace(main=main))
-        return lambda: cli.run_command("fake", [])
+        monkeypatch.setitem(cli.COMMANDS, "fake", "for tests")
+        return lambda: cli.main(["fake"])
 
     return make
 
@@ -164,7 +165,8 @@ def main(argv):
         print(number)
     return 0
 sys.modules["calrec_jax.cli.fake"] = types.SimpleNamespace(main=main)
-sys.exit(cli.run_command("fake", []))
+cli.COMMANDS["fake"] = "for tests"
+sys.exit(cli.main(["fake"]))
 """
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE

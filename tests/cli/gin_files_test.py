@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from calrec_jax.cli import run, sweep_file
-from calrec_jax.configs import gin_config
+from calrec_jax.cli import processes, sweep_file
+from calrec_jax.configs import gin_config, load
 from calrec_jax.errors import CalrecError
 from calrec_jax.losses import LossConfig
 
@@ -36,7 +36,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def make(file, *bindings):
-    return run.from_gin([*file] if isinstance(file, list) else [file], [BYTES, *bindings])
+    return load.from_gin([*file] if isinstance(file, list) else [file], [BYTES, *bindings])
 
 
 QUICKSTART = "gin/runs/quickstart.gin"
@@ -65,7 +65,7 @@ def test_a_run_trains_two_stages_and_evaluates_the_second(file):
 def test_config_gin_gives_the_same_run(file, tmp_path):
     made = make(file, *REQUIRED, "stage2/losses.LossConfig.alpha=0.5")
     (tmp_path / "config.gin").write_text(gin_config.operative_config())
-    again = run.from_model_dir(tmp_path)
+    again = load.load_run(tmp_path)
     assert again.model_dir == str(tmp_path)  # where it is now
     data = dataclasses.replace(again.data, vocabulary=made.data.vocabulary)
     assert dataclasses.replace(again, model_dir=made.model_dir, data=data) == made
@@ -174,7 +174,7 @@ def test_what_runs_share_can_be_bound(tmp_path):
 )
 def test_a_wrong_binding_is_one_line(binding, line):
     with pytest.raises(CalrecError) as error:
-        make(QUICKSTART, binding)
+        make(QUICKSTART, binding).mixture("synthetic_all")
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
@@ -182,7 +182,7 @@ def test_no_model_dir(tmp_path):
     with pytest.raises(
         CalrecError, match="is no MODEL_DIR of `calrec train`: it has no config.gin"
     ):
-        run.from_model_dir(tmp_path)
+        load.load_run(tmp_path)
 
 
 def test_every_trial_of_the_ablation_is_a_run():
@@ -219,7 +219,7 @@ def test_unverified_values_say_so():
 def test_coordinates_of_processes(monkeypatch):
     monkeypatch.delenv("CALREC_MULTIHOST", raising=False)
     monkeypatch.delenv("CALREC_COORDINATOR", raising=False)
-    assert run.join_processes() is False
+    assert processes.join_processes() is False
     monkeypatch.setenv("CALREC_COORDINATOR", "127.0.0.1:1")
     with pytest.raises(CalrecError, match="CALREC_NUM_PROCESSES is '': give a number"):
-        run.join_processes()
+        processes.join_processes()

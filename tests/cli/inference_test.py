@@ -9,15 +9,16 @@ import pytest
 from trained_run import bindings, evaluate, lines
 
 from calrec_jax import CalrecError, Recommender, metrics
-from calrec_jax.cli import inference
-from calrec_jax.cli import run as runs
+from calrec_jax.configs import load
 from calrec_jax.decode.vectors import Towers
+from calrec_jax.runs import trained_model
+from calrec_jax.runs.trained_model import TrainedModel
 from calrec_jax.text.templates import Template
 
 
 def retriever(model_dir, **changes):
-    run = runs.from_model_dir(model_dir, bindings(**changes))
-    return inference.TrainedModel(run).retriever("synthetic_sports", lambda texts, dense: 1.0)
+    run = load.load_run(model_dir, bindings(**changes))
+    return TrainedModel(run).retriever(run.domain("synthetic_sports"), lambda texts, dense: 1.0)
 
 
 def test_towers_rank_every_item_and_their_vectors_are_read_once(model_dir, monkeypatch):
@@ -79,8 +80,8 @@ def test_a_weight_of_nothing_is_the_texts_and_a_great_one_the_towers(model_dir):
 
 def lines_of_a_user(model_dir) -> tuple[list[str], str]:
     """(history, target) of a test user."""
-    run = runs.from_model_dir(model_dir)
-    user = inference.domain_of(run, "synthetic_sports").sequences("test")[0]
+    run = load.load_run(model_dir)
+    user = run.domain("synthetic_sports").sequences("test")[0]
     return list(user.history), user.target
 
 
@@ -116,16 +117,16 @@ def test_a_choice_that_was_removed_is_made_again(model_dir):
 @pytest.fixture
 def two_of_one_dataset():
     """Domains of synthetic_sports that are written in other ways."""
-    from calrec_jax.data import domains, registry
+    from calrec_jax.data import registry, specs
 
-    before = dict(domains._domains)
+    before = dict(specs.domains)
     registry.register_domain("sports_whole", dataset="synthetic_sports")
     registry.register_domain(
         "sports_titles", dataset="synthetic_sports", template=Template(fields=("title",))
     )
     yield "sports_whole", "sports_titles"
-    domains._domains.clear()
-    domains._domains.update(before)
+    specs.domains.clear()
+    specs.domains.update(before)
 
 
 def test_domains_of_one_dataset_are_evaluated_one_by_one(model_dir, two_of_one_dataset):
@@ -144,9 +145,9 @@ def test_several_domains_are_measured_together_each_in_its_own_catalogue(model_d
         name: sum(line["domain"] == name for line in lines(model_dir, "both")) for name in names
     }
     assert both["domain"] == "synthetic_sports, synthetic_office" and both["n"] == 8
-    run = runs.from_model_dir(model_dir)
+    run = load.load_run(model_dir)
     for line in lines(model_dir, "both"):
-        catalogue = inference.domain_of(run, line["domain"]).catalogue()
+        catalogue = run.domain(line["domain"]).catalogue
         assert {item["item_id"] for item in line["ranked"]} <= set(catalogue.item_ids)
     # Asked alone, a user has the same answer.
     alone = {line["user_id"]: line for line in lines(model_dir, "both")}
@@ -162,7 +163,7 @@ def test_a_complete_evaluation_is_measured_anew_without_the_model(model_dir, mon
     def never(*args, **kwargs):
         raise AssertionError("the weights are read for nothing")
 
-    monkeypatch.setattr(inference.weights, "load_params", never)
+    monkeypatch.setattr(trained_model.weights, "load_params", never)
     again = evaluate(model_dir, "complete", bootstrap_samples=30)
     assert again["metrics"]["mrr"]["value"] == first["metrics"]["mrr"]["value"]
     assert list(again["metrics"]) == list(metrics.METRICS)
@@ -188,7 +189,7 @@ def test_a_complete_evaluation_is_measured_anew_without_the_model(model_dir, mon
 def test_a_value_of_a_wrong_type_is_named(model_dir, change):
     (name,) = change
     with pytest.raises(CalrecError, match=f"EvaluationConfig.{name} is .*, which is not of type"):
-        runs.from_model_dir(model_dir, bindings(**change))
+        load.load_run(model_dir, bindings(**change))
 
 
 def test_the_name_of_another_evaluation_with_other_settings_is_refused(model_dir):

@@ -8,7 +8,7 @@ import pytest
 from cli.chain_test import SMALL, calrec
 
 from calrec_jax.checkpoints.manager import Checkpoints
-from calrec_jax.cli import run
+from calrec_jax.configs import load
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
@@ -21,12 +21,12 @@ BYTES = "VOCABULARY=@vocabularies.byte()"  # no file is needed
 
 
 def adapters_of_stages(*bindings):
-    return [stage.lora for stage in run.from_gin(FILES, [BYTES, *bindings]).stages]
+    return [stage.lora for stage in load.from_gin(FILES, [BYTES, *bindings]).stages]
 
 
 def test_the_file_gives_every_stage_adapters():
     assert adapters_of_stages() == [LoraConfig(), LoraConfig()]
-    assert [stage.lora for stage in run.from_gin(FILES[:1], [BYTES]).stages] == [None, None]
+    assert [stage.lora for stage in load.from_gin(FILES[:1], [BYTES]).stages] == [None, None]
 
 
 def test_a_stage_can_have_its_own_or_none():
@@ -53,14 +53,14 @@ def test_a_wrong_binding_is_one_line(binding, line):
 
 
 def test_adapters_of_the_model_instead_of_a_stage_are_refused():
-    made = run.from_gin(FILES, [BYTES, "DecoderConfig.lora=@lora.LoraConfig()"])
+    made = load.from_gin(FILES, [BYTES, "DecoderConfig.lora=@lora.LoraConfig()"])
     with pytest.raises(CalrecError, match="adapters are a stage's, Stage.lora"):
         _ = made.decoder_config  # what is trained, evaluated and recommended with
 
 
 def with_merged_weights(model_dir, target, step: int):
     """A copy of a MODEL_DIR in which stage2 holds weights in place of adapters and base."""
-    decoder = Decoder(run.from_model_dir(model_dir).decoder_config)
+    decoder = Decoder(load.load_run(model_dir).decoder_config)
     shapes = train_state.param_shapes(
         decoder, make_mesh(MeshConfig(), jax.devices()[:1]), MeshConfig()
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from calrec_jax.cli import run as runs
-from calrec_jax.data import domains, vocabularies
+from calrec_jax.configs import load
+from calrec_jax.data import specs, vocabularies
 from calrec_jax.errors import CalrecError
+from calrec_jax.runs import checks
 
 BYTES = "VOCABULARY=@vocabularies.byte()"
 
@@ -17,10 +18,10 @@ def check(small_store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*bindings):
-        made = runs.from_gin(
+        made = load.from_gin(
             ["gin/runs/quickstart.gin"], [BYTES, f"DATA_DIR={str(small_store)!r}", *bindings]
         )
-        runs._check_all(made)
+        checks.check(made)
         return made
 
     return run
@@ -68,7 +69,7 @@ def test_a_domain_with_tokens_of_its_own_is_refused(check, monkeypatch):
         pass
 
     check()
-    own = domains.Domain("synthetic_sports", "synthetic_sports", vocabulary=Other())
-    monkeypatch.setitem(domains._domains, "synthetic_sports", own)
+    own = specs.DomainSpec("synthetic_sports", "synthetic_sports", vocabulary=Other())
+    monkeypatch.setitem(specs.domains, "synthetic_sports", own)
     with pytest.raises(CalrecError, match="'synthetic_sports' is registered with vocabulary Other"):
         check()

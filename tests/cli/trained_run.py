@@ -6,7 +6,8 @@ import json
 import pathlib
 
 from calrec_jax.cli import main as cli
-from calrec_jax.cli import run as runs
+from calrec_jax.configs import load
+from calrec_jax.runs.evaluate import evaluate as evaluate_run
 
 DOMAIN = "synthetic_sports"
 TRAIN = [
@@ -51,8 +52,8 @@ def evaluate(model_dir: pathlib.Path, name: str, more=(), **changes) -> dict:
       more: bindings of other things.
     """
     told = []
-    run = runs.from_model_dir(model_dir, [*bindings(name=name, **changes), *more])
-    result = runs.evaluate(run, lambda *done, **verb: told.append(done))
+    run = load.load_run(model_dir, [*bindings(name=name, **changes), *more])
+    result = evaluate_run(run, lambda *done, **verb: told.append(done))
     path = model_dir / "eval" / name
     assert json.loads((path / "metrics.json").read_text()) == result
     assert told[-1] == (result["n"], result["n"])

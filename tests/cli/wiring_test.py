@@ -13,10 +13,9 @@ from trained_run import DOMAIN, bindings, evaluate, lines
 
 from calrec_jax import CalrecError, Recommender
 from calrec_jax.checkpoints.manager import Checkpoints
-from calrec_jax.cli import inference
 from calrec_jax.cli import main as cli
-from calrec_jax.cli import run as runs
-from calrec_jax.data import vocabularies
+from calrec_jax.configs import load
+from calrec_jax.data import domains, vocabularies
 from calrec_jax.data.domains import Domain
 from calrec_jax.decode.sample import Samples, SamplingConfig
 from calrec_jax.eval import sasrec
@@ -24,16 +23,25 @@ from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.retrievers import BM25Lookup
 from calrec_jax.eval.users import sample
 from calrec_jax.retrieval.bm25 import BM25Index
+from calrec_jax.runs import evaluate as evaluations
+from calrec_jax.runs import trained_model
+from calrec_jax.runs.trained_model import TrainedModel
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.templates import Template
 
 
 def domain(model_dir) -> Domain:
-    return inference.domain_of(runs.from_model_dir(model_dir), DOMAIN)
+    return load.load_run(model_dir).domain(DOMAIN)
 
 
-def model(model_dir, *more, **changes) -> inference.TrainedModel:
-    return inference.TrainedModel(runs.from_model_dir(model_dir, [*bindings(**changes), *more]))
+def model(model_dir, *more, **changes) -> TrainedModel:
+    return TrainedModel(load.load_run(model_dir, [*bindings(**changes), *more]))
+
+
+def retriever(model_dir, name: str = DOMAIN, **changes):
+    """The model on a domain."""
+    run = load.load_run(model_dir, bindings(**changes))
+    return TrainedModel(run).retriever(run.domain(name), never)
 
 
 def never(*_):
@@ -54,8 +62,8 @@ def change_split(monkeypatch):
             users = read(self, name)
             if name != split:
                 return users
-            ids = self.catalogue().item_ids
-            others = [ids[(self.catalogue().index[user.target] + 40) % len(ids)] for user in users]
+            ids = self.catalogue.item_ids
+            others = [ids[(self.catalogue.index[user.target] + 40) % len(ids)] for user in users]
             return [
                 dataclasses.replace(user, item_ids=(*user.history, other))
                 for user, other in zip(users, others, strict=True)
@@ -98,7 +106,7 @@ def test_baselines_know_of_train_and_validation_whichever_split_is_measured(
     where = domain(model_dir)
     splits = {name: where.sequences(name) for name in ("train", "validation", "test")}
     assert splits["train"] != splits["validation"] != splits["test"]
-    catalogue = where.catalogue()
+    catalogue = where.catalogue
     assert subject.known == BaselineData(
         splits["train"], catalogue, splits["validation"], 1.2, 0.5, "exclude"
     )
@@ -115,9 +123,9 @@ def evaluated(model_dir, monkeypatch, *more, **changes) -> dict:
         return {}
 
     with monkeypatch.context() as patched:
-        patched.setattr(inference.evaluator, "evaluate", spy)
-        run = runs.from_model_dir(model_dir, [*bindings(**changes), *more])
-        runs.evaluate(run, lambda *_: None)
+        patched.setattr(evaluations.evaluator, "evaluate", spy)
+        run = load.load_run(model_dir, [*bindings(**changes), *more])
+        evaluations.evaluate(run)
     return told
 
 
@@ -180,7 +188,7 @@ class Sampler:
 def samplers(monkeypatch) -> list[Sampler]:
     """All that are made."""
     monkeypatch.setattr(Sampler, "made", [])
-    monkeypatch.setattr(inference, "Sampler", Sampler)
+    monkeypatch.setattr(trained_model, "Sampler", Sampler)
     return Sampler.made
 
 
@@ -198,8 +206,8 @@ BEAMS = DRAWS | {"decoding": "beam", "sampling_top_k": None, "sampling_top_p": 1
 @pytest.mark.parametrize("retrieval", ["bm25", "trie", "hybrid"])
 @pytest.mark.parametrize("asked", [DRAWS, BEAMS])
 def test_all_that_is_said_of_texts_reaches_the_sampler(model_dir, samplers, retrieval, asked):
-    run = runs.from_model_dir(model_dir, bindings(retrieval=retrieval, dense_weight=0.5, **asked))
-    inference.TrainedModel(run, batch_size=3).retriever(DOMAIN, never)
+    run = load.load_run(model_dir, bindings(retrieval=retrieval, dense_weight=0.5, **asked))
+    TrainedModel(run, batch_size=3).retriever(run.domain(DOMAIN), never)
     (made,) = samplers
     assert made.config == SamplingConfig(*asked.values())
     vocabulary = run.data.vocabulary
@@ -226,7 +234,7 @@ def test_the_seed_is_that_of_the_texts(model_dir, samplers):
     where = domain(model_dir)
     histories = [user.history for user in where.sequences("test")[:2]]
     for seed in (0, 1, 1):
-        model(model_dir, seed=seed).retriever(DOMAIN, never).generate(histories, ["a", "b"])
+        retriever(model_dir, seed=seed).generate(histories, ["a", "b"])
     seeds = [sampler.seeds for sampler in samplers]
     assert len({*seeds[0], *seeds[1]}) == 4 and seeds[1] == seeds[2]
 
@@ -235,11 +243,9 @@ def test_the_seed_is_that_of_the_texts(model_dir, samplers):
 def test_epsilon_scales_the_scores_of_texts(model_dir, samplers, retrieval):
     where = domain(model_dir)
     history = where.sequences("test")[0].history
-    text = where.template.render_item(where.catalogue().fields[3])
+    text = where.template.render_item(where.catalogue.fields[3])
     for epsilon in (0.25, 0.5):
-        texts = model(model_dir, retrieval=retrieval, epsilon=epsilon, max_new_tokens=60).retriever(
-            DOMAIN, never
-        )
+        texts = retriever(model_dir, retrieval=retrieval, epsilon=epsilon, max_new_tokens=60)
         (scores,) = texts.scores([[Generated(text, -2.0, (3,))]], [history])
         assert scores[3] == scores.max() == pytest.approx(np.exp(-2.0 * epsilon), rel=1e-12)
 
@@ -248,12 +254,12 @@ def test_epsilon_scales_the_scores_of_texts(model_dir, samplers, retrieval):
 def test_k1_and_b_are_those_of_the_index(model_dir, samplers, change):
     where = domain(model_dir)
     history = where.sequences("test")[0].history
-    output = [[Generated(" ".join(where.catalogue().fields[3].values()), -1.0)]]
-    (found,) = model(model_dir, **change).retriever(DOMAIN, never).scores(output, [history])
+    output = [[Generated(" ".join(where.catalogue.fields[3].values()), -1.0)]]
+    (found,) = retriever(model_dir, **change).scores(output, [history])
 
     def scores(**parameters) -> list[float]:
-        index = BM25Index(inference.item_texts(where), **parameters)
-        lookup = BM25Lookup(index, where.catalogue(), where.template, 1 / 5000)
+        index = BM25Index(where.item_texts(), **parameters)
+        lookup = BM25Lookup(index, where.catalogue, where.template, 1 / 5000)
         (row,) = lookup.scores(output)
         return row.tolist()
 
@@ -274,8 +280,8 @@ def fingerprint(stage_dir: pathlib.Path, step: int) -> str:
 def test_predictions_keep_all_that_they_depend_on(model_dir, monkeypatch):
     names = [DOMAIN, "synthetic_office"]
     told = evaluated(model_dir, monkeypatch, domain=names)
-    run = runs.from_model_dir(model_dir, bindings(domain=names))
-    step = inference.TrainedModel(run).step
+    run = load.load_run(model_dir, bindings(domain=names))
+    step = TrainedModel(run).step
     template = dataclasses.asdict(Template())
     needed = {
         **run.evaluation.asked(),
@@ -322,22 +328,24 @@ def test_each_checkpoint_has_its_own_vectors_and_answers(model_dir, tmp_path):
 
 def test_vectors_are_of_the_items_as_they_are_encoded(model_dir, monkeypatch):
     def vectors() -> set[str]:
-        model(model_dir, retrieval="dense").retriever(DOMAIN, never)
+        retriever(model_dir, retrieval="dense")
         return {path.name for path in model_dir.glob("stage2/vectors/*.npz")}
 
     before = vectors()
     assert vectors() == before
-    resolved, text = Domain.resolved, Domain.text
-    other = lambda self: dataclasses.replace(text(self), values=text(self).values[::-1])  # noqa: E731
+    text, resolved = Domain.text.func, domains.resolved
+
+    def other_text(self):
+        return dataclasses.replace(text(self), values=text(self).values[::-1])
+
+    def with_titles_alone(*args):
+        return dataclasses.replace(resolved(*args), template=Template(fields=("title",)))
+
     with monkeypatch.context() as patch:
-        patch.setattr(Domain, "text", other)
+        patch.setattr(Domain, "text", property(other_text))
         others = vectors()
     assert len(others) == len(before) + 1
-    monkeypatch.setattr(
-        Domain,
-        "resolved",
-        lambda self: dataclasses.replace(resolved(self), template=Template(fields=("title",))),
-    )
+    monkeypatch.setattr(domains, "resolved", with_titles_alone)
     assert len(vectors()) == len(others) + 1
 
 
@@ -352,21 +360,20 @@ def recommended(model_dir, history, **named):
 def test_a_recommender_is_of_the_checkpoint_that_is_asked_for(model_dir):
     history = domain(model_dir).sequences("test")[0].history
     first = recommended(model_dir, history, checkpoint="stage1:best")
-    run = runs.from_model_dir(model_dir, bindings(retrieval="dense", checkpoint="stage1:best"))
-    retriever = inference.TrainedModel(run).retriever(DOMAIN, never)
-    (found,) = retriever([history], ["me"], None, 20)
-    ids = domain(model_dir).catalogue().item_ids
+    run = load.load_run(model_dir, bindings(retrieval="dense", checkpoint="stage1:best"))
+    towers = TrainedModel(run).retriever(run.domain(DOMAIN), never)
+    (found,) = towers([history], ["me"], None, 20)
+    ids = domain(model_dir).catalogue.item_ids
     assert [item.item_id for item in first] == [ids[place] for place in found.places]
     assert [item.score for item in first] == found.scores.tolist()
     assert first != recommended(model_dir, history)
 
 
 def test_a_recommender_is_of_the_domain_that_is_asked_for(model_dir):
-    run = runs.from_model_dir(model_dir)
-    office = inference.domain_of(run, "synthetic_office")
+    office = load.load_run(model_dir).domain("synthetic_office")
     history = office.sequences("test")[0].history
     items = recommended(model_dir, history, domain="synthetic_office")
-    assert {item.item_id for item in items} <= set(office.catalogue().item_ids)
+    assert {item.item_id for item in items} <= set(office.catalogue.item_ids)
 
 
 def test_the_command_hands_all_of_it_on(monkeypatch):

@@ -6,8 +6,9 @@ import pathlib
 
 import pytest
 
-from calrec_jax.data import domains, registry, vocabularies
+from calrec_jax.data import registry, vocabularies
 from calrec_jax.data.domains import DataConfig
+from calrec_jax.data.seqio_tasks import tasks
 from calrec_jax.data.store import datasets
 from calrec_jax.text.items import Catalogue, UserSequence
 from calrec_jax.text.templates import Template
@@ -49,5 +50,5 @@ def _tiny_store(tmp_path_factory) -> pathlib.Path:
 def tiny_config(_tiny_store) -> DataConfig:
     """The DataConfig in use: the tiny store, bytes as tokens, a short template."""
     config = DataConfig(str(_tiny_store), vocabularies.byte(), TEMPLATE)
-    domains.use(config)
+    tasks.use(config)
     return config

@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calrec_jax.batch import TARGETS, BatchSpec
-from calrec_jax.data import domains, registry, schedule, vocabularies
+from calrec_jax.data import registry, schedule, vocabularies
 from calrec_jax.data.domains import Mixture
 from calrec_jax.data.loader import Batches
+from calrec_jax.data.seqio_tasks import tasks
+from calrec_jax.data.specs import MixtureSpec
 from calrec_jax.text.items import stable_id
 
 LENGTHS = {"inputs": 110, "targets": 24}  # everything fits
@@ -29,11 +31,11 @@ specs = st.sampled_from([PACKED, UNPACKED])
 
 
 @st.composite
-def mixtures(draw) -> Mixture:
+def mixtures(draw) -> MixtureSpec:
     names = tuple(draw(of_domains))
     own = st.tuples(*[st.sampled_from([0.2, 1.0, 7.0]) for _ in names])
     rates = draw(st.one_of(st.sampled_from(["proportional", "equal"]), own))
-    return Mixture("some", names, rates, draw(st.sampled_from([1.0, 2.5])))
+    return MixtureSpec("drawn", names, rates, draw(st.sampled_from([1.0, 2.5])))
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,9 @@ def config(tiny_config, _films):
 
 
 def plan(mixture, spec, targets="last", host=(0, 1), seed=0, **more):
+    found = Mixture(mixture, tuple(map(tasks.in_use().domain, mixture.domains)))
     return Batches(
-        mixture, spec, LENGTHS, split="train", seed=seed, targets=targets, host=host, **more
+        found, spec, LENGTHS, split="train", seed=seed, targets=targets, host=host, **more
     )
 
 
@@ -104,8 +107,8 @@ def test_a_fresh_plan_gives_at_any_step_what_iterating_from_0_does(
 @functools.cache  # the stores are the same for all tests
 def expected(name, template, targets) -> collections.Counter:
     """(domain, target, text) of each example of an epoch."""
-    domain = domains.get_domain(name)
-    catalogue = domain.catalogue()
+    domain = tasks.in_use().domain(name)
+    catalogue = domain.catalogue
     fields = dict(zip(catalogue.item_ids, catalogue.fields, strict=True))
     found = collections.Counter()
     for sequence in domain.sequences("train"):
@@ -140,7 +143,7 @@ def rows(batches: Batches, count: int) -> list[list[tuple[int, int, str]]]:
 def assert_whole_epochs(found, batches, template):
     """Each domain's rows, cut into epochs in their order, hold each example once an epoch."""
     counts = []
-    for name, of in zip(batches.mixture.domains, batches.rows, strict=True):
+    for name, of in zip(batches.mixture.spec.domains, batches.rows, strict=True):
         mine = [row for row in found if {domain for domain, *_ in row} == {stable_id(name)}]
         epochs, rest = divmod(len(mine), of.per_epoch)
         assert rest == 0
@@ -166,8 +169,8 @@ def test_a_period_of_a_proportional_mixture_is_whole_epochs_of_each_domain(
     config, names, spec, targets, seed, finest
 ):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "_FINEST", finest)  # else a period has 65,536 rows
-        batches = plan(Mixture("all", tuple(names)), spec, targets, seed=seed)
+        patch.setattr(schedule, "_FINEST", finest)  # otherwise a period has 65,536 rows
+        batches = plan(MixtureSpec("all", tuple(names)), spec, targets, seed=seed)
     each = sum(of.per_epoch for of in batches.rows)
     times = -(-finest // each)
     found = rows(batches, each * times)
@@ -177,7 +180,7 @@ def test_a_period_of_a_proportional_mixture_is_whole_epochs_of_each_domain(
 @properties
 @given(names=of_domains, spec=specs, targets=st.sampled_from(["last", "all"]))
 def test_one_pass_is_one_epoch_of_each_domain(config, names, spec, targets):
-    batches = plan(Mixture("all", tuple(names)), spec, targets, one_pass=True)
+    batches = plan(MixtureSpec("all", tuple(names)), spec, targets, one_pass=True)
     found = rows(batches, 4 * batches.num_batches)
     filled = [row for row in found if row]
     assert found[: len(filled)] == filled and len(found) - len(filled) < 4
@@ -185,7 +188,7 @@ def test_one_pass_is_one_epoch_of_each_domain(config, names, spec, targets):
 
 
 def test_epochs_are_told_by_whole_periods(config):
-    batches = plan(Mixture("all", NAMES), PACKED, "all")
+    batches = plan(MixtureSpec("all", NAMES), PACKED, "all")
     each = sum(of.per_epoch for of in batches.rows)
     times = -(-(2**16) // each)
     # Four periods of `each * times` rows, in batches of four rows.

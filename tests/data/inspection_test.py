@@ -9,9 +9,9 @@ import json
 import pytest
 
 from calrec_jax.batch import BatchSpec
-from calrec_jax.data import domains
 from calrec_jax.data.inspection import describe
 from calrec_jax.data.loader import Batches
+from calrec_jax.data.seqio_tasks import tasks
 from calrec_jax.text.items import stable_id
 
 # Histories of four items do not fit; of items, those of more than 17 bytes do not.
@@ -32,7 +32,7 @@ EXAMPLES = {
 
 def plan(spec, targets, mixture="tiny_mixture", lengths=LENGTHS) -> Batches:
     return Batches(
-        domains.get_mixture(mixture), spec, lengths, split="train", seed=0, targets=targets
+        tasks.in_use().mixture(mixture), spec, lengths, split="train", seed=0, targets=targets
     )
 
 
@@ -46,8 +46,8 @@ def told(spec, targets, steps=8, shown=1, mixture="tiny_mixture") -> dict[str, d
 @functools.cache
 def texts(name, targets) -> list[tuple[str, str, bool]]:
     """(prompt, target, whether items were left out) of each example of an epoch."""
-    domain = domains.get_domain(name)
-    catalogue = domain.catalogue()
+    domain = tasks.in_use().domain(name)
+    catalogue = domain.catalogue
     titles = {i: f["title"] for i, f in zip(catalogue.item_ids, catalogue.fields, strict=True)}
     found = []
     for sequence in domain.sequences("train"):

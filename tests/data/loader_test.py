@@ -8,10 +8,12 @@ import seqio
 from batch_segments import segments
 
 from calrec_jax.batch import BatchSpec
-from calrec_jax.data import domains, registry, vocabularies
-from calrec_jax.data.domains import DataConfig, Mixture
+from calrec_jax.data import registry, vocabularies
+from calrec_jax.data.domains import DataConfig, Domains, Mixture
 from calrec_jax.data.loader import Batches
+from calrec_jax.data.seqio_tasks import tasks
 from calrec_jax.data.seqio_tasks.feature_converters import CalrecFeatureConverter
+from calrec_jax.data.specs import MixtureSpec
 from calrec_jax.data.store import datasets, reader
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import Catalogue, UserSequence, stable_id
@@ -24,7 +26,7 @@ BOTH = pytest.mark.parametrize("spec", [UNPACKED, PACKED], ids=["unpacked", "pac
 
 
 def plan(mixture="tiny_mixture", spec=PACKED, split="train", seed=0, **arguments):
-    mixture = domains.get_mixture(mixture)
+    mixture = tasks.in_use().mixture(mixture)
     return Batches(mixture, spec, LENGTHS, split=split, seed=seed, **arguments)
 
 
@@ -184,8 +186,10 @@ def test_a_short_look_at_an_epoch_sees_all_domains(tiny_config):
 )
 @BOTH
 def test_a_mixture_goes_on_at_its_rates(spec, rates, temperature, ratio, tiny_config):
-    mixture = Mixture("some", ("tiny_books", "tiny_games"), rates, temperature)
-    of = Batches(mixture, spec, LENGTHS, split="train", seed=0)
+    names = ("tiny_books", "tiny_games")
+    mixture = MixtureSpec("tiny_given", names, rates, temperature)
+    found = Mixture(mixture, tuple(map(Domains(tiny_config).domain, names)))
+    of = Batches(found, spec, LENGTHS, split="train", seed=0)
     rows = [share / domain.per_epoch for share, domain in zip(of.shares, of.rows, strict=True)]
     assert 37 * rows[0] / (11 * rows[1]) == pytest.approx(ratio, rel=1e-4)
     # And that is what batches hold: many epochs of both.
@@ -218,13 +222,13 @@ def test_a_damaged_dataset_says_so(tmp_path, tiny_config):
     splits = dict.fromkeys(datasets.SPLITS, sequences)
     catalogue = Catalogue.create("tiny_books", {"here": {"title": "A"}})
     datasets.write_domain(tmp_path, catalogue, splits, {})
-    domains.use(DataConfig(str(tmp_path), vocabularies.byte()))
+    tasks.use(DataConfig(str(tmp_path), vocabularies.byte()))
     with pytest.raises(CalrecError, match="^damaged dataset: tiny_books has no item 'gone'"):
         plan("tiny_books")
 
 
 def test_a_missing_dataset_is_reported_at_once(tmp_path, tiny_config):
-    domains.use(DataConfig(str(tmp_path), vocabularies.byte()))
+    tasks.use(DataConfig(str(tmp_path), vocabularies.byte()))
     with pytest.raises(CalrecError, match="calrec prepare"):
         load("tiny_books")
 
@@ -259,7 +263,7 @@ def test_spans_end_where_the_target_begins_whatever_the_texts_hold(
     datasets.write_domain(tmp_path, Catalogue.create("traps", titles), splits, {})
     template = Template(("title",), "", *separators)
     registry.register_domain("traps")
-    domains.use(DataConfig(str(tmp_path), vocabularies.byte(), template))
+    tasks.use(DataConfig(str(tmp_path), vocabularies.byte(), template))
 
     found = []
     for batch in load("traps", spec, one_pass=True):

@@ -4,7 +4,9 @@ import itertools
 import pytest
 import seqio
 
-from calrec_jax.data import domains, registry, vocabularies
+from calrec_jax.data import registry, specs, vocabularies
+from calrec_jax.data.domains import Domains
+from calrec_jax.data.seqio_tasks import tasks
 from calrec_jax.data.seqio_tasks.seqio_vocabularies import as_seqio
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.templates import Template
@@ -24,26 +26,31 @@ def examples(task, split="train"):
 
 
 def test_registration_reads_nothing(name, monkeypatch):
-    monkeypatch.setattr(domains, "_run", [])
+    monkeypatch.setattr(tasks, "_in_use", [])
     registry.register_domain(name)
     registry.register_mixture(f"{name}_mix", [name])
     assert seqio.get_mixture_or_task(name).splits == ("train", "validation", "test")
 
 
 def test_our_own_modules_register_their_domains():
-    domains.import_modules(["calrec_jax.tasks.mixtures", "calrec_jax.tasks.synthetic"])
-    amazon = domains.get_mixture("amazon_multi")
-    assert "industrial_and_scientific_timed" in amazon.domains
-    assert len(domains.get_mixture("synthetic_all").domains) == 4
+    specs.import_modules(["calrec_jax.tasks.mixtures", "calrec_jax.tasks.synthetic"])
+    assert "industrial_and_scientific_timed" in specs.mixtures["amazon_multi"].domains
+    assert len(specs.mixtures["synthetic_all"].domains) == 4
     for domain in ("industrial_and_scientific", "beauty", "toys_and_games", "sports_and_outdoors"):
-        assert domains.get_mixture(domain).domains == (domain,)
+        assert domain in specs.domains
+
+
+def test_a_domain_is_a_mixture_of_its_own(tiny_config):
+    mixture = Domains(tiny_config).mixture("tiny_games")
+    assert mixture.spec.domains == (mixture.name,) == ("tiny_games",)
+    assert [domain.name for domain in mixture.domains] == ["tiny_games"]
 
 
 def test_without_a_config_the_line_says_what_to_call(name, monkeypatch):
-    monkeypatch.setattr(domains, "_run", [])
+    monkeypatch.setattr(tasks, "_in_use", [])
     registry.register_domain(name)
-    with pytest.raises(CalrecError, match="no DataConfig is in use"):
-        domains.get_domain(name).tokens(LENGTHS)
+    with pytest.raises(CalrecError, match="no run's DataConfig is in use"):
+        examples(seqio.get_mixture_or_task(name))
 
 
 def test_a_missing_dataset_names_the_path_and_the_commands(name, tiny_config):
@@ -117,7 +124,7 @@ def test_a_mixture_of_nothing_known_is_refused(name):
 
 def test_an_unknown_mixture_lists_the_known_ones_nearest_first(tiny_config):
     with pytest.raises(CalrecError) as error:
-        domains.get_mixture("tiny_mixtur")
+        tasks.in_use().mixture("tiny_mixtur")
     line = str(error.value)
     assert "did you mean 'tiny_mixture'?" in line and "tiny_books" in line
     assert line.index("registered: tiny_mixture") < line.index("tiny_books")
@@ -130,8 +137,8 @@ def test_another_packages_module_is_loaded(tmp_path, monkeypatch, tiny_config):
         "register_mixture('foreign_mix', ['foreign_books', 'tiny_games'], rate='equal')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    domains.import_modules(["foreign_domains"])
-    assert domains.get_mixture("foreign_mix").domains == ("foreign_books", "tiny_games")
+    specs.import_modules(["foreign_domains"])
+    assert specs.mixtures["foreign_mix"].domains == ("foreign_books", "tiny_games")
     ours = examples(seqio.get_mixture_or_task("tiny_books"))
     theirs = examples(seqio.get_mixture_or_task("foreign_books"))
     assert [e["inputs"].tolist() for e in theirs] == [e["inputs"].tolist() for e in ours]
@@ -150,12 +157,12 @@ def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch, code, reason):
     (tmp_path / f"{module}.py").write_text(code + "\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(CalrecError, match=f"MIXTURE_OR_TASK_MODULE '{module}'.*{reason}"):
-        domains.import_modules([module])
+        specs.import_modules([module])
 
 
 def test_a_module_that_is_nowhere():
     with pytest.raises(CalrecError, match="'nowhere.at_all' cannot be imported"):
-        domains.import_modules(["nowhere.at_all"])
+        specs.import_modules(["nowhere.at_all"])
 
 
 def test_a_users_error_in_a_module_stays_as_it_is(tmp_path, monkeypatch):
@@ -165,17 +172,20 @@ def test_a_users_error_in_a_module_stays_as_it_is(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(CalrecError, match="^'Not a name' cannot name a domain"):
-        domains.import_modules([module])
+        specs.import_modules([module])
 
 
 def test_another_config_gives_other_tokens(tiny_config):
-    domain = domains.get_domain("tiny_books")
-    assert domain.tokens(LENGTHS).text is domain.tokens({**LENGTHS, "targets": 10}).text
     other = Template(fields=("title",), opening="So: ", separator=", ", target_separator=" > ")
-    domains.use(dataclasses.replace(tiny_config, template=other))
-    assert domain.tokens(LENGTHS).prompt(["i00"])[0] == ord("S") + 3
-    domains.use(tiny_config)
-    assert domain.tokens(LENGTHS).prompt(["i00"])[0] == ord("B") + 3
+    both = Domains(tiny_config), Domains(dataclasses.replace(tiny_config, template=other))
+    first, second = (domains.domain("tiny_books") for domains in both)
+    assert first.tokens(LENGTHS).text is first.tokens({**LENGTHS, "targets": 10}).text
+    assert second.tokens(LENGTHS).prompt(["i00"])[0] == ord("S") + 3
+    assert first.tokens(LENGTHS).prompt(["i00"])[0] == ord("B") + 3
+    for config, letter in ((tiny_config, "B"), (both[1].config, "S")):
+        tasks.use(config)
+        (example, *_) = examples(seqio.get_mixture_or_task("tiny_books"))
+        assert example["inputs"][0] == ord(letter) + 3
 
 
 def test_a_domain_may_bring_its_own(name, tiny_config):
@@ -201,5 +211,5 @@ class Shouted(vocabularies.ByteVocabulary):
 @pytest.mark.parametrize("wrap", [lambda vocabulary: vocabulary, as_seqio])
 def test_sentences_of_the_template_are_encoded_as_such(name, tiny_config, wrap):
     registry.register_domain(name, dataset="tiny_games", vocabulary=wrap(Shouted()))
-    prompt = Shouted().decode(domains.get_domain(name).tokens(LENGTHS).prompt(["i00", "i01"]))
+    prompt = Shouted().decode(tasks.in_use().domain(name).tokens(LENGTHS).prompt(["i00", "i01"]))
     assert prompt == "BOUGHT: Title: games 0; Title: games x1. NEXT: "

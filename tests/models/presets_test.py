@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calrec_jax.checkpoints import hf_families, hf_io
-from calrec_jax.cli import run
-from calrec_jax.configs import gin_config
+from calrec_jax.configs import gin_config, load
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.presets import PRESETS, preset
@@ -303,15 +302,15 @@ def test_gin_gives_a_preset_with_fresh_weights(tmp_path):
         "presets.preset.vocab_size=384",
         "preset.remat='dots'",
     ]
-    made = run.from_gin(FILES, bindings)
+    made = load.from_gin(FILES, bindings)
     assert made.model == preset("qwen3_0_6b", vocab_size=384, remat="dots")
     assert {stage.init_from for stage in made.stages[:1]} == {None}
     (tmp_path / "config.gin").write_text(gin_config.operative_config())
-    assert run.from_model_dir(tmp_path).model == made.model
+    assert load.load_run(tmp_path).model == made.model
 
 
 def test_gin_says_that_a_preset_is_required_or_unknown():
     with pytest.raises(CalrecError, match="no value for PRESET"):
-        run.from_gin(FILES, [BYTES])
+        load.from_gin(FILES, [BYTES])
     with pytest.raises(CalrecError, match="no preset 'gemma9'; known: gemma"):
-        run.from_gin(FILES, [BYTES, "PRESET='gemma9'"])
+        load.from_gin(FILES, [BYTES, "PRESET='gemma9'"])

@@ -242,7 +242,7 @@ def test_merged_weights_can_be_read_a_part_at_a_time(adapted):
 
 
 def test_validation_was_that_of_the_merged_weights(adapted):
-    config, rows = LossConfig(), trainer(adapted).make_batches(ADAPTED, "validation", 0)
+    config, rows = LossConfig(), trainer(adapted).data.batches(ADAPTED, "validation", 0)
     sums = jax.jit(
         functools.partial(
             stages.make_validation_step(Decoder(MODEL), config, ADAPTED.spec().max_loss_tokens),

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -79,16 +80,35 @@ def make_batches(stage: Stage, split: str, start: int):
         yield {name: value[mine] for name, value in random_batch(first + n).items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Random batches as the data of a run."""
+
+    make_batches: Callable = make_batches
+    make_epochs: Callable = lambda stage, step: {}
+
+    def batches(self, stage: Stage, split: str, start: int):
+        return self.make_batches(stage, split, start)
+
+    def epochs(self, stage: Stage, step: int):
+        return self.make_epochs(stage, step)
+
+    def identity(self, stage: Stage):
+        return {}
+
+
 def stage(**changes) -> Stage:
     return dataclasses.replace(STAGE, **changes)
 
 
-def trainer(model_dir, **changes) -> Trainer:
+def trainer(
+    model_dir, make_batches=make_batches, epochs=lambda stage, step: {}, **changes
+) -> Trainer:
     """A Trainer on all devices; `changes` are its attributes."""
     attributes = {
         "model_dir": model_dir,
         "model": MODEL,
-        "make_batches": make_batches,
+        "data": Data(make_batches, epochs),
         "mesh": MeshConfig(),
         "seed": 0,
         "identity": IDENTITY,
@@ -100,7 +120,8 @@ def run(model_dir, *stages: Stage, **changes) -> Trainer:
     """Claims `model_dir` and runs `stages`."""
     made = trainer(model_dir, **changes)
     with made.claimed(stages):
-        made.run(stages)
+        for stage in stages:
+            made.run_stage(stage)
     return made
 
 

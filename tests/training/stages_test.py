@@ -316,7 +316,7 @@ def test_another_configuration_of_a_trained_stage_is_refused(two_stages):
 
 def test_a_batch_that_breaks_the_contract_is_refused(tmp_path):
     def wrong(of, split, start):
-        for batch in trainer(tmp_path).make_batches(of, split, start):
+        for batch in trainer(tmp_path).data.batches(of, split, start):
             yield batch | {"domain_ids": batch["domain_ids"].astype(np.int64)}
 
     with pytest.raises(CalrecError, match="domain_ids is int64"):
@@ -325,7 +325,7 @@ def test_a_batch_that_breaks_the_contract_is_refused(tmp_path):
 
 def test_a_mixture_without_validation_examples_is_told(tmp_path):
     def without(of, split, start):
-        batches = trainer(tmp_path).make_batches(of, split, start)
+        batches = trainer(tmp_path).data.batches(of, split, start)
         return iter([]) if split == "validation" else batches
 
     with pytest.raises(CalrecError, match="random has no validation example"):

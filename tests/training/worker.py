@@ -13,7 +13,8 @@ import sys
 import time
 import traceback
 
-from calrec_jax.training.preemption import EXIT_CODE, Preempted
+from calrec_jax.cli.main import EXIT_STOPPED
+from calrec_jax.training.preemption import Preempted
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 
@@ -63,9 +64,9 @@ def main(
     watch: float | None = None,
 ) -> int:
     if "CALREC_COORDINATOR" in os.environ:
-        from calrec_jax.cli import run as runs
+        from calrec_jax.cli import processes
 
-        assert runs.join_processes()
+        assert processes.join_processes()
     from training import small_run
 
     from calrec_jax import locks
@@ -86,7 +87,7 @@ def main(
         small_run.run(pathlib.Path(model_dir), *chain, make_batches=make_batches)
     except Preempted as notice:
         print(notice, file=sys.stderr)
-        return EXIT_CODE
+        return EXIT_STOPPED
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

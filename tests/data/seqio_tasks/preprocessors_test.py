@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import seqio
 
-from calrec_jax.data import domains, vocabularies
-from calrec_jax.data.seqio_tasks import preprocessors
+from calrec_jax.data import vocabularies
+from calrec_jax.data.seqio_tasks import preprocessors, tasks
 from calrec_jax.data.store import reader
 from calrec_jax.data.store.quiet_tensorflow import tf
 from calrec_jax.errors import CalrecError
@@ -53,7 +53,7 @@ def test_long_histories_lose_whole_items_from_the_oldest_end(tiny_config):
 
 
 def test_training_sees_what_inference_will_see(tiny_config):
-    tokens = domains.get_domain("tiny_games").tokens(LENGTHS)
+    tokens = tasks.in_use().domain("tiny_games").tokens(LENGTHS)
     records = reader.read_sequences(tiny_config.data_dir, "tiny_games", "test")
     for record, example in zip(records, examples("tiny_games", LENGTHS, "test"), strict=True):
         assert example["inputs"].tolist() == tokens.prompt(record.history).tolist()
@@ -65,7 +65,7 @@ def test_long_items_are_cut_and_keep_eos(tiny_config):
 
 
 def test_an_item_that_is_not_in_the_catalogue_is_named(tiny_config):
-    tokens = domains.get_domain("tiny_books").tokens(LENGTHS)
+    tokens = tasks.in_use().domain("tiny_books").tokens(LENGTHS)
     bad = [b"i00", b"gone", b"i01"]
     with pytest.raises(CalrecError, match="damaged dataset: tiny_books has no item 'gone'"):
         preprocessors._tokenize(tokens, 1, np.array(bad, object), np.array([3]))
@@ -81,15 +81,15 @@ def test_an_item_that_is_not_in_the_catalogue_is_named(tiny_config):
 )
 def test_a_template_that_does_not_fit_the_items_is_refused(tiny_config, fields, message):
     template = dataclasses.replace(tiny_config.template, fields=fields)
-    domains.use(dataclasses.replace(tiny_config, template=template))
+    tasks.use(dataclasses.replace(tiny_config, template=template))
     with pytest.raises(CalrecError, match=message):
-        domains.get_domain("tiny_books").tokens(LENGTHS)
+        tasks.in_use().domain("tiny_books").tokens(LENGTHS)
 
 
 def test_a_known_field_may_be_missing_everywhere(tiny_config):
     template = dataclasses.replace(tiny_config.template, fields=("title", "brand"))
-    domains.use(dataclasses.replace(tiny_config, template=template))
-    assert domains.get_domain("tiny_books").tokens(LENGTHS).item_lengths.min() > 0
+    tasks.use(dataclasses.replace(tiny_config, template=template))
+    assert tasks.in_use().domain("tiny_books").tokens(LENGTHS).item_lengths.min() > 0
 
 
 def test_shapes_are_known_to_seqio(tiny_config):

@@ -1,4 +1,4 @@
-"""A baseline that is trained, as gin describes it: its data, training, evaluation and files."""
+"""A run of a baseline that is trained: its data, training, evaluation and files."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from typing import Any
 
-from calrec_jax.configs import gin_config
+from calrec_jax import whole
 from calrec_jax.data import vocabularies
 from calrec_jax.data.domains import Domain
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval import baselines, evaluator, sasrec
+from calrec_jax.eval import evaluator, sasrec
+from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.evaluator import EvaluatedDomain, EvaluationConfig
 from calrec_jax.eval.retrievers import ScoreRetriever
 from calrec_jax.eval.sasrec import SASRecConfig
+from calrec_jax.runs import config_text
+from calrec_jax.runs.evaluate import OnProgress, baseline_data, unnoticed
 from calrec_jax.text.templates import Template
 from calrec_jax.training import manifest
 
 _NAME = "sasrec"
-_PATHS = ("DATA_DIR", "MODEL_DIR")  # macros
 _ASKED = ("split", "top_k", "seen", "shuffle_history", "seed")  # what its predictions depend on
-Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +43,9 @@ class BaselineRun:
     evaluation: EvaluationConfig
 
 
-def from_gin(files: Sequence[str], bindings: Sequence[str], search_paths: str = "") -> BaselineRun:
-    """The run that gin files and bindings describe.
-
-    Raises:
-      CalrecError: as `gin_config.parse` and `configured`.
-    """
-    gin_config.parse(files, bindings, search_paths)
-    gin_config.make_absolute(_PATHS)
-    return gin_config.configured(BaselineRun)
-
-
-def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
+def train_and_evaluate(
+    run: BaselineRun, config_gin: str, on_progress: OnProgress = unnoticed
+) -> dict[str, Any]:
     """Trains the model, then measures it; returns what metrics.json holds.
 
     MODEL_DIR gets what `calrec report` reads: manifest.json, config.gin, sasrec/metrics.jsonl (a
@@ -61,7 +53,8 @@ def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
     not trained again.
 
     Args:
-      progress: told (users done, users in all).
+      config_gin: the text of MODEL_DIR/config.gin.
+      on_progress: called with (users done, users in all).
 
     Raises:
       CalrecError: MODEL_DIR is another run's or holds other predictions, or as `sasrec.train`.
@@ -75,22 +68,15 @@ def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
     (dataset,) = config.domains
     # Items are their ids: no text is encoded, so any vocabulary does.
     domain = Domain(dataset, dataset, run.data_dir, Template(), vocabularies.byte())
-    known = baselines.BaselineData(
-        domain.sequences("train"),
-        domain.catalogue(),
-        domain.sequences("validation"),
-        config.k1,
-        config.b,
-        config.seen,
-    )
+    data = baseline_data(domain, config)
     with manifest.held(model_dir):
-        trained = _trained(run, domain, known)
+        trained = _trained(run, domain, data, config_gin)
     config = dataclasses.replace(config, checkpoint=f"{_NAME}, epoch {trained.epoch}")
-    subject = EvaluatedDomain(
-        known,
+    evaluated = EvaluatedDomain(
+        data,
         domain.sequences(config.split),
-        [domain.template.render_item(fields) for fields in known.catalogue.fields],
-        lambda: ScoreRetriever(trained.score, known.catalogue, config.seen),
+        domain.item_texts(),
+        lambda: ScoreRetriever(trained.score, domain.catalogue, config.seen),
     )
     settings = {name: getattr(config, name) for name in _ASKED} | {
         "model": dataclasses.asdict(run.model),
@@ -98,17 +84,20 @@ def train_and_evaluate(run: BaselineRun, progress: Progress) -> dict:
         "ndcg": trained.ndcg,
     }
     directory = model_dir / "eval" / config.folder
-    return evaluator.evaluate(_NAME, [subject], config, directory, settings, progress)
+    return evaluator.evaluate(_NAME, [evaluated], config, directory, settings, on_progress)
 
 
-def _trained(run: BaselineRun, domain: Domain, known: baselines.BaselineData) -> sasrec.Trained:
+def _trained(
+    run: BaselineRun, domain: Domain, data: BaselineData, config_gin: str
+) -> sasrec.Trained:
     """The model: as it was saved, or trained and saved."""
     directory = pathlib.Path(run.model_dir) / _NAME
     saved = manifest.read(run.model_dir) if manifest.has_saved(directory) else None
     _claim(run, domain, saved["stages"][_NAME]["train_steps"] if saved else 0)
-    trained = sasrec.restore(directory, run.model, known.catalogue)
+    whole.write_text(pathlib.Path(run.model_dir) / config_text.NAME, config_gin)
+    trained = sasrec.restore(directory, run.model, data.catalogue)
     if trained is None:
-        trained = _train(run, known, directory)
+        trained = _train(run, data, directory)
         _claim(run, domain, trained.steps)
         sasrec.save(directory, trained)
     return trained
@@ -126,16 +115,13 @@ def _claim(run: BaselineRun, domain: Domain, steps: int) -> None:
             "stages": {_NAME: {"mixture": domain.name, "train_steps": steps}},
         },
     )
-    gin_config.write_operative_config(run.model_dir)
 
 
-def _train(
-    run: BaselineRun, known: baselines.BaselineData, directory: pathlib.Path
-) -> sasrec.Trained:
+def _train(run: BaselineRun, data: BaselineData, directory: pathlib.Path) -> sasrec.Trained:
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "metrics.jsonl").open("w", encoding="utf-8") as file:
 
-        def told(epoch: int, step: int, loss: float, ndcg: float) -> None:
+        def on_epoch(epoch: int, step: int, loss: float, ndcg: float) -> None:
             lines = (
                 {"step": step, "split": "train", "loss": loss},
                 {"step": step, "split": "validation", "ndcg@10": ndcg},
@@ -149,4 +135,4 @@ def _train(
                 flush=True,
             )
 
-        return sasrec.train(known.train, known.validation, known.catalogue, run.model, told)
+        return sasrec.train(data.train, data.validation, data.catalogue, run.model, on_epoch)

@@ -6,8 +6,8 @@ import tokenizers
 from tokenizers import models
 
 from calrec_jax.data import vocabularies
-from calrec_jax.data.special_tokens import FAMILIES
 from calrec_jax.errors import CalrecError
+from calrec_jax.text.special_tokens import FAMILIES
 
 
 def with_tokens(path: pathlib.Path, *names: str, plain: tuple[str, ...] = ()) -> str:

@@ -1,0 +1,1 @@
+"""Runs: what one is made of, its training, its trained model, and its evaluation."""

@@ -1,0 +1,98 @@
+"""config.gin of a run that was made in Python: a gin file by which the same run is made again."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from calrec_jax.data.vocabularies import Vocabulary
+from calrec_jax.runs.run import Run
+from calrec_jax.training.stages import Stage
+
+NAME = "config.gin"  # in MODEL_DIR
+
+
+def of_run(run: Run) -> str:
+    """A gin file that describes `run`, and needs no other file.
+
+    MODEL_DIR, DATA_DIR and VOCABULARY are macros, so that they can be given anew. A vocabulary that
+    is none of `vocabularies` cannot be written down: its macro has to be given with the file.
+    """
+    gin = _GinFile()
+    run = dataclasses.replace(run, model_dir=os.path.abspath(run.model_dir))
+    gin.macros["MODEL_DIR"] = repr(run.model_dir)
+    gin.macros["DATA_DIR"] = repr(os.path.abspath(run.data.data_dir))
+    gin.macros["VOCABULARY"] = gin.vocabulary(run.data.vocabulary)
+    gin.bind(run)
+    return gin.text()
+
+
+class _GinFile:
+    """Imports, macros and bindings, as they come together."""
+
+    _MACROS = {
+        ("Run", "model_dir"): "MODEL_DIR",
+        ("DataConfig", "data_dir"): "DATA_DIR",
+        ("DataConfig", "vocabulary"): "VOCABULARY",
+    }
+
+    def __init__(self):
+        self.macros: dict[str, str] = {}
+        self._imports: set[str] = set()
+        self._bindings: dict[str, str] = {}
+
+    def bind(self, config: Any, scope: str = "") -> str:
+        """Binds all fields of a dataclass, in `scope` ("stage1/"). Returns the reference to it."""
+        selector = self._selector(type(config))
+        for field in dataclasses.fields(config):
+            macro = self._MACROS.get((type(config).__name__, field.name))
+            value = getattr(config, field.name)
+            self._bindings[f"{scope}{selector}.{field.name}"] = (
+                f"%{macro}" if macro else self._value(value, scope)
+            )
+        return f"@{scope}{selector}()"
+
+    def vocabulary(self, vocabulary: Any) -> str:
+        """The reference to a vocabulary, whose arguments are bound."""
+        if not isinstance(vocabulary, Vocabulary):
+            return "%gin.REQUIRED"
+        selector = self._selector(type(vocabulary))
+        for name, value in vocabulary.arguments.items():
+            self._bindings[f"{selector}.{name}"] = repr(value)
+        return f"@{selector}()"
+
+    def _selector(self, cls: type) -> str:
+        package, _, module = cls.__module__.rpartition(".")
+        self._imports.add(f"from {package} import {module}")
+        return f"{module}.{cls.__name__}"
+
+    def _value(self, value: Any, scope: str) -> str:
+        if dataclasses.is_dataclass(value):
+            return self.bind(value, scope or _stage_scope(value))
+        if isinstance(value, (list, tuple)):
+            return f"[{', '.join(self._value(part, scope) for part in value)}]"
+        if isinstance(value, Mapping):
+            pairs = (f"{name!r}: {self._value(part, scope)}" for name, part in value.items())
+            return f"{{{', '.join(pairs)}}}"
+        if isinstance(value, np.generic):
+            value = value.item()
+        return repr(value).replace("inf", "1e999") if isinstance(value, float) else repr(value)
+
+    def text(self) -> str:
+        """The file."""
+        imports = ["from __gin__ import dynamic_registration", *sorted(self._imports)]
+        macros = [f"{name} = {value}" for name, value in self.macros.items()]
+        bindings = [f"{name} = {value}" for name, value in sorted(self._bindings.items())]
+        return "\n".join([*imports, "", *macros, "", *bindings, ""])
+
+
+def _stage_scope(config: Any) -> str:
+    """The scope of a stage and of what is in it: its name, spelled so that gin can read it."""
+    if not isinstance(config, Stage):
+        return ""
+    name = config.name
+    return f"{name}/" if name.isidentifier() else f"stage_{name.encode().hex()}/"

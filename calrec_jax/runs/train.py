@@ -1,0 +1,48 @@
+"""Training of a run: its stages, one after another."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+
+from calrec_jax import whole
+from calrec_jax.eval.predictions import write_json
+from calrec_jax.report import training_data
+from calrec_jax.runs import config_text
+from calrec_jax.runs.checks import check
+from calrec_jax.runs.run import Run
+from calrec_jax.runs.stage_data import StageData
+from calrec_jax.training.stages import Trainer
+
+
+def train(run: Run, config_gin: str | None = None) -> None:
+    """Runs the stages of a run, or goes on with them. Finished stages are left as they are.
+
+    Args:
+      config_gin: the text of MODEL_DIR/config.gin, from which the run can be made again; None = one
+        is written from the run itself.
+
+    Raises:
+      CalrecError: a later stage or the evaluation could not work, MODEL_DIR is another run's or in
+        use, or a stage's start cannot be had.
+      Preempted: told to stop; everything is saved.
+    """
+    check(run)
+    data = StageData(run)
+    trainer = Trainer(
+        model_dir=pathlib.Path(run.model_dir).absolute(),
+        model=run.decoder_config,
+        data=data,
+        mesh=run.mesh,
+        seed=run.seed,
+        identity=run.identity,
+        decode=run.data.vocabulary.decode,
+    )
+    with trainer.claimed(run.stages):
+        if jax.process_index() == 0:
+            text = config_text.of_run(run) if config_gin is None else config_gin
+            whole.write_text(trainer.model_dir / config_text.NAME, text)
+            write_json(trainer.model_dir / training_data.NAME, data.description(examples=3))
+        for stage in run.stages:
+            trainer.run_stage(stage)

@@ -65,7 +65,7 @@ def blocks(page: pathlib.Path) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch) -> pathlib.Path:
-    """A checkout's launch/ and no more; `calrec` and `python` are those of this environment."""
+    """A checkout's launch/ and examples/, and no more; `calrec` and `python` are those of this environment."""
     programs = tmp_path / "programs"
     programs.mkdir()
     calrec = programs / "calrec"
@@ -76,7 +76,8 @@ def directory(tmp_path, monkeypatch) -> pathlib.Path:
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     here = tmp_path / "here"
     here.mkdir()
-    (here / "launch").symlink_to(ROOT / "launch")
+    for folder in ("launch", "examples"):
+        (here / folder).symlink_to(ROOT / folder)
     return here
 
 

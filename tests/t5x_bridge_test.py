@@ -164,7 +164,7 @@ def make_model(here, dropout_rate=0.0, **changes) -> t5x_bridge.CalrecModel:
     data = DataConfig(str(here / "store"), vocabularies.byte())
     stage = dict(name="t5x", mixture="synthetic_all", train_steps=STEPS, batch_size=8)
     stage |= dict(task_feature_lengths=LENGTHS, optimizer=OptimizerConfig(**RATES), **PACKING)
-    run = Run("", config, data, "", [Stage(**stage | changes)], evaluation=None)
+    run = Run("", config, data, [Stage(**stage | changes)])
     return t5x_bridge.CalrecModel(run, dropout_rate)
 
 

@@ -42,7 +42,7 @@ class _GinFile:
 
     def __init__(self):
         self.macros: dict[str, str] = {}
-        self._imports: set[str] = set()
+        self._imports: dict[str, str] = {}  # {name in the file: module}
         self._bindings: dict[str, str] = {}
 
     def bind(self, config: Any, scope: str = "") -> str:
@@ -58,6 +58,7 @@ class _GinFile:
 
     def vocabulary(self, vocabulary: Any) -> str:
         """The reference to a vocabulary, whose arguments are bound."""
+        self._selector(Vocabulary)  # so that VOCABULARY=@vocabularies.byte() can be given, too
         if not isinstance(vocabulary, Vocabulary):
             return "%gin.REQUIRED"
         selector = self._selector(type(vocabulary))
@@ -66,15 +67,18 @@ class _GinFile:
         return f"@{selector}()"
 
     def _selector(self, cls: type) -> str:
-        package, _, module = cls.__module__.rpartition(".")
-        self._imports.add(f"from {package} import {module}")
-        return f"{module}.{cls.__name__}"
+        package, _, name = cls.__module__.rpartition(".")
+        if self._imports.setdefault(name, cls.__module__) != cls.__module__:
+            name = cls.__module__.replace(".", "_")
+            self._imports[name] = cls.__module__
+        return f"{name}.{cls.__name__}"
 
     def _value(self, value: Any, scope: str) -> str:
         if dataclasses.is_dataclass(value):
             return self.bind(value, scope or _stage_scope(value))
         if isinstance(value, (list, tuple)):
-            return f"[{', '.join(self._value(part, scope) for part in value)}]"
+            parts = "".join(f"{self._value(part, scope)}, " for part in value)
+            return f"[{parts}]" if isinstance(value, list) else f"({parts})"
         if isinstance(value, Mapping):
             pairs = (f"{name!r}: {self._value(part, scope)}" for name, part in value.items())
             return f"{{{', '.join(pairs)}}}"
@@ -84,7 +88,11 @@ class _GinFile:
 
     def text(self) -> str:
         """The file."""
-        imports = ["from __gin__ import dynamic_registration", *sorted(self._imports)]
+        imports = ["from __gin__ import dynamic_registration"]
+        for name, module in sorted(self._imports.items(), key=lambda pair: pair[1]):
+            package, _, last = module.rpartition(".")
+            alias = "" if name == last else f" as {name}"
+            imports.append(f"from {package} import {last}{alias}")
         macros = [f"{name} = {value}" for name, value in self.macros.items()]
         bindings = [f"{name} = {value}" for name, value in sorted(self._bindings.items())]
         return "\n".join([*imports, "", *macros, "", *bindings, ""])

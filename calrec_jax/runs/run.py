@@ -26,9 +26,9 @@ class Run:
       model_dir: MODEL_DIR, where everything is written.
       model: the decoder.
       data: store, vocabulary, template.
-      modules: MIXTURE_OR_TASK_MODULE(s), which register the domains; imported when one is needed.
       stages: in the order in which they run.
       evaluation: of one checkpoint, on domains; None = the run is trained and not evaluated.
+      modules: MIXTURE_OR_TASK_MODULE(s), which register the domains; imported when one is needed.
       mesh: how devices are laid out.
       seed: of fresh weights and of the order of examples.
 
@@ -39,9 +39,9 @@ class Run:
     model_dir: str
     model: DecoderConfig
     data: DataConfig
-    modules: str | Sequence[str]
     stages: Sequence[Stage]
-    evaluation: EvaluationConfig | None
+    evaluation: EvaluationConfig | None = None
+    modules: str | Sequence[str] = ()
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
 

@@ -51,7 +51,7 @@ class Recommender:
 @pytest.fixture
 def histories(tmp_path, monkeypatch):
     """lines -> the arguments of `calrec recommend`."""
-    monkeypatch.setattr(calrec_jax, "Recommender", Recommender, raising=False)
+    monkeypatch.setattr("calrec_jax.recommender.Recommender", Recommender)
 
     def make(text, *more):
         path = tmp_path / "histories.jsonl"
@@ -137,7 +137,7 @@ def test_bytes_that_are_no_text(histories, tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_read(monkeypatch, capsys, argv, line):
-    monkeypatch.setattr(calrec_jax, "Recommender", Recommender, raising=False)
+    monkeypatch.setattr("calrec_jax.recommender.Recommender", Recommender)
     assert cli.main(["recommend", *argv]) == 1
     assert line in capsys.readouterr().err
 

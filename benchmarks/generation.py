@@ -24,7 +24,8 @@ import torch
 import transformers
 
 from calrec_jax.checkpoints import hf_io, streamed
-from calrec_jax.decode.sample import Sampler, SamplingConfig
+from calrec_jax.decode.sample import Sampler
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.models.decoder import Decoder, for_generation
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 

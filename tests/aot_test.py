@@ -20,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 from multidevice.compiled import arrays
 
 from calrec_jax.batch import BatchSpec
-from calrec_jax.decode.generate import SamplingConfig, generate
+from calrec_jax.decode.generate import generate
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.decode.trie import TrieArrays
 from calrec_jax.losses import LossConfig
 from calrec_jax.models import presets

@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "locks"},
-    {"text", "retrieval", "metrics", "batch", "npz", "whole"},
+    {"text", "retrieval", "metrics", "batch", "npz", "ranges", "whole"},
     {"data", "models", "losses", "parallel", "checkpoints"},
     {"tasks", "training"},
     {"decode"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import flax.struct
@@ -10,48 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from calrec_jax.decode import choose
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.decode.trie import TrieArrays
-from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.kv_cache import Continuations
-
-METHODS = ("sample", "beam")
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How continuations are chosen (method: Inference 1).
-
-    Attributes:
-      num_samples: N continuations a prompt (unverified).
-      temperature: of sampling (unverified); 0 = the likeliest token. Beams have none.
-      max_new_tokens: T, tokens at most, with EOS (unverified).
-      method: "sample", N independent draws, or "beam", the N best of a beam search: those with the
-        highest sums of log-probabilities are kept at each step, whether they have ended or not.
-      top_k: draws are from the likeliest k tokens alone; None = from all.
-      top_p: and from the smallest set of the likeliest that has this probability; 1 = from all.
-
-    Raises:
-      CalrecError: impossible values, or filters of draws where nothing is drawn.
-    """
-
-    num_samples: int = 32
-    temperature: float = 0.5
-    max_new_tokens: int = 80
-    method: str = "sample"
-    top_k: int | None = None
-    top_p: float = 1.0
-
-    def __post_init__(self):
-        counts = (self.num_samples, self.max_new_tokens, 1 if self.top_k is None else self.top_k)
-        if min(counts) < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise CalrecError(f"impossible sampling: {self}")
-        if self.method not in METHODS:
-            raise CalrecError(f"{self.method!r} is no way to choose tokens: it is one of {METHODS}")
-        if self.method == "beam" and (self.top_k is not None or self.top_p < 1):
-            raise CalrecError(
-                "top_k and top_p filter what is drawn, and beam search draws nothing: unset them"
-            )
 
 
 @flax.struct.dataclass

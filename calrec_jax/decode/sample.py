@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from calrec_jax.decode.generate import SamplingConfig, generate
+from calrec_jax.decode.generate import generate
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder, for_generation

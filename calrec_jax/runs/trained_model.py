@@ -14,7 +14,8 @@ from calrec_jax.data import vocabularies
 from calrec_jax.data.domains import Domain
 from calrec_jax.decode import vectors
 from calrec_jax.decode.dense import DenseIndex
-from calrec_jax.decode.sample import Sampler, SamplingConfig
+from calrec_jax.decode.sample import Sampler
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.decode.texts import TextGenerator
 from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.decode.vectors import Towers

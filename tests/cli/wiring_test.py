@@ -17,7 +17,8 @@ from calrec_jax.cli import main as cli
 from calrec_jax.configs import load
 from calrec_jax.data import domains, vocabularies
 from calrec_jax.data.domains import Domain
-from calrec_jax.decode.sample import Samples, SamplingConfig
+from calrec_jax.decode.sample import Samples
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.eval import sasrec
 from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.retrievers import BM25Lookup

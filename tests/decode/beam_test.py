@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tiny
 
-from calrec_jax.decode.sample import Sampler, SamplingConfig
+from calrec_jax.decode.sample import Sampler
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 

@@ -17,7 +17,8 @@ from oracles import decoder as oracle
 from oracles import losses as losses_oracle
 
 from calrec_jax.decode.generate import generate
-from calrec_jax.decode.sample import Sampler, Samples, SamplingConfig
+from calrec_jax.decode.sample import Sampler, Samples
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder, for_generation
 from calrec_jax.models.kv_cache import Continuations

@@ -8,7 +8,8 @@ import pytest
 import tiny
 from oracles import decoder as oracle
 
-from calrec_jax.decode.sample import Sampler, SamplingConfig
+from calrec_jax.decode.sample import Sampler
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 

@@ -11,7 +11,8 @@ import tiny
 
 from calrec_jax.batch import BatchSpec
 from calrec_jax.data import packing
-from calrec_jax.decode.sample import Sampler, Samples, SamplingConfig
+from calrec_jax.decode.sample import Sampler, Samples
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.decode.texts import TextGenerator
 from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.errors import CalrecError

@@ -13,8 +13,9 @@ from decode.tries import tokenized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calrec_jax.decode.generate import SamplingConfig, generate
+from calrec_jax.decode.generate import generate
 from calrec_jax.decode.sample import Sampler
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.decode.trie import TokenTrie, TrieArrays
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder, for_generation

@@ -10,7 +10,8 @@ import pytest
 import tiny
 from decode.tries import tokenized
 
-from calrec_jax.decode.sample import Sampler, Samples, SamplingConfig
+from calrec_jax.decode.sample import Sampler, Samples
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.models.decoder import Decoder, for_generation
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh

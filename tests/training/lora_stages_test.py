@@ -20,7 +20,8 @@ from training.small_run import MODEL, curve, metrics, run, stage, trainer
 
 from calrec_jax.batch import BatchSpec
 from calrec_jax.checkpoints.manager import Checkpoints
-from calrec_jax.decode.sample import Sampler, SamplingConfig
+from calrec_jax.decode.sample import Sampler
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.errors import CalrecError
 from calrec_jax.losses import LossConfig
 from calrec_jax.models import lora

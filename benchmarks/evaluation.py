@@ -18,7 +18,8 @@ import time
 import numpy as np
 
 from calrec_jax.eval.baselines import BaselineData
-from calrec_jax.eval.evaluator import EvaluatedDomain, EvaluationConfig, evaluate
+from calrec_jax.eval.evaluation import EvaluationConfig
+from calrec_jax.eval.evaluator import EvaluatedDomain, evaluate
 from calrec_jax.eval.retrievers import Ranking, Retriever
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, UserSequence
@@ -61,7 +62,7 @@ def measure(args) -> None:
 def run(folder, catalogue, train, validation, test, model: Retriever | None) -> dict:
     texts = [Template().render_item(fields) for fields in catalogue.fields]
     known = BaselineData(train, catalogue, validation)
-    config = EvaluationConfig(domain=catalogue.domain)
+    config = EvaluationConfig(catalogue.domain)
     subject = EvaluatedDomain(known, test, texts, lambda: model)
     return evaluate("made up", [subject], config, folder, {}, lambda done, total: None)
 

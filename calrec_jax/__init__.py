@@ -13,10 +13,11 @@ import importlib
 __version__ = "0.2.0"
 
 _MODULES = {
+    "BM25Config": "retrieval.bm25",
     "CalrecError": "errors",
     "DataConfig": "data.domains",
     "DecoderConfig": "models.config",
-    "EvaluationConfig": "eval.config",
+    "EvaluationConfig": "eval.evaluation",
     "LoraConfig": "models.lora",
     "LossConfig": "losses",
     "MeshConfig": "parallel.mesh",
@@ -25,7 +26,7 @@ _MODULES = {
     "Recommendation": "recommender",
     "Recommender": "recommender",
     "Run": "runs.run",
-    "SamplingConfig": "decode.generate",
+    "SamplingConfig": "decode.sampling",
     "Stage": "training.stages",
     "Template": "text.templates",
     "evaluate": "runs.evaluate",

@@ -33,10 +33,10 @@ class LossConfig:
       same_domain_negatives: keep only negatives of the pair's own domain (beyond the paper).
     """
 
-    alpha: float = 0.125
-    beta: float = 0.025
-    temperature: float = 0.5
-    direction: str = "users"
+    alpha: float = 0.125  # unverified
+    beta: float = 0.025  # unverified; one source prints -0.025
+    temperature: float = 0.5  # unverified
+    direction: str = "users"  # unverified
     mask_same_target: bool = False
     same_domain_negatives: bool = False
 

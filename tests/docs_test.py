@@ -28,8 +28,8 @@ from calrec_jax.cli import main, sweep
 
 TRAIN = [f"--gin.{{binding}}" for binding in (
     "TRAIN_STEPS=3", "STAGE2_STEPS=2", "BATCH_SIZE=8", "stages.Stage.validation_batches=1",
-    "evaluator.EvaluationConfig.max_users=4", "evaluator.EvaluationConfig.num_samples=2",
-    "evaluator.EvaluationConfig.max_new_tokens=8", "evaluator.EvaluationConfig.users_per_batch=4",
+    "evaluation.EvaluationConfig.max_users=4", "sampling.SamplingConfig.num_samples=2",
+    "sampling.SamplingConfig.max_new_tokens=8", "evaluation.EvaluationConfig.users_per_batch=4",
 )]
 
 
@@ -65,7 +65,7 @@ def blocks(page: pathlib.Path) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch) -> pathlib.Path:
-    """A checkout's launch/ and examples/, and no more; `calrec` and `python` are those of this environment."""
+    """A checkout's launch/ and examples/, no more; `calrec` and `python` are this environment's."""
     programs = tmp_path / "programs"
     programs.mkdir()
     calrec = programs / "calrec"

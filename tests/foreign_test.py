@@ -37,9 +37,9 @@ TRAIN = [
     "--gin.BATCH_SIZE=8",
     "--gin.config.DecoderConfig.num_layers=1",
     "--gin.config.DecoderConfig.d_model=32",
-    "--gin.evaluator.EvaluationConfig.max_users=4",
-    "--gin.evaluator.EvaluationConfig.num_samples=2",
-    "--gin.evaluator.EvaluationConfig.max_new_tokens=8",
+    "--gin.evaluation.EvaluationConfig.max_users=4",
+    "--gin.sampling.SamplingConfig.num_samples=2",
+    "--gin.sampling.SamplingConfig.max_new_tokens=8",
 ]
 
 

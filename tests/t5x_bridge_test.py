@@ -80,8 +80,8 @@ CALREC = [
     "--gin.BATCH_SIZE=8",
     "--gin.stages.Stage.validation_batches=1",
     "--gin.EvaluationConfig.max_users=4",
-    "--gin.EvaluationConfig.num_samples=2",
-    "--gin.EvaluationConfig.max_new_tokens=8",
+    "--gin.SamplingConfig.num_samples=2",
+    "--gin.SamplingConfig.max_new_tokens=8",
 ]
 
 

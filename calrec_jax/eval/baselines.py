@@ -19,7 +19,7 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.eval import outcomes
 from calrec_jax.eval.outcomes import Score
 from calrec_jax.retrieval import fusion
-from calrec_jax.retrieval.bm25 import BM25Index
+from calrec_jax.retrieval.bm25 import BM25Config, BM25Index
 from calrec_jax.text.items import Catalogue, UserSequence
 
 TITLE = ("title",)
@@ -40,15 +40,14 @@ class BaselineData:
       train: the training sequences, in which all events count, targets as well.
       catalogue: whose items are ranked.
       validation: users of the validation split, to choose by.
-      k1, b: of BM25.
+      bm25: the parameters of the baselines that are made of BM25.
       seen: whether items of a history may be recommended, see `fusion.seen_places`.
     """
 
     train: Sequence[UserSequence]
     catalogue: Catalogue
     validation: Sequence[UserSequence] = ()
-    k1: float = 1.5
-    b: float = 0.75
+    bm25: BM25Config = BM25Config()
     seen: str = "allow"
 
     @functools.cached_property
@@ -88,7 +87,7 @@ class BaselineData:
                     f"baselines are made: leave them and the hybrid out of "
                     f"EvaluationConfig.baselines"
                 )
-            self.indexes[fields] = texts, BM25Index(texts, self.k1, self.b)
+            self.indexes[fields] = texts, BM25Index(texts, self.bm25)
         return self.indexes[fields]
 
 

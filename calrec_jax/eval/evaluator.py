@@ -12,7 +12,7 @@ import numpy as np
 
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import baselines, hybrid
-from calrec_jax.eval.config import EvaluationConfig
+from calrec_jax.eval.evaluation import EvaluationConfig
 from calrec_jax.eval.examples import EXAMPLES, example
 from calrec_jax.eval.measure import measure
 from calrec_jax.eval.outcomes import BEST, Outcome, outcome
@@ -20,7 +20,6 @@ from calrec_jax.eval.predictions import (
     Key,
     Predicted,
     PredictionsFile,
-    as_json,
     complete,
     locked,
     write_json,
@@ -127,7 +126,7 @@ def _write(
         "items": sum(len(subject.known.catalogue) for subject in subjects),
         "domain": ", ".join(config.domains),
         "split": config.split,
-        "config": as_json(dataclasses.asdict(config)),
+        "config": config.flat(),
         **measure(
             facts["model"],
             _joined(ours, subjects),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -15,7 +16,7 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse import _sparsetools
 
-from calrec_jax import npz
+from calrec_jax import npz, ranges
 from calrec_jax.errors import CalrecError, is_read_only, local_path
 from calrec_jax.retrieval.round_robin import ranked_rows
 from calrec_jax.retrieval.words import words
@@ -25,6 +26,26 @@ from calrec_jax.retrieval.words import words
 _COMMON = 2
 _HELD = 2**16  # scores of a block of queries, which stay in a cache while they are added up
 _FORMAT = "2"  # of the file, and of the words that a text is cut into
+
+
+@dataclasses.dataclass(frozen=True)
+class BM25Config:
+    """The parameters of BM25.
+
+    Attributes:
+      k1: how soon a word's score stops growing with its frequency in an item; 0 = at once.
+      b: how much longer texts are discounted, from 0, not at all, to 1.
+
+    Raises:
+      CalrecError: a value is out of its range.
+    """
+
+    k1: float = 1.5  # unverified: read in one secondary source
+    b: float = 0.75  # unverified: read in one secondary source
+
+    def __post_init__(self) -> None:
+        ranges.require_not_negative(self, "k1")
+        ranges.require_at_most_one(self, "b", zero=True)
 
 
 class _Found(NamedTuple):
@@ -62,17 +83,17 @@ class BM25Index:
 
     Args:
       texts: one an item, in the catalogue's order.
-      k1, b: the usual parameters (unverified: read in one secondary source).
+      config: k1 and b.
 
     Raises:
       CalrecError: no text has a word.
     """
 
-    def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
+    def __init__(self, texts: Sequence[str], config: BM25Config = BM25Config()):
         corpus = [words(text) for text in texts]
         if not any(corpus):
             raise CalrecError("the catalogue has no text to index: its items have no fields")
-        index = _bm25s().BM25(k1=k1, b=b, method="lucene", dtype="float64")
+        index = _bm25s().BM25(k1=config.k1, b=config.b, method="lucene", dtype="float64")
         index.index(corpus, create_empty_token=False, show_progress=False)
         columns = index.scores
         # bm25s holds a column a word; transposed, a row a word.
@@ -80,7 +101,7 @@ class BM25Index:
             (columns["data"], columns["indices"], columns["indptr"]),
             shape=(len(columns["indptr"]) - 1, len(corpus)),
         )
-        self._hold(index.vocab_dict, scores, _fingerprint(texts, k1, b))
+        self._hold(index.vocab_dict, scores, _fingerprint(texts, config))
 
     def _hold(
         self, vocabulary: dict[str, int], scores: scipy.sparse.csr_matrix, fingerprint: str
@@ -194,14 +215,14 @@ class BM25Index:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike, texts: Sequence[str], k1: float = 1.5, b: float = 0.75
+        cls, path: str | os.PathLike, texts: Sequence[str], config: BM25Config = BM25Config()
     ) -> BM25Index:
         """The index that `save` wrote, of the same texts and parameters.
 
         Raises:
           CalrecError: there is none, it is damaged, or it is of others.
         """
-        return cls._load(pathlib.Path(path), _fingerprint(texts, k1, b))
+        return cls._load(pathlib.Path(path), _fingerprint(texts, config))
 
     @classmethod
     def cached(
@@ -209,8 +230,7 @@ class BM25Index:
         folder: str | os.PathLike,
         name: str,
         texts: Sequence[str],
-        k1: float = 1.5,
-        b: float = 0.75,
+        config: BM25Config = BM25Config(),
     ) -> BM25Index:
         """The index that is saved in `folder`; built and saved there where it is not yet.
 
@@ -220,17 +240,17 @@ class BM25Index:
           folder: made where it is missing.
           name: of the catalogue, with which the file's name begins: the rest of it is a fingerprint
             of all that the index depends on, so that one of other texts is another file.
-          texts, k1, b: as of the class.
+          texts, config: as of the class.
 
         Raises:
           CalrecError: the file is damaged, the index cannot be saved, `folder` is a URL, or no text
             has a word.
         """
-        fingerprint = _fingerprint(texts, k1, b)
+        fingerprint = _fingerprint(texts, config)
         path = local_path(folder, "the folder of indexes") / f"{name}-{fingerprint}.npz"
         if path.exists():
             return cls._load(path, fingerprint)
-        index = cls(texts, k1, b)
+        index = cls(texts, config)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             index.save(path)
@@ -267,10 +287,10 @@ class BM25Index:
         return index
 
 
-def _fingerprint(texts: Sequence[str], k1: float, b: float) -> str:
-    """Of all that an index depends on."""
+def _fingerprint(texts: Sequence[str], config: BM25Config) -> str:
+    """The fingerprint of all that an index depends on."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (_FORMAT, repr(float(k1)), repr(float(b)), *texts):
+    for part in (_FORMAT, repr(float(config.k1)), repr(float(config.b)), *texts):
         data = part.encode(errors="surrogatepass")
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()

@@ -14,7 +14,8 @@ from calrec_jax.data.domains import Domain
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import evaluator, sasrec
 from calrec_jax.eval.baselines import BaselineData
-from calrec_jax.eval.evaluator import EvaluatedDomain, EvaluationConfig
+from calrec_jax.eval.evaluation import EvaluationConfig
+from calrec_jax.eval.evaluator import EvaluatedDomain
 from calrec_jax.eval.retrievers import ScoreRetriever
 from calrec_jax.eval.sasrec import SASRecConfig
 from calrec_jax.runs import config_text
@@ -23,7 +24,7 @@ from calrec_jax.text.templates import Template
 from calrec_jax.training import manifest
 
 _NAME = "sasrec"
-_ASKED = ("split", "top_k", "seen", "shuffle_history", "seed")  # what its predictions depend on
+_PREDICTION_SETTINGS = ("split", "top_k", "seen", "shuffle_history", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class BaselineRun:
       model_dir: where everything is written.
       data_dir: the store, or arrays that `calrec batches` made of it.
       model: SASRec and its training.
-      evaluation: `domain` is the dataset's name. What it says of texts is not used.
+      evaluation: `domains` is the dataset's name. What it says of texts is not used.
     """
 
     model_dir: str
@@ -62,7 +63,7 @@ def train_and_evaluate(
     config, model_dir = run.evaluation, pathlib.Path(run.model_dir)
     if len(config.domains) > 1:
         raise CalrecError(
-            f"EvaluationConfig.domain is {config.domain}: SASRec is trained on one dataset, not "
+            f"EvaluationConfig.domains is {config.domains}: SASRec is trained on one dataset, not "
             f"on several"
         )
     (dataset,) = config.domains
@@ -78,7 +79,7 @@ def train_and_evaluate(
         domain.item_texts(),
         lambda: ScoreRetriever(trained.score, domain.catalogue, config.seen),
     )
-    settings = {name: getattr(config, name) for name in _ASKED} | {
+    settings = {name: getattr(config, name) for name in _PREDICTION_SETTINGS} | {
         "model": dataclasses.asdict(run.model),
         "epoch": trained.epoch,
         "ndcg": trained.ndcg,

@@ -14,7 +14,8 @@ from calrec_jax.data.domains import Domain
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import evaluator, hybrid
 from calrec_jax.eval.baselines import BaselineData
-from calrec_jax.eval.evaluator import EvaluatedDomain, EvaluationConfig
+from calrec_jax.eval.evaluation import EvaluationConfig
+from calrec_jax.eval.evaluator import EvaluatedDomain
 from calrec_jax.eval.predictions import require_made_with
 from calrec_jax.eval.retrievers import DenseRetriever, TextRetriever
 from calrec_jax.eval.users import sample
@@ -56,7 +57,7 @@ def evaluate(run: Run, on_progress: OnProgress = unnoticed) -> dict[str, Any]:
     batch_size = max(1, min(config.users_per_batch, config.max_users or users, users))
     model = TrainedModel(run, batch_size=batch_size)
     settings = {
-        **config.asked(),
+        **config.prediction_settings(),
         **model.settings(),
         "templates": {domain.name: dataclasses.asdict(domain.template) for domain in domains},
     }
@@ -74,7 +75,7 @@ def _check_datasets(domains: Sequence[Domain]) -> None:
         other = names.setdefault(domain.dataset, domain.name)
         if other != domain.name:
             raise CalrecError(
-                f"EvaluationConfig.domain names {other!r} and {domain.name!r}, which are both of "
+                f"EvaluationConfig.domains names {other!r} and {domain.name!r}, which are both of "
                 f"dataset {domain.dataset!r}: evaluate them one by one, with EvaluationConfig.name"
             )
 
@@ -100,8 +101,7 @@ def baseline_data(domain: Domain, config: EvaluationConfig) -> BaselineData:
         domain.sequences("train"),
         domain.catalogue,
         domain.sequences("validation"),
-        config.k1,
-        config.b,
+        config.bm25,
         config.seen,
     )
 

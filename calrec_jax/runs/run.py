@@ -10,7 +10,7 @@ from calrec_jax.data import specs, vocabularies
 from calrec_jax.data.domains import DataConfig, Domain, Domains, Mixture
 from calrec_jax.data.store import arrays
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval.evaluator import EvaluationConfig
+from calrec_jax.eval.evaluation import EvaluationConfig
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.parallel.mesh import MeshConfig
 from calrec_jax.training.stages import Stage
@@ -115,8 +115,8 @@ class Run:
         """The evaluation. Raises CalrecError where there is none."""
         if self.evaluation is None:
             raise CalrecError(
-                "Run.evaluation is None, so nothing says how the model is asked: bind it to "
-                "@evaluator.EvaluationConfig(), as gin/stages/two_stage.gin does"
+                "Run.evaluation is None, so nothing says how the model is queried: bind it to "
+                "@evaluation.EvaluationConfig(), as gin/stages/two_stage.gin does"
             )
         return self.evaluation
 

@@ -15,7 +15,6 @@ from calrec_jax.data.domains import Domain
 from calrec_jax.decode import vectors
 from calrec_jax.decode.dense import DenseIndex
 from calrec_jax.decode.sample import Sampler
-from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.decode.texts import TextGenerator
 from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.decode.vectors import Towers
@@ -105,8 +104,8 @@ class TrainedModel:
         return TextRetriever(generate, lookup, catalogue, config.seen)
 
     def _index(self, domain: Domain) -> BM25Index:
-        c, folder = self._run.evaluation, pathlib.Path(self._run.model_dir) / "index"
-        return BM25Index.cached(folder, domain.dataset, domain.item_texts(), c.k1, c.b)
+        config, folder = self._run.evaluation, pathlib.Path(self._run.model_dir) / "index"
+        return BM25Index.cached(folder, domain.dataset, domain.item_texts(), config.bm25)
 
     @functools.cached_property
     def _free_sampler(self) -> Sampler:
@@ -114,19 +113,12 @@ class TrainedModel:
         return self._sampler(None)
 
     def _sampler(self, trie: TokenTrie | None) -> Sampler:
-        c, vocabulary = self._run.evaluation, self._run.data.vocabulary
+        vocabulary = self._run.data.vocabulary
         decoder, params = self._model
         return Sampler(
             decoder,
             params,
-            SamplingConfig(
-                c.num_samples,
-                c.temperature,
-                c.max_new_tokens,
-                c.decoding,
-                c.sampling_top_k,
-                c.sampling_top_p,
-            ),
+            self._run.evaluation.sampling,
             eos_id=vocabulary.eos_id,
             bos_id=vocabularies.bos_id(vocabulary),
             max_prompt_tokens=self._lengths["inputs"],

@@ -17,7 +17,7 @@ SMALL = [
     "--gin.sasrec.SASRecConfig.num_layers=1",
     "--gin.sasrec.SASRecConfig.d_model=8",
     "--gin.sasrec.SASRecConfig.epochs=2",
-    "--gin.evaluator.EvaluationConfig.bootstrap_samples=20",
+    "--gin.evaluation.EvaluationConfig.bootstrap_samples=20",
 ]
 
 
@@ -70,7 +70,7 @@ def test_the_same_command_again_gives_the_same_and_trains_nothing(finished, monk
     assert cli.main(argv) == 0
     assert [file.read_bytes() for file in files] == before
     # The saved weights answer as the trained ones did.
-    again = "--gin.evaluator.EvaluationConfig.name='again'"
+    again = "--gin.evaluation.EvaluationConfig.name='again'"
     assert cli.main([*argv, again]) == 0
     lines = [model_dir / "eval" / n / "predictions.jsonl" for n in ("test", "again")]
     assert lines[0].read_bytes() == lines[1].read_bytes()

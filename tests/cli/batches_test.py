@@ -71,7 +71,7 @@ def test_a_stage_alone_saves_its_domains_and_the_evaluations(calrec_batches):
                                 "('synthetic_garden', 'synthetic_sports')"])  # fmt: skip
 def test_all_domains_of_the_evaluation_are_saved(calrec_batches, of):
     one = ["--gin.STAGES=[@stage1/stages.Stage()]", "--gin.MIXTURE_OR_TASK_NAME='synthetic_office'"]
-    assert calrec_batches("--out=saved", *one, f"--gin.EvaluationConfig.domain={of}")[0] == 0
+    assert calrec_batches("--out=saved", *one, f"--gin.EvaluationConfig.domains={of}")[0] == 0
     index = arrays.read_index("saved")
     assert list(index["domains"]) == ["synthetic_garden", "synthetic_office", "synthetic_sports"]
 

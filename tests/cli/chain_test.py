@@ -15,8 +15,8 @@ SMALL = [
     "--gin.BATCH_SIZE=8",
     "--gin.stages.Stage.validation_batches=1",
     "--gin.EvaluationConfig.max_users=5",
-    "--gin.EvaluationConfig.num_samples=2",
-    "--gin.EvaluationConfig.max_new_tokens=8",
+    "--gin.SamplingConfig.num_samples=2",
+    "--gin.SamplingConfig.max_new_tokens=8",
 ]
 
 

@@ -1,6 +1,7 @@
 """The packaged gin files: each describes a run, and says in its header how to change it."""
 
 import dataclasses
+import inspect
 import json
 import re
 
@@ -8,8 +9,11 @@ import pytest
 
 from calrec_jax.cli import processes, sweep_file
 from calrec_jax.configs import gin_config, load
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.errors import CalrecError
+from calrec_jax.eval.evaluation import EvaluationConfig
 from calrec_jax.losses import LossConfig
+from calrec_jax.retrieval.bm25 import BM25Config
 
 GIN = gin_config.search_root() / "gin"
 # pretrained.gin has a test of its own: it needs weights.
@@ -50,10 +54,8 @@ def test_a_run_trains_two_stages_and_evaluates_the_second(file):
     assert (first.mixture, second.mixture) == ("synthetic_all", "synthetic_sports")
     assert (first.init_from, second.init_from) == (None, "stage1:best")
     assert first.train_steps == 7
-    assert (made.evaluation.domain, made.evaluation.checkpoint) == (
-        "synthetic_sports",
-        "stage2:best",
-    )
+    assert made.evaluation.domains == ("synthetic_sports",)
+    assert made.evaluation.checkpoint == "stage2:best"
     for stage in made.stages:
         stage.spec()
         assert stage.losses == LossConfig(
@@ -149,7 +151,7 @@ def test_what_runs_share_can_be_bound(tmp_path):
         "mesh.MeshConfig.model=2",
         "templates.Template.fields=('title', 'brand')",
         "RANDOM_SEED=5",
-        "evaluator.EvaluationConfig.split='validation'",
+        "evaluation.EvaluationConfig.split='validation'",
         "MIXTURE_OR_TASK_MODULE=['calrec_jax.tasks.synthetic', 'calrec_jax.tasks.amazon']",
     )
     assert made.mesh.model == 2 and made.seed == 5
@@ -208,12 +210,39 @@ def test_the_header_says_what_is_overridden(path):
     assert header and "Commonly overridden" in header[0]
 
 
-def test_unverified_values_say_so():
+UNVERIFIED = {
+    LossConfig: "alpha beta temperature direction",
+    SamplingConfig: "num_samples temperature max_new_tokens",
+    EvaluationConfig: "epsilon",
+    BM25Config: "k1 b",
+}
+
+
+def test_unverified_values_say_so_where_they_stand_and_stand_nowhere_else():
     text = (GIN / "stages" / "two_stage.gin").read_text()
-    names = "alpha beta direction num_samples max_new_tokens epsilon k1 b temperature".split()
-    for name in names:
-        lines = re.findall(rf"^\w+\.\w+\.{name} = .*$", text, re.MULTILINE)
-        assert lines and all("# unverified" in line for line in lines), name
+    for cls, names in UNVERIFIED.items():
+        for name in names.split():
+            pattern = rf"^    {name}: \w+ = .+  # unverified"
+            assert re.search(pattern, inspect.getsource(cls), re.MULTILINE), (cls, name)
+            assert f"{cls.__name__}.{name} =" not in text
+
+
+def test_two_stage_has_the_constants_of_the_classes():
+    made = make("gin/runs/two_stage.gin", *REQUIRED).evaluation
+    assert made == EvaluationConfig("synthetic_sports")
+    assert (made.sampling, made.bm25) == (SamplingConfig(32, 0.5, 80), BM25Config(1.5, 0.75))
+    assert made.epsilon == 0.0002
+
+
+def test_parameters_of_an_evaluations_parts_can_be_bound():
+    made = make(
+        QUICKSTART,
+        "sampling.SamplingConfig.method='beam'",
+        "SamplingConfig.num_samples=4",
+        "bm25.BM25Config.k1=1.2",
+    )
+    assert made.evaluation.sampling == SamplingConfig(4, max_new_tokens=32, method="beam")
+    assert made.evaluation.bm25 == BM25Config(k1=1.2)
 
 
 def test_coordinates_of_processes(monkeypatch):

@@ -43,7 +43,7 @@ def test_the_index_of_texts_is_kept(model_dir):
     before = {path: path.stat().st_mtime_ns for path in model_dir.glob("index/*.npz")}
     assert len(before) == 1
     evaluate(model_dir, "plain_again")
-    evaluate(model_dir, "other", k1=1.2)
+    evaluate(model_dir, "other", bm25={"k1": 1.2})
     after = {path: path.stat().st_mtime_ns for path in model_dir.glob("index/*.npz")}
     assert after.items() > before.items() and len(after) == 2
     assert lines(model_dir, "plain") == lines(model_dir, "plain_again")
@@ -87,7 +87,7 @@ def lines_of_a_user(model_dir) -> tuple[list[str], str]:
 
 @pytest.mark.parametrize("retrieval", ["bm25", "trie", "dense", "hybrid"])
 def test_a_recommender_answers_as_the_evaluation_has_it(model_dir, retrieval):
-    more = {"seen": "exclude", "max_new_tokens": 32, "dense_weight": 0.5}
+    more = {"seen": "exclude", "sampling": {"max_new_tokens": 32}, "dense_weight": 0.5}
     made = Recommender.load(model_dir, bindings=bindings(retrieval=retrieval, **more))
     history, _ = lines_of_a_user(model_dir)
     (items,) = made.recommend([history], k=1000)
@@ -131,16 +131,16 @@ def two_of_one_dataset():
 
 def test_domains_of_one_dataset_are_evaluated_one_by_one(model_dir, two_of_one_dataset):
     with pytest.raises(CalrecError, match="'sports_whole' and 'sports_titles', .* both of dataset"):
-        evaluate(model_dir, "mixed", domain=list(two_of_one_dataset))
+        evaluate(model_dir, "mixed", domains=list(two_of_one_dataset))
     assert not (model_dir / "eval" / "mixed").exists()
     for name in (*two_of_one_dataset, two_of_one_dataset[0]):
-        evaluate(model_dir, name, domain=name, retrieval="dense")
+        evaluate(model_dir, name, domains=name, retrieval="dense")
     assert lines(model_dir, "sports_whole") != lines(model_dir, "sports_titles")
 
 
 def test_several_domains_are_measured_together_each_in_its_own_catalogue(model_dir):
     names = ["synthetic_sports", "synthetic_office"]
-    both = evaluate(model_dir, "both", domain=names, max_users=8)
+    both = evaluate(model_dir, "both", domains=names, max_users=8)
     assert {k: part["n"] for k, part in both["slices"]["domain"].items()} == {
         name: sum(line["domain"] == name for line in lines(model_dir, "both")) for name in names
     }
@@ -151,7 +151,7 @@ def test_several_domains_are_measured_together_each_in_its_own_catalogue(model_d
         assert {item["item_id"] for item in line["ranked"]} <= set(catalogue.item_ids)
     # Asked alone, a user has the same answer.
     alone = {line["user_id"]: line for line in lines(model_dir, "both")}
-    evaluate(model_dir, "office", domain="synthetic_office", max_users=None)
+    evaluate(model_dir, "office", domains="synthetic_office", max_users=None)
     for line in lines(model_dir, "office"):
         if line["user_id"] in alone and alone[line["user_id"]]["domain"] == line["domain"]:
             assert line["rank"] == alone[line["user_id"]]["rank"]
@@ -173,16 +173,13 @@ def test_a_complete_evaluation_is_measured_anew_without_the_model(model_dir, mon
     "change",
     [
         {"name": 3},
-        {"domain": None},
-        {"domain": [["synthetic_sports"]]},
+        {"domains": None},
+        {"domains": [["synthetic_sports"]]},
         {"baselines": "popularity"},
         {"baselines": None},
         {"baselines": [["popularity"]]},
         {"dense_weight": "1"},
         {"choosing_users": "all"},
-        {"sampling_top_k": "5"},
-        {"sampling_top_p": None},
-        {"temperature": "0.5"},
         {"seed": "a"},
     ],
 )
@@ -190,6 +187,24 @@ def test_a_value_of_a_wrong_type_is_named(model_dir, change):
     (name,) = change
     with pytest.raises(CalrecError, match=f"EvaluationConfig.{name} is .*, which is not of type"):
         load.load_run(model_dir, bindings(**change))
+
+
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "SamplingConfig.num_samples='8'",
+        "SamplingConfig.top_k='5'",
+        "SamplingConfig.top_p=None",
+        "SamplingConfig.temperature='0.5'",
+        "BM25Config.k1='1'",
+        "EvaluationConfig.sampling='beam'",
+        "EvaluationConfig.bm25=None",
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named_with_the_configuration_that_holds_it(model_dir, binding):
+    name, _, _ = binding.partition("=")
+    with pytest.raises(CalrecError, match=f"{name} is .*, which is not of type"):
+        load.load_run(model_dir, [binding])
 
 
 def test_the_name_of_another_evaluation_with_other_settings_is_refused(model_dir):

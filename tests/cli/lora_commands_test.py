@@ -106,6 +106,6 @@ def test_evaluation_and_recommendations_are_those_of_the_merged_weights(tmp_path
     assert found[0] == found[1]
     shutil.rmtree(tmp_path / "apart" / "stage1")
     assert calrec(tmp_path, "eval", "--model_dir=apart").stdout  # nobody has to be asked
-    other = "--gin.evaluator.EvaluationConfig.name='other'"
+    other = "--gin.evaluation.EvaluationConfig.name='other'"
     gone = calrec(tmp_path, "eval", "--model_dir=apart", other, code=1)
     assert "apart/stage2 were trained on is gone: 'stage1:3'" in gone.stderr.splitlines()[-1]

@@ -29,8 +29,8 @@ SMALL = [
     "--gin.stages.Stage.validation_batches=1",
     "--gin.optimizer.OptimizerConfig.learning_rate=0.01",
     "--gin.EvaluationConfig.max_users=4",
-    "--gin.EvaluationConfig.num_samples=2",
-    "--gin.EvaluationConfig.max_new_tokens=8",
+    "--gin.SamplingConfig.num_samples=2",
+    "--gin.SamplingConfig.max_new_tokens=8",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 from calrec_jax.cli import main as cli
 from calrec_jax.configs import load
@@ -26,12 +27,11 @@ TRAIN = [
 SMALL = {
     "max_users": 5,
     "choosing_users": 6,
-    "num_samples": 2,
-    "max_new_tokens": 8,
     "users_per_batch": 8,
     "bootstrap_samples": 20,
     "baselines": ["popularity", "co_occurrence"],
 }
+SMALL_SAMPLING = {"num_samples": 2, "max_new_tokens": 8}
 
 
 def train(store: pathlib.Path, model_dir: pathlib.Path) -> None:
@@ -40,9 +40,19 @@ def train(store: pathlib.Path, model_dir: pathlib.Path) -> None:
     assert cli.main(["train", *TRAIN, *data]) == 0
 
 
-def bindings(**changes) -> list[str]:
-    """Of an evaluation of few users and short texts."""
-    return [f"evaluator.EvaluationConfig.{k}={v!r}" for k, v in (SMALL | changes).items()]
+def bindings(**changes: Any) -> list[str]:
+    """Bindings of an evaluation of few users and short texts.
+
+    Args:
+      changes: other values of its parameters; those of `sampling` and `bm25` are dictionaries.
+    """
+    sampling, bm25 = changes.pop("sampling", {}), changes.pop("bm25", {})
+    values = {
+        "evaluation.EvaluationConfig": SMALL | changes,
+        "sampling.SamplingConfig": SMALL_SAMPLING | sampling,
+        "bm25.BM25Config": bm25,
+    }
+    return [f"{cls}.{name}={v!r}" for cls, of in values.items() for name, v in of.items()]
 
 
 def evaluate(model_dir: pathlib.Path, name: str, more=(), **changes) -> dict:

@@ -23,7 +23,7 @@ from calrec_jax.eval import sasrec
 from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.retrievers import BM25Lookup
 from calrec_jax.eval.users import sample
-from calrec_jax.retrieval.bm25 import BM25Index
+from calrec_jax.retrieval.bm25 import BM25Config, BM25Index
 from calrec_jax.runs import evaluate as evaluations
 from calrec_jax.runs import trained_model
 from calrec_jax.runs.trained_model import TrainedModel
@@ -102,14 +102,16 @@ def test_what_is_chosen_is_chosen_on_validation_and_not_on_test(model_dir, chang
 def test_baselines_know_of_train_and_validation_whichever_split_is_measured(
     model_dir, monkeypatch, split
 ):
-    told = evaluated(model_dir, monkeypatch, split=split, k1=1.2, b=0.5, seen="exclude")
+    told = evaluated(
+        model_dir, monkeypatch, split=split, bm25={"k1": 1.2, "b": 0.5}, seen="exclude"
+    )
     (subject,) = told["subjects"]
     where = domain(model_dir)
     splits = {name: where.sequences(name) for name in ("train", "validation", "test")}
     assert splits["train"] != splits["validation"] != splits["test"]
     catalogue = where.catalogue
     assert subject.known == BaselineData(
-        splits["train"], catalogue, splits["validation"], 1.2, 0.5, "exclude"
+        splits["train"], catalogue, splits["validation"], BM25Config(1.2, 0.5), "exclude"
     )
     assert subject.users == splits[split]
     assert subject.texts == [where.template.render_item(fields) for fields in catalogue.fields]
@@ -161,8 +163,8 @@ def test_the_epoch_of_a_trained_baseline_is_chosen_on_validation(
 SASREC = [
     "--gin_file=gin/baselines/sasrec.gin",
     f"--gin.DATASET='{DOMAIN}'",
-    "--gin.evaluator.EvaluationConfig.bootstrap_samples=20",
-    "--gin.evaluator.EvaluationConfig.baselines=['hybrid']",
+    "--gin.evaluation.EvaluationConfig.bootstrap_samples=20",
+    "--gin.evaluation.EvaluationConfig.baselines=['hybrid']",
 ]
 
 
@@ -197,20 +199,20 @@ DRAWS = {
     "num_samples": 3,
     "temperature": 0.7,
     "max_new_tokens": 60,
-    "decoding": "sample",
-    "sampling_top_k": 5,
-    "sampling_top_p": 0.9,
+    "method": "sample",
+    "top_k": 5,
+    "top_p": 0.9,
 }
-BEAMS = DRAWS | {"decoding": "beam", "sampling_top_k": None, "sampling_top_p": 1.0}
+BEAMS = DRAWS | {"method": "beam", "top_k": None, "top_p": 1.0}
 
 
 @pytest.mark.parametrize("retrieval", ["bm25", "trie", "hybrid"])
 @pytest.mark.parametrize("asked", [DRAWS, BEAMS])
 def test_all_that_is_said_of_texts_reaches_the_sampler(model_dir, samplers, retrieval, asked):
-    run = load.load_run(model_dir, bindings(retrieval=retrieval, dense_weight=0.5, **asked))
+    run = load.load_run(model_dir, bindings(retrieval=retrieval, dense_weight=0.5, sampling=asked))
     TrainedModel(run, batch_size=3).retriever(run.domain(DOMAIN), never)
     (made,) = samplers
-    assert made.config == SamplingConfig(*asked.values())
+    assert made.config == SamplingConfig(**asked)
     vocabulary = run.data.vocabulary
     trie = made.more.pop("trie")
     assert (trie is not None) == (retrieval == "trie")
@@ -227,7 +229,7 @@ def test_all_that_is_said_of_texts_reaches_the_sampler(model_dir, samplers, retr
 
 def test_no_value_above_is_the_preset_one():
     for field in dataclasses.fields(SamplingConfig):
-        values = [getattr(SamplingConfig(*asked.values()), field.name) for asked in (DRAWS, BEAMS)]
+        values = [getattr(SamplingConfig(**asked), field.name) for asked in (DRAWS, BEAMS)]
         assert any(value != field.default for value in values), field.name
 
 
@@ -246,7 +248,9 @@ def test_epsilon_scales_the_scores_of_texts(model_dir, samplers, retrieval):
     history = where.sequences("test")[0].history
     text = where.template.render_item(where.catalogue.fields[3])
     for epsilon in (0.25, 0.5):
-        texts = retriever(model_dir, retrieval=retrieval, epsilon=epsilon, max_new_tokens=60)
+        texts = retriever(
+            model_dir, retrieval=retrieval, epsilon=epsilon, sampling={"max_new_tokens": 60}
+        )
         (scores,) = texts.scores([[Generated(text, -2.0, (3,))]], [history])
         assert scores[3] == scores.max() == pytest.approx(np.exp(-2.0 * epsilon), rel=1e-12)
 
@@ -256,10 +260,10 @@ def test_k1_and_b_are_those_of_the_index(model_dir, samplers, change):
     where = domain(model_dir)
     history = where.sequences("test")[0].history
     output = [[Generated(" ".join(where.catalogue.fields[3].values()), -1.0)]]
-    (found,) = retriever(model_dir, **change).scores(output, [history])
+    (found,) = retriever(model_dir, bm25=change).scores(output, [history])
 
     def scores(**parameters) -> list[float]:
-        index = BM25Index(where.item_texts(), **parameters)
+        index = BM25Index(where.item_texts(), BM25Config(**parameters))
         lookup = BM25Lookup(index, where.catalogue, where.template, 1 / 5000)
         (row,) = lookup.scores(output)
         return row.tolist()
@@ -280,12 +284,12 @@ def fingerprint(stage_dir: pathlib.Path, step: int) -> str:
 
 def test_predictions_keep_all_that_they_depend_on(model_dir, monkeypatch):
     names = [DOMAIN, "synthetic_office"]
-    told = evaluated(model_dir, monkeypatch, domain=names)
-    run = load.load_run(model_dir, bindings(domain=names))
+    told = evaluated(model_dir, monkeypatch, domains=names)
+    run = load.load_run(model_dir, bindings(domains=names))
     step = TrainedModel(run).step
     template = dataclasses.asdict(Template())
     needed = {
-        **run.evaluation.asked(),
+        **run.evaluation.prediction_settings(),
         "vocabulary": vocabularies.fingerprint(run.data.vocabulary),
         "step": step,
         "saved": fingerprint(model_dir / "stage2", step),

@@ -14,7 +14,7 @@ RUN = ["--gin_file=gin/runs/quickstart.gin", "--gin.VOCABULARY=@vocabularies.byt
 RUN += ["--gin.DATA_DIR='store'", "--gin.MODEL_DIR='model'", "--gin.Run.evaluation=None"]
 LINE = (
     "error: Run.evaluation is None, so nothing says how the model is asked: bind it to "
-    "@evaluator.EvaluationConfig(), as gin/stages/two_stage.gin does\n"
+    "@evaluation.EvaluationConfig(), as gin/stages/two_stage.gin does\n"
 )
 
 

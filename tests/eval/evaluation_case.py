@@ -7,7 +7,8 @@ import json
 import pathlib
 
 from calrec_jax.eval.baselines import BaselineData
-from calrec_jax.eval.evaluator import EvaluatedDomain, EvaluationConfig, evaluate
+from calrec_jax.eval.evaluation import EvaluationConfig
+from calrec_jax.eval.evaluator import EvaluatedDomain, evaluate
 from calrec_jax.eval.retrievers import BM25Lookup, TextRetriever, TrieLookup
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.generated import Generated
@@ -64,7 +65,7 @@ class FakeModel:
 
 def config(**changes) -> EvaluationConfig:
     """Small batches and few resamples."""
-    small = {"domain": "toys", "users_per_batch": 2, "bootstrap_samples": 50}
+    small = {"domains": "toys", "users_per_batch": 2, "bootstrap_samples": 50}
     return EvaluationConfig(**small | changes)
 
 
@@ -77,7 +78,7 @@ def writer(
     generate, c: EvaluationConfig, catalogue: Catalogue, template: Template
 ) -> TextRetriever:
     """A model that writes texts, as a retriever."""
-    index = BM25Index(texts_of(catalogue, template), c.k1, c.b)
+    index = BM25Index(texts_of(catalogue, template), c.bm25)
     lookup = BM25Lookup(index, catalogue, template, c.epsilon)
     if c.retrieval == "trie":
         lookup = TrieLookup(len(catalogue), c.epsilon)
@@ -105,12 +106,16 @@ def run(directory: pathlib.Path, generate=None, retriever=None, **changes):
     c, catalogue = config(**changes), given["catalogue"]
     template = given["template"]
     subject = EvaluatedDomain(
-        BaselineData(given["train"], catalogue, given["validation"], c.k1, c.b, c.seen),
+        BaselineData(given["train"], catalogue, given["validation"], c.bm25, c.seen),
         given["users"],
         texts_of(catalogue, template),
         lambda: retriever or writer(generate or FakeModel(), c, catalogue, template),
     )
-    settings = {**c.asked(), "template": dataclasses.asdict(template), **given["settings"]}
+    settings = {
+        **c.prediction_settings(),
+        "template": dataclasses.asdict(template),
+        **given["settings"],
+    }
     return evaluate("calrec", [subject], c, directory, settings, given["progress"])
 
 

@@ -22,10 +22,12 @@ from evaluation_case import (
     user,
 )
 
+from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.evaluator import EvaluatedDomain, evaluate
 from calrec_jax.eval.users import sample
+from calrec_jax.retrieval.bm25 import BM25Config
 from calrec_jax.text.items import Catalogue
 
 
@@ -73,7 +75,8 @@ OTHER_TEXT = Catalogue("toys", CATALOGUE.item_ids, ({"title": "ankle"}, *CATALOG
         ("checkpoint", {"settings": {"checkpoint": "stage2:400"}}),
         ("vocabulary", {"settings": SETTINGS | {"vocabulary": "other"}}),
         ("epsilon", {"epsilon": 0.1}),
-        ("temperature", {"temperature": 0.7}),
+        ("temperature", {"sampling": SamplingConfig(temperature=0.7)}),
+        ("k1", {"bm25": BM25Config(k1=1.2)}),
         ("seed", {"seed": 1}),
         ("split", {"split": "validation"}),
         ("seen", {"seen": "exclude"}),
@@ -140,12 +143,12 @@ def test_what_only_the_hybrid_reads_is_no_other_setting_elsewhere(tmp_path):
     nobody = FakeModel(dies_after=0)
     run(tmp_path, nobody, dense_weight=0.5, choosing_users=7)
     asked = [
-        config(retrieval="hybrid", **changes).asked()
+        config(retrieval="hybrid", **changes).prediction_settings()
         for changes in ({}, {"choosing_users": 7}, {"dense_weight": 0.5})
     ]
     assert asked[0] != asked[1] != asked[2] != asked[0]
     bound = config(retrieval="hybrid", dense_weight=0.5, choosing_users=7)
-    assert bound.asked() == asked[2]
+    assert bound.prediction_settings() == asked[2]
 
 
 def test_a_larger_sample_includes_a_smaller_one():

@@ -132,7 +132,7 @@ def test_several_domains_are_measured_together(tmp_path):
         return EvaluatedDomain(known, users, texts_of(catalogue), lambda: popular(catalogue, train))
 
     subjects = [subject(CATALOGUE, TRAIN, USERS), subject(games, train, users)]
-    c = config(domain=["toys", "games"], baselines=["popularity", "hybrid"])
+    c = config(domains=["toys", "games"], baselines=["popularity", "hybrid"])
     arguments = (c, tmp_path, {}, lambda *done: progress.append(done))
     result = evaluate("popular", subjects, *arguments)
     assert progress == [(0, 6), (2, 6), (4, 6), (6, 6)]
@@ -173,7 +173,7 @@ def test_domains_share_the_examples_that_are_shown(tmp_path):
         )
         for catalogue, size in ((CATALOGUE, 60), (games, 70))
     ]
-    c = config(domain=["toys", "games"], baselines=[], users_per_batch=100)
+    c = config(domains=["toys", "games"], baselines=[], users_per_batch=100)
     evaluate("popular", subjects, c, tmp_path, {}, lambda *_: None)
     shown = [x["domain"] for x in json.loads((tmp_path / "examples.json").read_text())]
     assert shown == ["toys"] * 50 + ["games"] * 50

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
 from calrec_jax.retrieval import bm25
-from calrec_jax.retrieval.bm25 import BM25Index
+from calrec_jax.retrieval.bm25 import BM25Config, BM25Index
 from calrec_jax.retrieval.round_robin import ranked
 from calrec_jax.retrieval.words import words
 
@@ -58,8 +58,27 @@ def lucene(texts: list[str], query: str, k1: float, b: float) -> list[float]:
 @pytest.mark.parametrize(("k1", "b"), [(1.5, 0.75), (0.9, 0.4), (2.0, 0.0), (1.2, 1.0)])
 def test_scores_are_the_formulas(k1, b):
     expected = [lucene(TEXTS, query, k1, b) for query in QUERIES]
-    scores = BM25Index(TEXTS, k1, b).scores(QUERIES)
+    scores = BM25Index(TEXTS, BM25Config(k1, b)).scores(QUERIES)
     np.testing.assert_allclose(scores, expected, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"k1": -0.1}, "it must be finite and not negative"),
+        ({"k1": float("inf")}, "it must be finite and not negative"),
+        ({"b": -0.1}, r"give one in \[0, 1\]"),
+        ({"b": 1.1}, r"give one in \[0, 1\]"),
+    ],
+)
+def test_a_parameter_out_of_its_range_is_refused(change, reason):
+    ((name, value),) = change.items()
+    with pytest.raises(CalrecError, match=f"^BM25Config.{name} is {value}: {reason}$"):
+        BM25Config(**change)
+
+
+def test_parameters_of_other_types_are_left_to_the_check_of_types():
+    assert BM25Config(k1="1.2").k1 == "1.2"
 
 
 word = st.sampled_from(["iron", "pan", "nail", "12", "lodge", "été", "a"])
@@ -235,10 +254,10 @@ def test_the_best_are_those_of_all_scores(k):
 
 def test_a_saved_index_gives_the_same_scores(tmp_path, monkeypatch):
     texts = [*TEXTS, "été \udcff naïve"]
-    index = BM25Index(texts, 0.9, 0.4)
+    index = BM25Index(texts, BM25Config(0.9, 0.4))
     index.save(tmp_path / "index.npz")
     monkeypatch.setattr(bm25s.BM25, "index", None)  # nothing is built
-    loaded = BM25Index.load(tmp_path / "index.npz", texts, 0.9, 0.4)
+    loaded = BM25Index.load(tmp_path / "index.npz", texts, BM25Config(0.9, 0.4))
     queries = [*QUERIES, "été"]
     np.testing.assert_array_equal(loaded.scores(queries), index.scores(queries))
     assert [path.name for path in tmp_path.iterdir()] == ["index.npz"]
@@ -247,11 +266,11 @@ def test_a_saved_index_gives_the_same_scores(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "other",
     [
-        (TEXTS[:-1], 1.5, 0.75),
-        ([*TEXTS[:-2], TEXTS[-1], TEXTS[-2]], 1.5, 0.75),
-        ([*TEXTS[:-1], TEXTS[-1] + " "], 1.5, 0.75),
-        (TEXTS, 1.4, 0.75),
-        (TEXTS, 1.5, 0.7),
+        (TEXTS[:-1], BM25Config()),
+        ([*TEXTS[:-2], TEXTS[-1], TEXTS[-2]], BM25Config()),
+        ([*TEXTS[:-1], TEXTS[-1] + " "], BM25Config()),
+        (TEXTS, BM25Config(k1=1.4)),
+        (TEXTS, BM25Config(b=0.7)),
     ],
 )
 def test_a_saved_index_of_something_else_is_refused(tmp_path, other):
@@ -312,10 +331,11 @@ def test_a_cached_index_is_built_once(tmp_path, monkeypatch):
 
 
 def test_another_index_is_another_file(tmp_path):
-    for texts, k1, b in ((TEXTS, 1.5, 0.75), (TEXTS[:-1], 1.5, 0.75), (TEXTS, 0.9, 0.4)):
-        index = BM25Index.cached(tmp_path, "items", texts, k1, b)
+    other = BM25Config(k1=0.9, b=0.4)
+    for texts, config in ((TEXTS, BM25Config()), (TEXTS[:-1], BM25Config()), (TEXTS, other)):
+        index = BM25Index.cached(tmp_path, "items", texts, config)
         np.testing.assert_array_equal(
-            index.scores(QUERIES), BM25Index(texts, k1, b).scores(QUERIES)
+            index.scores(QUERIES), BM25Index(texts, config).scores(QUERIES)
         )
     assert len({*tmp_path.iterdir()}) == 3
 

@@ -8,7 +8,7 @@ DEPTH = 10
 """How many items of each user count."""
 
 
-def measure(best: np.ndarray, events: np.ndarray) -> dict[str, float]:
+def beyond_accuracy(best: np.ndarray, events: np.ndarray) -> dict[str, float]:
     """Coverage, Gini index and novelty of the first 10 items of all users.
 
     With N items in the catalogue, c_i users who have item i among their first 10, c_(1) ... c_(N)

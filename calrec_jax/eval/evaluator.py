@@ -20,13 +20,13 @@ from calrec_jax.eval.predictions import (
     Key,
     Predicted,
     PredictionsFile,
-    complete,
     locked,
+    predict_users,
     write_json,
 )
 from calrec_jax.eval.retrievers import Retriever
 from calrec_jax.eval.slices import slice_of
-from calrec_jax.eval.users import sample, shuffled
+from calrec_jax.eval.users import sample_users, with_shuffled_history
 from calrec_jax.text.items import Catalogue, UserSequence
 
 
@@ -52,7 +52,7 @@ class EvaluatedDomain:
         return self.known.catalogue.domain
 
 
-def evaluate(
+def predict_and_measure(
     name: str,
     subjects: Sequence[EvaluatedDomain],
     config: EvaluationConfig,
@@ -153,7 +153,7 @@ def _measured_users(
 ) -> list[tuple[EvaluatedDomain, list[UserSequence]]]:
     """The users of each subject who are measured."""
     everybody = [user for subject in subjects for user in subject.users]
-    chosen = sample(everybody, config.max_users, config.seed)
+    chosen = sample_users(everybody, config.max_users, config.seed)
     measured = [
         (subject, [user for user in chosen if user.domain == subject.domain])
         for subject in subjects
@@ -194,7 +194,7 @@ def _ask(
     """Completes the file; returns what it holds then."""
     done = file.read()
     for subject, users in measured:
-        file.require_of(done, users, subject.known.catalogue)
+        file.require_same_data(done, users, subject.known.catalogue)
     total = sum(len(users) for _, users in measured)
     missing = {
         subject.domain: [user for user in users if (user.domain, user.user_id) not in done]
@@ -205,7 +205,7 @@ def _ask(
     for subject, users in measured:
         some = missing[subject.domain]
         if some or (users and config.chooses_weight and _choice(file, subject) is None):
-            complete(
+            predict_users(
                 file,
                 _asked(some, config),
                 subject.known.catalogue,
@@ -225,7 +225,11 @@ def _choice(file: PredictionsFile, subject: EvaluatedDomain) -> hybrid.WeightCho
 
 def _asked(users: Sequence[UserSequence], config: EvaluationConfig) -> Sequence[UserSequence]:
     """The users as models are told of them."""
-    return [shuffled(user, config.seed) for user in users] if config.shuffle_history else users
+    return (
+        [with_shuffled_history(user, config.seed) for user in users]
+        if config.shuffle_history
+        else users
+    )
 
 
 def _data_hashes(subject: EvaluatedDomain) -> dict[str, str]:
@@ -286,7 +290,7 @@ def _examples(
     shown = []
     for subject, users in measured:
         some = users[: EXAMPLES // len(measured)]
-        predictions = file.whole([done[user.domain, user.user_id] for user in some])
+        predictions = file.read_full([done[user.domain, user.user_id] for user in some])
         for user, prediction in zip(some, predictions, strict=True):
             slices = of_users[user.domain][user.user_id]
             shown.append(example(user, prediction, subject.known.catalogue, subject.texts, slices))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval.predictions import PredictionsFile, complete, write_json
+from calrec_jax.eval.predictions import PredictionsFile, predict_users, write_json
 from calrec_jax.eval.retrievers import DenseRetriever, HybridRetriever, TextRetriever
 from calrec_jax.retrieval import fusion
 from calrec_jax.text.generated import Generated
@@ -39,7 +39,7 @@ class WeightChoice:
     users: int
 
 
-def choose(
+def choose_dense_weight(
     texts: TextRetriever,
     dense: DenseRetriever,
     users: Sequence[UserSequence],
@@ -72,10 +72,10 @@ def choose(
         )
     file = PredictionsFile(directory, settings)
     done = file.read()
-    file.require_of(done, users, catalogue)
+    file.require_same_data(done, users, catalogue)
     missing = [user for user in users if (user.domain, user.user_id) not in done]
     before = len(users) - len(missing)
-    complete(
+    predict_users(
         file, missing, catalogue, texts, 1, batch_size, lambda n: progress(before + n, len(users))
     )
     blocks = _scores(file, texts, dense, users, catalogue, batch_size)
@@ -97,14 +97,14 @@ def _scores(
     for start in range(0, len(users), batch_size):
         batch = users[start : start + batch_size]
         histories = [user.history for user in batch]
-        lines = file.whole([done[user.domain, user.user_id] for user in batch])
+        lines = file.read_full([done[user.domain, user.user_id] for user in batch])
         outputs = [[Generated(g["text"], g["logprob"]) for g in x["generated"]] for x in lines]
         targets = catalogue.places([user.target for user in batch])
         yield texts.scores(outputs, histories), dense.scores(histories), targets
 
 
 def read_choice(directory: pathlib.Path) -> WeightChoice | None:
-    """What `choose` kept in this directory, or None. Raises CalrecError where it is damaged."""
+    """The choice that a directory holds, or None. Raises CalrecError where it is damaged."""
     path = directory / _NAME
     if not path.exists():
         return None

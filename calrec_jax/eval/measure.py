@@ -38,7 +38,8 @@ def measure(
         **_table(ours.bounds, ranks, bootstrap),
         "paired": metrics.paired(ours.bounds, ranks, **bootstrap),
         "beyond_accuracy": {
-            k: diversity.measure(found.best, events) for k, found in {name: ours, **theirs}.items()
+            k: diversity.beyond_accuracy(found.best, events)
+            for k, found in {name: ours, **theirs}.items()
         },
         "slices": {
             slicing: {

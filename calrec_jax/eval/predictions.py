@@ -84,7 +84,7 @@ class PredictionsFile:
         """What is there. Raises as `read_predictions`."""
         return read_predictions(self.path) if self.path.exists() else {}
 
-    def require_of(
+    def require_same_data(
         self, done: Mapping[Key, Predicted], users: Sequence[UserSequence], catalogue: Catalogue
     ) -> None:
         """Raises CalrecError where what is there of some of the users is not of this data.
@@ -106,7 +106,7 @@ class PredictionsFile:
                     f"again; or {_anew(self.path)}"
                 )
 
-    def whole(self, predictions: Sequence[Predicted]) -> list[dict[str, Any]]:
+    def read_full(self, predictions: Sequence[Predicted]) -> list[dict[str, Any]]:
         """The objects of some lines."""
         with self.path.open("rb") as file:
             lines = []
@@ -194,7 +194,7 @@ def _parsed(line: bytes, start: int) -> tuple[Key, Predicted]:
     return key, Predicted(target, low, high, best, start)
 
 
-def complete(
+def predict_users(
     file: PredictionsFile,
     users: Sequence[UserSequence],
     catalogue: Catalogue,

@@ -85,7 +85,9 @@ def train_and_evaluate(
         "ndcg": trained.ndcg,
     }
     directory = model_dir / "eval" / config.folder
-    return evaluator.evaluate(_NAME, [evaluated], config, directory, settings, on_progress)
+    return evaluator.predict_and_measure(
+        _NAME, [evaluated], config, directory, settings, on_progress
+    )
 
 
 def _trained(

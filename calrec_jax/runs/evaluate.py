@@ -18,7 +18,7 @@ from calrec_jax.eval.evaluation import EvaluationConfig
 from calrec_jax.eval.evaluator import EvaluatedDomain
 from calrec_jax.eval.predictions import require_made_with
 from calrec_jax.eval.retrievers import DenseRetriever, TextRetriever
-from calrec_jax.eval.users import sample
+from calrec_jax.eval.users import sample_users
 from calrec_jax.runs.run import Run
 from calrec_jax.runs.trained_model import TrainedModel
 
@@ -34,14 +34,14 @@ def evaluate(run: Run, on_progress: OnProgress = unnoticed) -> dict[str, Any]:
     """Measures the run's model as `run.evaluation` says; returns what metrics.json holds.
 
     Users that MODEL_DIR/eval already has predictions of are not predicted again, see
-    `evaluator.evaluate`.
+    `evaluator.predict_and_measure`.
 
     Args:
       on_progress: called with (users done, users in all, verb of the line).
 
     Raises:
       CalrecError: there are several processes, no evaluation or no such checkpoint; or as
-        `evaluator.evaluate`.
+        `evaluator.predict_and_measure`.
     """
     config = run.require_evaluation()
     if jax.process_count() > 1:
@@ -65,7 +65,9 @@ def evaluate(run: Run, on_progress: OnProgress = unnoticed) -> dict[str, Any]:
         _choose_weight, run, directory, settings, batch_size=batch_size, on_progress=on_progress
     )
     evaluated = [_evaluated(run, model, domain, choose) for domain in domains]
-    return evaluator.evaluate("calrec", evaluated, config, directory, settings, on_progress)
+    return evaluator.predict_and_measure(
+        "calrec", evaluated, config, directory, settings, on_progress
+    )
 
 
 def _check_datasets(domains: Sequence[Domain]) -> None:
@@ -119,10 +121,10 @@ def _choose_weight(
 ) -> float:
     """The weight of the towers in retrieval "hybrid", chosen on the domain's validation split."""
     config = run.evaluation
-    return hybrid.choose(
+    return hybrid.choose_dense_weight(
         texts,
         dense,
-        sample(domain.sequences("validation"), config.choosing_users, config.seed),
+        sample_users(domain.sequences("validation"), config.choosing_users, config.seed),
         domain.catalogue,
         evaluator.choosing_folder(directory, domain.dataset),
         settings,

@@ -22,7 +22,7 @@ from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.eval import sasrec
 from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.retrievers import BM25Lookup
-from calrec_jax.eval.users import sample
+from calrec_jax.eval.users import sample_users
 from calrec_jax.retrieval.bm25 import BM25Config, BM25Index
 from calrec_jax.runs import evaluate as evaluations
 from calrec_jax.runs import trained_model
@@ -87,7 +87,10 @@ def test_what_is_chosen_is_chosen_on_validation_and_not_on_test(model_dir, chang
     first = chosen(model_dir, "first")
     asked = {x["user_id"]: x["target"] for x in map(json.loads, first["texts"].splitlines())}
     users = domain(model_dir).sequences("validation")
-    some = {seed: {user.user_id: user.target for user in sample(users, 6, seed)} for seed in (0, 3)}
+    some = {
+        seed: {user.user_id: user.target for user in sample_users(users, 6, seed)}
+        for seed in (0, 3)
+    }
     assert asked == some[3] != some[0]
     change_split("test")
     assert chosen(model_dir, "other_test") == first
@@ -118,7 +121,7 @@ def test_baselines_know_of_train_and_validation_whichever_split_is_measured(
 
 
 def evaluated(model_dir, monkeypatch, *more, **changes) -> dict:
-    """What `evaluator.evaluate` is asked."""
+    """What `evaluator.predict_and_measure` is asked."""
     told = {}
 
     def spy(name, subjects, config, directory, settings, progress):
@@ -126,7 +129,7 @@ def evaluated(model_dir, monkeypatch, *more, **changes) -> dict:
         return {}
 
     with monkeypatch.context() as patched:
-        patched.setattr(evaluations.evaluator, "evaluate", spy)
+        patched.setattr(evaluations.evaluator, "predict_and_measure", spy)
         run = load.load_run(model_dir, [*bindings(**changes), *more])
         evaluations.evaluate(run)
     return told

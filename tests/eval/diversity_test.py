@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import diversity as oracle
 
-from calrec_jax.eval.diversity import measure
+from calrec_jax.eval.diversity import beyond_accuracy
 
 NOTHING = {"coverage@10": 0.0, "gini@10": 0.0, "novelty@10": 0.0}
 
@@ -36,7 +36,7 @@ def padded(lists: list[list[int]], width: int = 10) -> np.ndarray:
 @given(recommended())
 def test_measures_are_the_oracles(case):
     lists, events = case
-    found = measure(padded(lists), np.array(events))
+    found = beyond_accuracy(padded(lists), np.array(events))
     assert list(found) == ["coverage@10", "gini@10", "novelty@10"]
     assert found["coverage@10"] == oracle.coverage(lists, len(events))
     assert found["gini@10"] == pytest.approx(oracle.gini(lists, len(events)), rel=1e-12)
@@ -45,7 +45,7 @@ def test_measures_are_the_oracles(case):
 
 def test_by_hand():
     best = np.array([[2, 1, -1], [2, -1, -1], [-1, -1, -1], [2, 3, -1]])
-    found = measure(best, np.array([3, 1, 0, 0]))
+    found = beyond_accuracy(best, np.array([3, 1, 0, 0]))
     # Counts 0, 1, 1, 3 of 5; p(i) = 1/2, 1/4, 1/8, 1/8.
     assert found == pytest.approx(
         {"coverage@10": 3 / 4, "gini@10": (-1 + 1 + 9) / (4 * 5), "novelty@10": (3 * 4 + 2) / 5}
@@ -54,37 +54,37 @@ def test_by_hand():
 
 def test_the_same_ten_items_to_everyone():
     best = np.tile(np.arange(10), (7, 1))
-    found = measure(best, np.full(40, 6))
+    found = beyond_accuracy(best, np.full(40, 6))
     assert found == pytest.approx(
         {"coverage@10": 10 / 40, "gini@10": 1 - 10 / 40, "novelty@10": math.log2(40)}
     )
 
 
 def test_each_item_once_is_even():
-    found = measure(np.arange(40).reshape(4, 10), np.arange(40))
+    found = beyond_accuracy(np.arange(40).reshape(4, 10), np.arange(40))
     assert (found["coverage@10"], found["gini@10"]) == (1.0, 0.0)
 
 
 def test_items_without_events_are_finitely_novel():
-    assert measure(np.array([[1]]), np.array([1_000_000, 0]))["novelty@10"] == pytest.approx(
-        math.log2(1_000_002)
-    )
-    nobody_bought = measure(np.array([[1], [0]]), np.zeros(8, np.int64))
+    assert beyond_accuracy(np.array([[1]]), np.array([1_000_000, 0]))[
+        "novelty@10"
+    ] == pytest.approx(math.log2(1_000_002))
+    nobody_bought = beyond_accuracy(np.array([[1], [0]]), np.zeros(8, np.int64))
     assert nobody_bought["novelty@10"] == 3.0
 
 
 @pytest.mark.parametrize("shape", [(0, 10), (0, 0), (5, 0), (5, 10)])
 def test_nobody_is_recommended_anything(shape):
-    assert measure(np.full(shape, -1), np.array([4, 0, 1])) == NOTHING
+    assert beyond_accuracy(np.full(shape, -1), np.array([4, 0, 1])) == NOTHING
 
 
 def test_a_catalogue_of_one_item():
-    assert measure(np.array([[0], [-1]]), np.array([9])) == NOTHING | {"coverage@10": 1.0}
-    assert measure(np.array([[-1]]), np.array([0])) == NOTHING
+    assert beyond_accuracy(np.array([[0], [-1]]), np.array([9])) == NOTHING | {"coverage@10": 1.0}
+    assert beyond_accuracy(np.array([[-1]]), np.array([0])) == NOTHING
 
 
 def test_measures_are_plain_numbers_in_json():
-    found = measure(np.array([[0, 1], [1, -1]], np.int32), np.array([1, 2, 3]))
+    found = beyond_accuracy(np.array([[0, 1], [1, -1]], np.int32), np.array([1, 2, 3]))
     assert all(type(value) is float for value in found.values())
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
@@ -92,13 +92,13 @@ def test_measures_are_plain_numbers_in_json():
 @pytest.mark.parametrize("place", [-2, 3])
 def test_places_outside_the_catalogue_are_refused(place):
     with pytest.raises(ValueError, match="to the last of 3 items"):
-        measure(np.array([[0, place]]), np.array([1, 1, 1]))
+        beyond_accuracy(np.array([[0, place]]), np.array([1, 1, 1]))
 
 
 def test_impossible_shapes_are_refused():
     with pytest.raises(ValueError, match="at most 10 of each user"):
-        measure(np.zeros((1, 11), int), np.array([1]))
+        beyond_accuracy(np.zeros((1, 11), int), np.array([1]))
     with pytest.raises(ValueError, match="at most 10 of each user"):
-        measure(np.zeros(3, int), np.array([1]))
+        beyond_accuracy(np.zeros(3, int), np.array([1]))
     with pytest.raises(ValueError, match="to the last of 0 items"):
-        measure(np.full((1, 1), -1), np.zeros(0, np.int64))
+        beyond_accuracy(np.full((1, 1), -1), np.zeros(0, np.int64))

@@ -8,7 +8,7 @@ import pathlib
 
 from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.evaluation import EvaluationConfig
-from calrec_jax.eval.evaluator import EvaluatedDomain, evaluate
+from calrec_jax.eval.evaluator import EvaluatedDomain, predict_and_measure
 from calrec_jax.eval.retrievers import BM25Lookup, TextRetriever, TrieLookup
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.generated import Generated
@@ -86,7 +86,7 @@ def writer(
 
 
 def run(directory: pathlib.Path, generate=None, retriever=None, **changes):
-    """`evaluate` on the domain above.
+    """`predict_and_measure` on the domain above.
 
     Args:
       generate: the model, as a writer of texts; or
@@ -116,7 +116,7 @@ def run(directory: pathlib.Path, generate=None, retriever=None, **changes):
         "template": dataclasses.asdict(template),
         **given["settings"],
     }
-    return evaluate("calrec", [subject], c, directory, settings, given["progress"])
+    return predict_and_measure("calrec", [subject], c, directory, settings, given["progress"])
 
 
 def lines(directory: pathlib.Path) -> list[dict]:

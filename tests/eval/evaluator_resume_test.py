@@ -25,8 +25,8 @@ from evaluation_case import (
 from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval.baselines import BaselineData
-from calrec_jax.eval.evaluator import EvaluatedDomain, evaluate
-from calrec_jax.eval.users import sample
+from calrec_jax.eval.evaluator import EvaluatedDomain, predict_and_measure
+from calrec_jax.eval.users import sample_users
 from calrec_jax.retrieval.bm25 import BM25Config
 from calrec_jax.text.items import Catalogue
 
@@ -62,7 +62,7 @@ def test_a_finished_evaluation_asks_nobody_again(tmp_path):
     )
     settings = json.loads((tmp_path / "settings.json").read_text())
     del settings["data"]
-    again = evaluate("calrec", [subject], config(), tmp_path, settings, lambda *_: None)
+    again = predict_and_measure("calrec", [subject], config(), tmp_path, settings, lambda *_: None)
     assert again == first
 
 
@@ -154,15 +154,15 @@ def test_what_only_the_hybrid_reads_is_no_other_setting_elsewhere(tmp_path):
 def test_a_larger_sample_includes_a_smaller_one():
     users = [user(f"u{n:04}", 0, 1, 2) for n in range(2000)]
     sizes = [1, 9, 300, 700, 2000, 2001]  # Python samples few and many in different ways
-    samples = [sample(users, n, 0) for n in sizes]
+    samples = [sample_users(users, n, 0) for n in sizes]
     names = [[u.user_id for u in some] for some in samples]
     for smaller, larger in itertools.pairwise(names):
         assert set(smaller) <= set(larger)
     assert [len(some) for some in samples] == [1, 9, 300, 700, 2000, 2000]
-    assert samples[-1] == sample(users, None, 0) == users
+    assert samples[-1] == sample_users(users, None, 0) == users
     assert all(some == sorted(some) for some in names)
-    assert sample(users, 9, 0) == samples[1]
-    assert sample(users, 9, 1) != samples[1]
+    assert sample_users(users, 9, 0) == samples[1]
+    assert sample_users(users, 9, 1) != samples[1]
 
 
 def test_the_seed_decides_which_users_are_measured(tmp_path):
@@ -171,7 +171,7 @@ def test_the_seed_decides_which_users_are_measured(tmp_path):
         model = FakeModel()
         run(tmp_path / str(seed), model, max_users=2, seed=seed)
         asked[seed] = model.asked
-    names = {seed: [u.user_id for u in sample(USERS, 2, seed)] for seed in asked}
+    names = {seed: [u.user_id for u in sample_users(USERS, 2, seed)] for seed in asked}
     assert asked == names and len(set(map(tuple, names.values()))) > 1
 
 

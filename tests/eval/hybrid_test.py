@@ -46,7 +46,7 @@ def dense() -> DenseRetriever:
 
 def choose(directory, model=None, users=USERS, settings=None, told=None):
     texts = writer(model or Writer(), config(), CATALOGUE, TEMPLATE)
-    return hybrid.choose(
+    return hybrid.choose_dense_weight(
         texts,
         dense(),
         users,

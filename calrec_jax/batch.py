@@ -13,6 +13,10 @@ TARGETS = ("last", "random", "all")
 """What a training example's target is: the last item of a sequence; a random one but the first,
 drawn anew in each epoch; or each but the first, every one an example of its own."""
 
+HISTORY, TARGET = 1, 2
+"""The values of `decoder_span_ids`: the span that each input token belongs to. BOS and padding
+belong to none and have 0."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:

@@ -14,7 +14,7 @@ import dataclasses
 
 import numpy as np
 
-from calrec_jax.batch import BatchSpec
+from calrec_jax.batch import HISTORY, TARGET, BatchSpec
 from calrec_jax.errors import CalrecError
 
 Row = dict[str, np.ndarray]
@@ -130,8 +130,8 @@ def _place(row: Row, example: Example, slot: int, start: int, bos_id: int) -> No
     row["decoder_positions"][here] = np.arange(n + m + 1)
     row["decoder_segment_ids"][here] = slot + 1
     row["decoder_loss_weights"][start + n : here.stop] = 1
-    row["decoder_span_ids"][start + 1 : start + 1 + n] = 1
-    row["decoder_span_ids"][start + 1 + n : here.stop] = 2
+    row["decoder_span_ids"][start + 1 : start + 1 + n] = HISTORY
+    row["decoder_span_ids"][start + 1 + n : here.stop] = TARGET
     row["item_tokens"][slot, : m + 1] = np.concatenate([[bos_id], example.targets[:-1]])
     row["item_mask"][slot, 1 : m + 1] = 1
     row["target_item_ids"][slot] = example.item_id

@@ -5,8 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-HISTORY, TARGET = 1, 2  # values of decoder_span_ids
-
 
 def _masked_mean(mask_BxKxS, hidden_BxSxD) -> jax.Array:
     """Mean of the hidden states that each of K masks selects, float32; zeros where it is empty."""

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from calrec_jax import npz
+from calrec_jax.batch import HISTORY, TARGET
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError
-from calrec_jax.models import pooling
 
 Decode = Callable[[Sequence[int]], str]
 
-_SPANS = {"history": pooling.HISTORY, "target": pooling.TARGET}
+_SPANS = {"history": HISTORY, "target": TARGET}
 
 
 def bad(values: Mapping[str, float]) -> dict[str, float]:

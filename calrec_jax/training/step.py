@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from calrec_jax import losses
+from calrec_jax.batch import HISTORY, TARGET
 from calrec_jax.losses import LossConfig, LossSums
 from calrec_jax.models import lora, pooling
 from calrec_jax.models.decoder import Decoder
@@ -65,7 +66,7 @@ def _loss_sums(
         )
         return v_BxKxD.reshape(-1, v_BxKxD.shape[-1])
 
-    v_u, v_tu = pool(pooling.HISTORY), pool(pooling.TARGET)
+    v_u, v_tu = pool(HISTORY), pool(TARGET)
     v_t = _item_vectors(decoder, batch["item_tokens"], batch["item_mask"])
     allowed = losses.allowed_pairs(item_ids_BxK.ravel(), batch["domain_ids"].ravel(), config)
     return LossSums(

@@ -7,7 +7,7 @@ import pytest
 import seqio
 from batch_segments import segments
 
-from calrec_jax.batch import BatchSpec
+from calrec_jax.batch import HISTORY, TARGET, BatchSpec
 from calrec_jax.data import registry, vocabularies
 from calrec_jax.data.domains import DataConfig, Domains, Mixture
 from calrec_jax.data.loader import Batches
@@ -270,7 +270,7 @@ def test_spans_end_where_the_target_begins_whatever_the_texts_hold(
         spans, tokens = batch["decoder_span_ids"], batch["decoder_input_tokens"]
         for row, slot in zip(*np.nonzero(batch["target_item_ids"]), strict=True):
             here = batch["decoder_segment_ids"][row] == slot + 1
-            pair = (tokens[row][here & (spans[row] == span)].tolist() for span in (1, 2))
+            pair = (tokens[row][here & (spans[row] == span)].tolist() for span in (HISTORY, TARGET))
             found.append(tuple(vocabularies.byte().decode(ids) for ids in pair))
     assert sorted(found) == sorted(
         (template.render_prompt([titles[past]]), template.render_item(titles[target]))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calrec_jax.batch import BatchSpec
+from calrec_jax.batch import HISTORY, TARGET, BatchSpec
 from calrec_jax.data import packing
 from calrec_jax.data.packing import Example
 from calrec_jax.errors import CalrecError
@@ -113,6 +113,6 @@ def test_every_target_token_is_what_follows_its_input(sizes):
         assert counts[i + 1] == len(example) == len(inputs)
         assert inputs[0] == 3 and inputs[1:].tolist() == targets[:-1].tolist()
         assert row["decoder_loss_weights"][here].sum() == len(example.targets)
-        assert (row["decoder_span_ids"][here] == 1).sum() == len(example.inputs)
-        assert (row["decoder_span_ids"][here] == 2).sum() == len(example.targets) - 1
+        assert (row["decoder_span_ids"][here] == HISTORY).sum() == len(example.inputs)
+        assert (row["decoder_span_ids"][here] == TARGET).sum() == len(example.targets) - 1
         assert row["item_mask"][i].sum() == len(example.targets) - 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from calrec_jax.batch import BatchSpec
+from calrec_jax.batch import TARGET, BatchSpec
 from calrec_jax.data import packing
 from calrec_jax.decode.sample import Sampler, Samples
 from calrec_jax.decode.sampling import SamplingConfig
@@ -77,7 +77,7 @@ def test_the_prompt_is_the_training_text_up_to_the_target():
     example = packing.Example(catalogue.prompt(["i1", "i3"]), target, 1, 1)
     spec = BatchSpec.create(1, {"inputs": 120, "targets": 41})
     row = packing.make_row([example], spec, tiny.BOS)
-    before_target = row["decoder_span_ids"] != 2
+    before_target = row["decoder_span_ids"] != TARGET
     before_target &= row["decoder_segment_ids"] != 0
     assert row["decoder_input_tokens"][before_target].tolist() == [tiny.BOS, *prompt.tolist()]
     assert decode(row["decoder_target_tokens"][row["decoder_loss_weights"] == 1][:-1]) == (

@@ -7,6 +7,7 @@ import numpy as np
 import tiny
 from oracles import losses as oracle
 
+from calrec_jax.batch import HISTORY, TARGET
 from calrec_jax.models import pooling
 
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}  # one float32 mean of a few values near 1
@@ -28,7 +29,7 @@ def pooled(hidden, batch, span, slots=tiny.MAX_SEGMENTS):
 def test_spans_are_the_oracles():
     batch = tiny.packed()
     hidden = some_hidden(batch)
-    for span in (pooling.HISTORY, pooling.TARGET):
+    for span in (HISTORY, TARGET):
         expected = oracle.pool(
             hidden, batch["decoder_segment_ids"], batch["decoder_span_ids"], span, 3
         )
@@ -46,8 +47,8 @@ def test_a_span_is_that_of_the_input_token():
     places = np.arange(tiny.ROW_LENGTH, dtype=np.float32)[None, :, None]
     batch = {name: value[:1] for name, value in tiny.unpacked().items()}
     n, m = len(example["history"]), len(example["target"])
-    assert pooled(places, batch, pooling.HISTORY, 1) == np.mean(range(1, n + 1))
-    assert pooled(places, batch, pooling.TARGET, 1) == np.mean(range(n + 1, n + m + 1))
+    assert pooled(places, batch, HISTORY, 1) == np.mean(range(1, n + 1))
+    assert pooled(places, batch, TARGET, 1) == np.mean(range(n + 1, n + m + 1))
 
 
 def test_bos_and_padding_enter_no_mean():
@@ -56,7 +57,7 @@ def test_bos_and_padding_enter_no_mean():
     hidden = some_hidden(batch)
     spoilt = np.where((batch["decoder_span_ids"] == 0)[..., None], np.float32(1e6), hidden)
     assert (spoilt != hidden).any()
-    for span in (pooling.HISTORY, pooling.TARGET):
+    for span in (HISTORY, TARGET):
         np.testing.assert_array_equal(pooled(spoilt, batch, span), pooled(hidden, batch, span))
 
 
@@ -80,5 +81,5 @@ def test_means_are_taken_in_float32_whatever_the_compute_dtype():
     batch = {name: value[:1] for name, value in tiny.unpacked().items()}
     hidden = np.zeros((1, tiny.ROW_LENGTH, 1), np.float32)
     hidden[0, 1:5, 0] = [1.0, 1.0078125, 1.0, 1.0]  # the next bfloat16 after 1
-    got = pooled(jnp.asarray(hidden, jnp.bfloat16), batch, pooling.HISTORY, 1)
+    got = pooled(jnp.asarray(hidden, jnp.bfloat16), batch, HISTORY, 1)
     assert got == 1 + 0.0078125 / 4

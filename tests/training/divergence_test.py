@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from training.small_run import make_batches, metrics, random_batch, run, stage
 
+from calrec_jax.batch import HISTORY, TARGET
 from calrec_jax.errors import CalrecError
 from calrec_jax.training.optimizer import OptimizerConfig
 
@@ -62,7 +63,7 @@ def test_it_stops_with_the_batch_and_the_last_good_checkpoint(tmp_path):
         assert told["target_item_id"] == batch["target_item_ids"][row, place]
         assert told["domain_id"] == batch["domain_ids"][row, place]
         of_it = batch["decoder_segment_ids"][row] == told["segment"]
-        for name, span in (("history", 1), ("target", 2)):
+        for name, span in (("history", HISTORY), ("target", TARGET)):
             tokens_of = of_it & (batch["decoder_span_ids"][row] == span)
             tokens = batch["decoder_input_tokens"][row, tokens_of]
             assert told[name] == " ".join(map(str, tokens))

@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 
 from calrec_jax import npz
 from calrec_jax.errors import CalrecError, is_read_only
+from calrec_jax.models import towers
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig
 from calrec_jax.text.prompts import TokenizedCatalogue
-from calrec_jax.training import step
 
 _BUCKET = 32  # tokens: few programs to compile, little padding
 
@@ -49,7 +49,7 @@ class Towers:
         data = mesh.shape["data"]
         self._rows = -(-batch_size // data) * data
         self._width = decoder.config.d_model
-        self._read = jax.jit(functools.partial(step.item_vectors, decoder))
+        self._read = jax.jit(functools.partial(towers.item_vectors, decoder))
 
     def items(self, tokens: TokenizedCatalogue) -> np.ndarray:
         """v_t of each item, in the catalogue's order. float32 [items, D]."""

@@ -9,26 +9,9 @@ import optax
 from calrec_jax import losses
 from calrec_jax.batch import HISTORY, TARGET
 from calrec_jax.losses import LossConfig, LossSums
-from calrec_jax.models import lora, pooling
+from calrec_jax.models import lora, towers
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.training.state import TrainState
-
-
-def item_vectors(decoder: Decoder, params, item_tokens_BxKxI, item_mask_BxKxI) -> jax.Array:
-    """v_t of every slot: the target read alone, as its own sequence. [B*K, D] float32."""
-    return decoder.apply(
-        {"params": params}, item_tokens_BxKxI, item_mask_BxKxI, method=_item_vectors
-    )
-
-
-def _item_vectors(decoder: Decoder, item_tokens_BxKxI, item_mask_BxKxI) -> jax.Array:
-    b, k, i = item_tokens_BxKxI.shape
-    tokens_NxI = item_tokens_BxKxI.reshape(b * k, i)
-    mask_NxI = item_mask_BxKxI.reshape(b * k, i)
-    positions_NxI = jnp.broadcast_to(jnp.arange(i)[None], tokens_NxI.shape)
-    # BOS (position 0) is read but enters no mean; padding is last, so no token attends to it.
-    hidden_NxIxD = decoder(tokens_NxI, positions_NxI, jnp.ones_like(tokens_NxI))
-    return pooling.pool_items(hidden_NxIxD, mask_NxI)
 
 
 def loss_sums(
@@ -59,21 +42,18 @@ def _loss_sums(
         zero = jnp.zeros((), jnp.float32)
         return LossSums(nll=nll, tokens=tokens, tt=zero, ut=zero, examples=examples)
 
-    def pool(span):
-        k = item_ids_BxK.shape[1]
-        v_BxKxD = pooling.pool_span(
-            hidden_BxSxD, segment_ids_BxS, batch["decoder_span_ids"], span, k
-        )
-        return v_BxKxD.reshape(-1, v_BxKxD.shape[-1])
+    def pool(span: int) -> jax.Array:
+        span_ids_BxS, k = batch["decoder_span_ids"], item_ids_BxK.shape[1]
+        return towers.span_vectors(hidden_BxSxD, segment_ids_BxS, span_ids_BxS, span, k)
 
-    v_u, v_tu = pool(HISTORY), pool(TARGET)
-    v_t = _item_vectors(decoder, batch["item_tokens"], batch["item_mask"])
-    allowed = losses.allowed_pairs(item_ids_BxK.ravel(), batch["domain_ids"].ravel(), config)
+    v_u_NxD, v_tu_NxD = pool(HISTORY), pool(TARGET)
+    v_t_NxD = towers.item_tower(decoder, batch["item_tokens"], batch["item_mask"])
+    allowed_NxN = losses.allowed_pairs(item_ids_BxK.ravel(), batch["domain_ids"].ravel(), config)
     return LossSums(
         nll=nll,
         tokens=tokens,
-        tt=losses.info_nce(v_tu, v_t, allowed, config.temperature, config.direction),
-        ut=losses.info_nce(v_u, v_t, allowed, config.temperature, config.direction),
+        tt=losses.info_nce(v_tu_NxD, v_t_NxD, allowed_NxN, config.temperature, config.direction),
+        ut=losses.info_nce(v_u_NxD, v_t_NxD, allowed_NxN, config.temperature, config.direction),
         examples=examples,
     )
 

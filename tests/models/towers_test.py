@@ -8,7 +8,7 @@ import tiny
 from oracles import losses as oracle
 
 from calrec_jax.batch import HISTORY, TARGET
-from calrec_jax.models import pooling
+from calrec_jax.models import towers
 
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}  # one float32 mean of a few values near 1
 
@@ -19,11 +19,9 @@ def some_hidden(batch, width=8, seed=0):
 
 
 def pooled(hidden, batch, span, slots=tiny.MAX_SEGMENTS):
-    return np.asarray(
-        pooling.pool_span(
-            hidden, batch["decoder_segment_ids"], batch["decoder_span_ids"], span, slots
-        )
-    )
+    where = batch["decoder_segment_ids"], batch["decoder_span_ids"]
+    vectors = np.asarray(towers.span_vectors(hidden, *where, span, slots))
+    return vectors.reshape(len(hidden), slots, -1)
 
 
 def test_spans_are_the_oracles():
@@ -68,7 +66,7 @@ def test_items_are_the_oracles_and_leave_out_bos_and_padding():
     flat = hidden.reshape(-1, *hidden.shape[2:])
 
     def items(states):
-        return np.asarray(pooling.pool_items(states, mask.reshape(-1, mask.shape[-1])))
+        return np.asarray(towers.pool_items(states, mask.reshape(-1, mask.shape[-1])))
 
     np.testing.assert_allclose(
         items(flat).reshape(*mask.shape[:2], 8), oracle.pool_items(hidden, mask), **TOLERANCE

@@ -1,0 +1,6 @@
+"""The type of a tree of parameters."""
+
+from typing import Any
+
+Params = Any
+"""Nested dicts of a decoder's parameters, or of a part of them: arrays, or their shapes."""

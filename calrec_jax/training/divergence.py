@@ -1,4 +1,4 @@
-"""What is told and kept of a training whose numbers are no longer finite."""
+"""How a training ends whose numbers are no longer finite: the error, and the batch that is kept."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +16,21 @@ from calrec_jax import npz
 from calrec_jax.batch import HISTORY, TARGET
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError
+from calrec_jax.training.step import Batch
 
 Decode = Callable[[Sequence[int]], str]
+"""Token ids -> text."""
 
 _SPANS = {"history": HISTORY, "target": TARGET}
 
 
-def bad(values: Mapping[str, float]) -> dict[str, float]:
-    """Those of `values` that are not finite."""
+def not_finite(values: Mapping[str, float]) -> dict[str, float]:
+    """The entries of `values` that are infinite or NaN."""
     return {name: value for name, value in values.items() if not math.isfinite(value)}
 
 
 @jax.jit
-def all_finite(tree) -> jax.Array:
+def all_finite(tree: Any) -> jax.Array:
     """[] bool: whether all floating-point numbers of a tree of arrays are finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]))
@@ -38,73 +41,70 @@ def error(
     checkpoints: Checkpoints,
     decode: Decode | None,
     step: int,
-    found: Mapping[str, float],
-    batch: Mapping[str, jax.Array] | None,
+    values: Mapping[str, float],
+    batch: Batch | None,
 ) -> CalrecError:
-    """What is said of a step, whose batch is kept in the stage's folder.
+    """The error that ends a stage at a step. Its batch is written to the stage's folder.
 
     Args:
-      checkpoints: of the stage; saves that are under way are waited for.
-      decode: tokens -> text, to keep the examples as texts, too.
-      found: what is not finite.
-      batch: that of the step, global; None where no one batch is the cause.
+      checkpoints: the stage's; saves that are under way are waited for.
+      decode: writes the examples of the batch as texts, too; None = as tokens only.
+      values: the numbers that are not finite, by name.
+      batch: the step's global batch; None where no single batch is the cause.
     """
     name = stage_dir.name
-    told = ", ".join(f"{what} is {value}" for what, value in found.items())
-    kept = "" if batch is None else f"; {_keep(stage_dir, step, batch, decode)}"
+    cause = ", ".join(f"{what} is {value}" for what, value in values.items())
+    if batch is not None:
+        cause += f"; {_write_batch(stage_dir, step, batch, decode)}"
     checkpoints.wait()
-    before = checkpoints.step_before(step)
-    if before is None:
+    last_good = checkpoints.step_before(step)
+    if last_good is None:
         return CalrecError(
-            f"{name} stopped at step {step}: {told}{kept}; nothing was saved before: lower "
+            f"{name} stopped at step {step}: {cause}; nothing was saved before: lower "
             f"OptimizerConfig.learning_rate, or warm up for longer"
         )
     return CalrecError(
-        f"{name} stopped at step {step}: {told}{kept}; the last good checkpoint is "
-        f"{name}:{before}: train on from there in a MODEL_DIR of its own, with "
-        f"Stage.init_from='{stage_dir}:{before}' and a lower OptimizerConfig.learning_rate"
+        f"{name} stopped at step {step}: {cause}; the last good checkpoint is "
+        f"{name}:{last_good}: train on from there in a MODEL_DIR of its own, with "
+        f"Stage.init_from='{stage_dir}:{last_good}' and a lower OptimizerConfig.learning_rate"
     )
 
 
-def _keep(
-    stage_dir: pathlib.Path, step: int, batch: Mapping[str, jax.Array], decode: Decode | None
-) -> str:
-    """Writes this process's rows of a batch; returns where, in words."""
+def _write_batch(stage_dir: pathlib.Path, step: int, batch: Batch, decode: Decode | None) -> str:
+    """Writes this process's rows of a batch. Returns the words that say where they are."""
     process = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
     path = stage_dir / f"diverged_{step}{process}.npz"
-    rows = {name: _rows(array) for name, array in batch.items()}
+    rows = {name: _rows_of_process(array) for name, array in batch.items()}
     try:
         npz.save(path, **rows)
         if decode is None:
             return f"its batch is in {path}"
         with path.with_suffix(".jsonl").open("w", encoding="utf-8", errors="replace") as file:
             file.writelines(json.dumps(line) + "\n" for line in _examples(rows, decode))
-    except OSError as failed:
-        return f"its batch could not be written to {path} ({failed.strerror})"
+    except OSError as failure:
+        return f"its batch could not be written to {path} ({failure.strerror})"
     return f"its batch is in {path}, and as texts in {path.stem}.jsonl"
 
 
-def _rows(array: jax.Array) -> np.ndarray:
-    """Those of an array, split by rows, that this process holds."""
+def _rows_of_process(array: jax.Array) -> np.ndarray:
+    """The rows of an array that this process holds; it is split along rows alone."""
     parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
-def _examples(rows: Mapping[str, np.ndarray], decode: Decode) -> Iterator[dict]:
-    """{"row", "segment" from 1, "target_item_id", "domain_id", "history", "target"} of each."""
-    ids = rows["target_item_ids"]
-    for row, slot in np.argwhere(ids != 0).tolist():
-        here = rows["decoder_segment_ids"][row] == slot + 1
+def _examples(rows: Mapping[str, np.ndarray], decode: Decode) -> Iterator[dict[str, Any]]:
+    """Each joint sequence of a batch: {"row", "segment" from 1, "target_item_id", "domain_id",
+    "history", "target"}."""
+    item_ids_BxK = rows["target_item_ids"]
+    for row, slot in np.argwhere(item_ids_BxK != 0).tolist():
+        in_segment_S = rows["decoder_segment_ids"][row] == slot + 1
+        tokens_S, spans_S = rows["decoder_input_tokens"][row], rows["decoder_span_ids"][row]
         yield {
             "row": row,
             "segment": slot + 1,
-            "target_item_id": int(ids[row, slot]),
+            "target_item_id": int(item_ids_BxK[row, slot]),
             "domain_id": int(rows["domain_ids"][row, slot]),
         } | {
-            name: decode(
-                rows["decoder_input_tokens"][row][
-                    here & (rows["decoder_span_ids"][row] == span)
-                ].tolist()
-            )
+            name: decode(tokens_S[in_segment_S & (spans_S == span)].tolist())
             for name, span in _SPANS.items()
         }

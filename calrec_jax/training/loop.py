@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
@@ -12,17 +12,18 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.training import divergence
 from calrec_jax.training.preemption import Preempted, PreemptionNotice
 from calrec_jax.training.state import TrainState
+from calrec_jax.training.step import Batch
 from calrec_jax.training.telemetry import Telemetry
 
 
 @dataclasses.dataclass(frozen=True)
 class Periods:
-    """When to do what, in steps. The last step always validates and saves.
+    """How often each thing is done, in steps. The last step always validates and saves.
 
     Attributes:
       log: metrics are written and progress is shown.
-      validate: validation runs, and the state is saved with its result.
-      save: the state is saved besides; None = only when validated.
+      validate: validation runs, and the state is saved with its losses.
+      save: the state is saved without validation too; None = only with it.
     """
 
     log: int
@@ -34,51 +35,54 @@ def train(
     state: TrainState,
     last_step: int,
     *,
-    train_step: Callable,
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, jax.Array]]],
     validate: Callable[[TrainState], dict[str, float]],
-    batches: Iterator,
+    batches: Iterator[Batch],
     checkpoints: Checkpoints,
     telemetry: Telemetry,
     periods: Periods,
-    diverged: Callable[[int, Mapping[str, float], Mapping | None], CalrecError],
+    divergence_error: Callable[[int, Mapping[str, float], Batch | None], CalrecError],
 ) -> TrainState:
     """Trains from `state.step` to `last_step`, and stops where a number is not finite.
 
-    A validation that was due when the run was told to stop comes first. No state is saved that is
-    not finite, or whose step or validation was not.
+    Where the last run was stopped before a validation that was due, this validation comes first.
+    A state is saved only if it is finite, and so are the metrics of its step and its validation.
 
     Args:
-      train_step: jitted, (state, batch) -> (state, metrics); may donate the state.
-      validate: a state's validation losses.
+      train_step: (state, batch) -> (state, metrics), jitted; may donate the state.
+      validate: state -> its validation losses.
       batches: global batches on the device, from that of `state.step` on.
-      diverged: (step, what is not finite, the step's batch or None) -> the error to end with.
+      divergence_error: (step, the numbers that are not finite, the step's batch or None) -> the
+        error to raise.
 
     Raises:
       Preempted: SIGTERM came; the state was saved.
-      CalrecError: the batches end before `last_step`; that of `diverged`; or as `Checkpoints.save`.
+      CalrecError: the batches end before `last_step`; a number is not finite (`divergence_error`);
+        or as `Checkpoints.save`.
     """
 
     def validates(step: int) -> bool:
-        return _due(step, periods.validate) or step == last_step
+        return step % periods.validate == 0 or step == last_step
 
-    def read(step: int, metrics, batch) -> None:
+    def log_metrics(step: int, metrics: Mapping[str, jax.Array], batch: Batch) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if bad := divergence.bad(values):
-            raise diverged(step, bad, batch)
-        telemetry.training(step, values)
+        if not_finite := divergence.not_finite(values):
+            raise divergence_error(step, not_finite, batch)
+        telemetry.log_training(step, values)
 
-    def validation(step: int) -> dict[str, float]:
+    def validation_losses(step: int) -> dict[str, float]:
         losses = validate(state)
-        if bad := divergence.bad(losses):
-            raise diverged(step, {f"validation {name}": bad[name] for name in bad}, None)
-        telemetry.validation(step, losses)
+        if not_finite := divergence.not_finite(losses):
+            named = {f"validation {name}": value for name, value in not_finite.items()}
+            raise divergence_error(step, named, None)
+        telemetry.log_validation(step, losses)
         return losses
 
     first_step = int(state.step)
-    pending = None  # the step before: its metrics, which are still being computed, and its batch
+    pending = None  # the step before with its batch and its metrics, which may not be computed yet
     with PreemptionNotice() as notice:
         if first_step and validates(first_step) and not checkpoints.validated(first_step):
-            checkpoints.add_metrics(first_step, validation(first_step))
+            checkpoints.add_metrics(first_step, validation_losses(first_step))
             telemetry.restart_clock()
         for step in range(first_step + 1, last_step + 1):
             batch = next(batches, None)
@@ -86,20 +90,20 @@ def train(
                 raise CalrecError(f"the training batches ended at step {step} of {last_step}")
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch)
-            # Step n is under way; only now wait for n - 1.
+            # The device computes step n; only now wait for the metrics of step n - 1.
             if pending is not None:
-                read(*pending)
+                log_metrics(*pending)
             pending = (step, metrics, batch)
 
             stop = notice.received()
-            if stop or validates(step) or (periods.save and _due(step, periods.save)):
-                read(*pending)
+            if stop or validates(step) or (periods.save and step % periods.save == 0):
+                log_metrics(*pending)
                 pending = None
-                # An update may overflow where its loss and gradients did not.
+                # An update may overflow although its loss and gradients did not.
                 if not divergence.all_finite(state):
-                    raise diverged(step, {"the updated state": float("nan")}, batch)
-                # Told to stop: save first, there may be seconds. Validation waits for the next run.
-                losses = validation(step) if validates(step) and not stop else None
+                    raise divergence_error(step, {"the updated state": float("nan")}, batch)
+                # After SIGTERM there may be only seconds: save, and let the next run validate.
+                losses = validation_losses(step) if validates(step) and not stop else None
                 checkpoints.save(state, {"batches": step}, losses)
                 telemetry.restart_clock()
             if stop:
@@ -109,25 +113,3 @@ def train(
         if notice.received():
             raise Preempted(f"stopped after the last step, {last_step}, saved")
     return state
-
-
-def _due(step: int, period: int) -> bool:
-    return step % period == 0
-
-
-def mean_losses(sums: Iterable, means: Callable) -> dict[str, float] | None:
-    """Losses over several batches: sums added on the device, one wait at the end.
-
-    Args:
-      sums: LossSums, one a batch.
-      means: LossSums -> {name: scalar}.
-
-    Returns:
-      {name: mean}, or None where there was no batch.
-    """
-    total = None
-    for batch_sums in sums:
-        total = batch_sums if total is None else jax.tree.map(lambda a, b: a + b, total, batch_sums)
-    if total is None:
-        return None
-    return {name: float(value) for name, value in jax.device_get(means(total)).items()}

@@ -1,13 +1,15 @@
-"""The optimizer and its learning-rate schedule, as data."""
+"""The optimizer and its learning-rate schedule, from a configuration."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import optax
 
 from calrec_jax.errors import CalrecError
+from calrec_jax.models.params import Params
 
 OPTIMIZERS = ("adamw", "adafactor")
 DECAYS = ("constant", "cosine", "linear")
@@ -15,15 +17,16 @@ DECAYS = ("constant", "cosine", "linear")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """An optax optimizer. The paper's values are not known: a run states its own.
+    """An optax optimizer. The paper's values are not known, so a run states its own.
 
     Attributes:
       name: "adamw" or "adafactor".
-      learning_rate: at the peak, which is update number `warmup_steps` of linear growth from zero.
+      learning_rate: the peak, which update number `warmup_steps` has.
+      warmup_steps: updates during which the rate grows linearly from zero.
       decay: "constant", or "cosine"/"linear" down to `final_fraction` of the peak at the last step.
       weight_decay: decoupled, times the learning rate, on matrices only.
-      b1, b2: of adamw.
-      clip_norm: bound of the gradient's global norm.
+      b1, b2: decay rates of adamw's moments.
+      clip_norm: upper bound of the gradient's global norm.
     """
 
     name: str = "adamw"
@@ -57,13 +60,15 @@ def make_schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
         "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.final_fraction),
         "linear": lambda: optax.linear_schedule(peak, peak * config.final_fraction, rest),
     }
-    # Starts above zero, or the first step would change nothing. The peak is that of update number
-    # `warmup` (schedules count from 0), so that the last update's is the end of the decay.
-    grow = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
-    return optax.join_schedules([grow, decays[config.decay]()], [warmup - 1])
+    # The rate starts above zero, since the first update would otherwise change nothing. Update
+    # number `warmup` (schedules count from 0) has the peak, so the last one ends the decay.
+    growth = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([growth, decays[config.decay]()], [warmup - 1])
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule):
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
     """The optax transformation: clip by global norm, then the optimizer with `schedule`."""
     if config.name == "adamw":
         optimizer = optax.adamw(
@@ -74,7 +79,8 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule):
             mask=_is_matrix,
         )
     else:
-        # optax's own decay would not be multiplied by the learning rate. Its updates point down.
+        # The decay of optax.adafactor would not be multiplied by the learning rate. Updates of
+        # adafactor already point downhill, and the decay has to as well.
         optimizer = optax.chain(
             optax.adafactor(None, multiply_by_parameter_scale=False, clipping_threshold=1.0),
             optax.add_decayed_weights(-config.weight_decay, mask=_is_matrix),
@@ -83,10 +89,13 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule):
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 
 
-def _is_matrix(params):
-    """True for kernels and embeddings. Not by their rank: a scanned norm's scale has two axes."""
+def _is_matrix(params: Params) -> Params:
+    """The tree of bools that is True for kernels and embeddings, and False for scales and biases.
 
-    def is_matrix(path, _):
+    It goes by names and not by rank: a scanned norm's scale has two axes.
+    """
+
+    def is_matrix(path: tuple[Any, ...], _: jax.Array) -> bool:
         return jax.tree_util.keystr(path[-1:], simple=True) not in ("scale", "bias")
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)

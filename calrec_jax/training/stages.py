@@ -25,8 +25,9 @@ from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 from calrec_jax.training import divergence, loop, manifest, processes, weights
 from calrec_jax.training import state as train_state
 from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from calrec_jax.training.step import make_train_step, make_validation_step
+from calrec_jax.training.step import make_train_step
 from calrec_jax.training.telemetry import Telemetry
+from calrec_jax.training.validation import make_validation_step, mean_losses
 from calrec_jax.training.weights import load_params
 
 _COUNTS = (
@@ -203,7 +204,7 @@ class Trainer:
                     periods=loop.Periods(
                         stage.log_period, stage.validate_period, stage.save_period
                     ),
-                    diverged=functools.partial(
+                    divergence_error=functools.partial(
                         divergence.error, self.model_dir / stage.name, checkpoints, self.decode
                     ),
                 )
@@ -260,7 +261,7 @@ class Trainer:
         def validate(state) -> dict[str, float]:
             batches = self._global_batches(stage, "validation", 0, mesh)
             params = lora.join(state.params, frozen)
-            losses = loop.mean_losses((step(params, batch) for batch in batches), means)
+            losses = mean_losses((step(params, batch) for batch in batches), means)
             if losses is None:
                 raise CalrecError(f"{stage.mixture} has no validation example: lower min_events?")
             return losses

@@ -1,6 +1,8 @@
-"""One training step and one validation step, as pure functions to be jitted."""
+"""The losses of a batch and one training step, as pure functions to be jitted."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +13,25 @@ from calrec_jax.batch import HISTORY, TARGET
 from calrec_jax.losses import LossConfig, LossSums
 from calrec_jax.models import lora, towers
 from calrec_jax.models.decoder import Decoder
+from calrec_jax.models.params import Params
 from calrec_jax.training.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+"""A global batch on the device, see `batch.BatchSpec`."""
 
 
 def loss_sums(
-    decoder: Decoder, params, batch: dict[str, jax.Array], config: LossConfig, max_loss_tokens: int
+    decoder: Decoder, params: Params, batch: Batch, config: LossConfig, max_loss_tokens: int
 ) -> LossSums:
     """The three losses of a global batch (`batch.BatchSpec`), as sums."""
-    # Both towers in one apply, which shares the embeddings.
+    # One apply for both towers and the logits: the embeddings are gathered once for all of them.
     return decoder.apply({"params": params}, batch, config, max_loss_tokens, method=_loss_sums)
 
 
 def _loss_sums(
-    decoder: Decoder, batch: dict[str, jax.Array], config: LossConfig, max_loss_tokens: int
+    decoder: Decoder, batch: Batch, config: LossConfig, max_loss_tokens: int
 ) -> LossSums:
+    """`loss_sums` of a decoder that is bound to its parameters."""
     segment_ids_BxS = batch["decoder_segment_ids"]
     hidden_BxSxD = decoder(
         batch["decoder_input_tokens"], batch["decoder_positions"], segment_ids_BxS
@@ -64,24 +71,26 @@ def make_train_step(
     schedule: optax.Schedule,
     config: LossConfig,
     max_loss_tokens: int,
-):
+) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """train_step(state, frozen, batch) -> (state, metrics).
 
-    `frozen` is what the decoder's parameters have besides those of the state, {} without adapters:
-    there is no gradient of it, and the caller's arrays stay his.
+    `frozen` holds the decoder's parameters that are not in the state, {} without adapters. They
+    have no gradient, and their arrays are not donated.
 
-    Metrics, float32 scalars: those of `LossSums.means`, and tokens, examples, grad_norm,
-    learning_rate (the one this update used).
+    Metrics are float32 scalars: those of `LossSums.means`, and tokens, examples, grad_norm,
+    learning_rate (the one that this update used).
     """
 
-    def loss_fn(trained, frozen, batch):
+    def loss(trained: Params, frozen: Params, batch: Batch) -> tuple[jax.Array, tuple]:
         params = lora.join(trained, frozen)
         sums = loss_sums(decoder, params, batch, config, max_loss_tokens)
         means = sums.means(config)
         return means["loss"], (means, sums)
 
-    def train_step(state: TrainState, frozen, batch):
-        grads, (means, sums) = jax.grad(loss_fn, has_aux=True)(state.params, frozen, batch)
+    def train_step(
+        state: TrainState, frozen: Params, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        grads, (means, sums) = jax.grad(loss, has_aux=True)(state.params, frozen, batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = means | {
             "tokens": jnp.sum(batch["decoder_segment_ids"] != 0).astype(jnp.float32),
@@ -93,12 +102,3 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
-
-
-def make_validation_step(decoder: Decoder, config: LossConfig, max_loss_tokens: int):
-    """validation_step(params, batch) -> LossSums, of all of the decoder's parameters."""
-
-    def validation_step(params, batch):
-        return loss_sums(decoder, params, batch, config, max_loss_tokens)
-
-    return validation_step

@@ -20,7 +20,8 @@ from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 from calrec_jax.training import state as train_state
 from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from calrec_jax.training.step import make_train_step, make_validation_step
+from calrec_jax.training.step import make_train_step
+from calrec_jax.training.validation import make_validation_step
 
 ONE = MeshConfig(1, 1)
 MESHES = [

@@ -5,7 +5,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from calrec_jax.parallel import mesh
-from calrec_jax.training import stages
+from calrec_jax.training import progress_line, stages
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,3 +34,21 @@ def one_device(monkeypatch):
     """Trainers use one device: the fastest to compile for."""
     only = jax.devices()[:1]
     monkeypatch.setattr(stages, "make_mesh", lambda config: mesh.make_mesh(config, only))
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of progress lines."""
+    clock = Clock()
+    monkeypatch.setattr(progress_line, "time", clock)
+    return clock

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from calrec_jax.errors import CalrecError
-from calrec_jax.losses import LossConfig, LossSums
 from calrec_jax.training import loop
 from calrec_jax.training.preemption import Preempted
 
@@ -60,12 +59,12 @@ class Diary:
         return {"loss": self._losses.get(int(state.step), 1.0)}
 
     # Telemetry
-    def training(self, step, metrics):
+    def log_training(self, step, metrics):
         assert metrics == {"n": step} | self._metrics.get(step, {})
         self.events.append(f"read {step}")
 
-    def validation(self, step, losses):
-        self.events.append(f"tell {step}")
+    def log_validation(self, step, losses):
+        self.events.append(f"log {step}")
 
     def restart_clock(self):
         self.events.append("clock")
@@ -85,7 +84,7 @@ class Diary:
         self.events.append("wait")
 
 
-def diverged(step, found, batch):
+def divergence_error(step, found, batch):
     return CalrecError(f"step {step}: {found}, batch {batch}")
 
 
@@ -100,7 +99,7 @@ def train(diary, last_step, first_step=0, log=100, validate=100, save=None, batc
         checkpoints=diary,
         telemetry=diary,
         periods=loop.Periods(log, validate, save),
-        diverged=diverged,
+        divergence_error=divergence_error,
     )
 
 
@@ -109,7 +108,7 @@ def test_metrics_are_read_when_the_next_step_is_under_way():
     assert int(train(diary, 3).step) == 3
     assert diary.events == [
         *["dispatch 1", "dispatch 2", "read 1", "dispatch 3", "read 2"],
-        *["read 3", "validate 3", "tell 3", "save 3 with losses", "clock", "wait"],
+        *["read 3", "validate 3", "log 3", "save 3 with losses", "clock", "wait"],
     ]
 
 
@@ -155,7 +154,12 @@ def test_told_to_stop_where_validation_is_due_the_next_run_makes_up_for_it(step)
 
     again = Diary(validated=[4])
     train(again, 5, first_step=step, validate=2)
-    assert again.events[:4] == [f"validate {step}", f"tell {step}", f"add losses {step}", "clock"]
+    assert again.events[:4] == [
+        f"validate {step}",
+        f"log {step}",
+        f"add losses {step}",
+        "clock",
+    ]
 
 
 @pytest.mark.parametrize("first_step", [0, 3, 4])
@@ -226,17 +230,3 @@ def test_a_hidden_transfer_in_the_step_is_an_error():
 def test_batches_that_end_too_early_are_told():
     with pytest.raises(CalrecError, match="the training batches ended at step 3 of 5"):
         train(Diary(), 5, batches=[jnp.int32(1)] * 2)
-
-
-def test_losses_of_several_batches_are_weighted_by_their_sizes():
-    config = LossConfig(alpha=0.25, beta=0.125)
-    sums = [
-        LossSums(*(jnp.float32(x) for x in (10, 4, 3, 2, 2))),
-        LossSums(*(jnp.float32(x) for x in (2, 2, 9, 4, 4))),
-    ]
-    found = loop.mean_losses(iter(sums), lambda total: total.means(config))
-    assert found == {"loss": 0.625 * 2.0 + 0.25 * 2.0 + 0.125 * 1.0, "nig": 2.0, "tt": 2.0, "ut": 1}
-
-
-def test_without_batches_there_is_no_mean():
-    assert loop.mean_losses(iter([]), lambda total: total) is None

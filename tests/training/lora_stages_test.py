@@ -29,7 +29,7 @@ from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
-from calrec_jax.training import manifest, merged, stages, weights
+from calrec_jax.training import manifest, merged, stages, validation, weights
 from calrec_jax.training import state as train_state
 from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from calrec_jax.training.state import TrainState
@@ -246,13 +246,13 @@ def test_validation_was_that_of_the_merged_weights(adapted):
     config, rows = LossConfig(), trainer(adapted).data.batches(ADAPTED, "validation", 0)
     sums = jax.jit(
         functools.partial(
-            stages.make_validation_step(Decoder(MODEL), config, ADAPTED.spec().max_loss_tokens),
+            validation.make_validation_step(Decoder(MODEL), config, ADAPTED.spec().max_loss_tokens),
             load(adapted, "stage2:4"),
         )
     )
-    found = stages.loop.mean_losses(map(sums, rows), lambda total: total.means(config))
-    told = metrics(adapted, "stage2", "validation")[-1]
-    assert {name: told[name] for name in found} == pytest.approx(found, rel=1e-5)
+    found = validation.mean_losses(map(sums, rows), lambda total: total.means(config))
+    logged = metrics(adapted, "stage2", "validation")[-1]
+    assert {name: logged[name] for name in found} == pytest.approx(found, rel=1e-5)
 
 
 def test_samples_are_those_of_the_merged_weights(adapted):

@@ -118,15 +118,3 @@ def test_training_on_one_batch_brings_every_loss_down():
         metrics.append(new)
     for name in ("loss", "nig", "tt", "ut"):
         assert metrics[-1][name] < metrics[0][name] - 0.1
-
-
-def test_validation_gives_the_sums_of_the_same_losses():
-    validate = jax.jit(
-        step.make_validation_step(Decoder(tiny.CONFIG), LossConfig(), tiny.MAX_LOSS_TOKENS),
-        compiler_options=tiny.FAST,
-    )
-    sums = validate(tiny.params(), tiny.packed())
-    expected = tiny.losses_of(tiny.params(), tiny.packed(), LossConfig())
-    assert (sums.tokens, sums.examples) == (15.0, 5.0)
-    for name, value in sums.means(LossConfig()).items():
-        assert value == pytest.approx(float(expected[name]), rel=1e-6)

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from calrec_jax.decode import choose
+from calrec_jax.decode import next_token
 from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.decode.trie import TrieArrays
 from calrec_jax.models.decoder import Decoder
@@ -178,13 +178,13 @@ def _among(config, texts: GeneratedTokens, logits, total, tokens, first_edge, un
     """Of F candidates; of a trie's, tokens [B, N, F] and the first edges [B, N] are given."""
     if config.method == "beam":
         log_probs = logits - total[..., None]
-        parents, places, sums = choose.beams(log_probs, texts.log_probs, texts.ended)
+        parents, places, sums = next_token.beams(log_probs, texts.log_probs, texts.ended)
 
         def pick(a_BxNxF):
             return jax.vmap(lambda a, parent, place: a[parent, place])(a_BxNxF, parents, places)
     else:
         parents = None
-        places = choose.sample(logits, uniforms, config.temperature, config.top_k, config.top_p)
+        places = next_token.sample(logits, uniforms, config.temperature, config.top_k, config.top_p)
 
         def pick(a_BxNxF):
             return jnp.take_along_axis(a_BxNxF, places[..., None], axis=-1)[..., 0]

@@ -12,16 +12,16 @@ import tiny
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from calrec_jax.decode import choose
+from calrec_jax.decode import next_token
 
 NEVER = -np.inf
 LAST = np.nextafter(np.float32(1), np.float32(0))  # above all that jax.random.uniform gives
 SIZE = 9
 _compiled = functools.partial(jax.jit, compiler_options=tiny.FAST)
-draw = _compiled(choose.draw)
-sample = _compiled(choose.sample, static_argnums=(2, 3, 4))
-nucleus = _compiled(choose.nucleus)
-beams = _compiled(choose.beams)
+draw = _compiled(next_token.draw)
+sample = _compiled(next_token.sample, static_argnums=(2, 3, 4))
+nucleus = _compiled(next_token.nucleus)
+beams = _compiled(next_token.beams)
 
 logits = st.lists(
     st.sampled_from([NEVER, -20.0, -1.5, -1.0, 0.0, 0.25, 3.0, 8.0]), min_size=SIZE, max_size=SIZE
@@ -92,7 +92,7 @@ VALUES = np.random.default_rng(3).normal(0, 1.5, 300).astype(np.float32)
 def drawn(temperature=1.0, top_k=None, top_p=1.0, values=VALUES) -> np.ndarray:
     """How often each place is drawn, of DRAWS."""
     uniforms = np.random.default_rng(4).random((DRAWS, 2), np.float32)
-    one = jax.vmap(lambda u: choose.sample(jnp.asarray(values), u, temperature, top_k, top_p))
+    one = jax.vmap(lambda u: next_token.sample(jnp.asarray(values), u, temperature, top_k, top_p))
     return np.bincount(_compiled(one)(uniforms), minlength=len(values))
 
 

@@ -1,7 +1,7 @@
-"""Which token follows: filters of logits, draws, and beams.
+"""The choice of the next token: filters of logits, random draws, and beams.
 
-F candidates: the whole vocabulary, or the children of a trie's node. Those with a logit of -inf are
-never chosen, as long as another is there.
+There are F candidates: the whole vocabulary, or the children of a trie's node. A candidate with a
+logit of -inf is never chosen as long as there is another.
 """
 
 from __future__ import annotations
@@ -12,46 +12,57 @@ import jax.numpy as jnp
 _COLUMNS = 128
 
 
-def sample(logits, uniforms, temperature: float, top_k: int | None, top_p: float) -> jax.Array:
-    """Places among F of what is drawn by the tempered softmax of what the filters leave.
+def sample(
+    logits: jax.Array, uniforms: jax.Array, temperature: float, top_k: int | None, top_p: float
+) -> jax.Array:
+    """Indices of candidates drawn by the tempered softmax over those that the filters leave.
 
     Args:
-      logits: float32 [..., F].
-      uniforms: [..., 2] random numbers in [0, 1).
-      temperature: 0 = the likeliest.
-      top_k: only the likeliest k, or None; of equal ones those first in F.
-      top_p: see `nucleus`; it comes after temperature and top_k.
+      logits: [..., F] float32.
+      uniforms: [..., 2] float32, random numbers in [0, 1).
+      temperature: divides the logits; 0 = the likeliest candidate.
+      top_k: only the likeliest k are left, the first in F among equals; None = all.
+      top_p: see `nucleus`, which is applied after temperature and top_k.
 
     Returns:
-      int32 [...].
+      [...] int32.
     """
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    places = None
+    indices = None
     if top_k is not None and top_k < logits.shape[-1]:
-        logits, places = jax.lax.top_k(logits, top_k)
+        logits, indices = jax.lax.top_k(logits, top_k)
     logits = logits / temperature
     if top_p < 1:
         logits = nucleus(logits, top_p)
     drawn = draw(logits, uniforms)
-    return drawn if places is None else _take(places, drawn)
+    if indices is None:
+        return drawn
+    return jnp.take_along_axis(indices, drawn[..., None], axis=-1)[..., 0]
 
 
 def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
-    """The smallest set of likeliest candidates of at least `top_p` of the probability, else -inf.
+    """The logits of the smallest set of likeliest candidates that has at least `top_p` of the
+    probability, -inf for all others.
 
-    Candidates as likely as its least likely one are in it too. (Holtzman et al. 2020, arXiv
-    1904.09751)
+    Candidates as likely as the least likely one of the set are in it too. (Holtzman et al. 2020,
+    arXiv 1904.09751)
 
     Args:
-      logits: float32 [..., F].
+      logits: [..., F] float32.
+
+    Returns:
+      [..., F] float32.
     """
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     needed = top_p * weights.sum(axis=-1, keepdims=True)
 
-    def halve(_, bounds):
-        """Looks for the largest weight such that it and all above are enough: a float's bits are in
-        its order, so that 30 passes find it exactly, where a sort of F would cost far more."""
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """One step of the bisection for the largest weight that, with all above it, is enough.
+
+        Positive floats are ordered as their bits are, so that 30 steps find that weight exactly; a
+        sort of F candidates would cost far more.
+        """
         enough, too_few = bounds
         middle = (enough + too_few) // 2
         least = jax.lax.bitcast_convert_type(middle, jnp.float32)
@@ -67,60 +78,68 @@ def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
 
 
 def draw(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """Places drawn by the softmax of logits, by inversion of its distribution function.
+    """Indices of candidates drawn by the softmax of logits, by inversion of its CDF.
 
-    In two steps, a column of a table of all candidates and a row of the column: that takes two
-    random numbers and no sums along F, where Gumbel noise would take F random numbers.
+    Two draws choose a column of a table of all candidates, then a row in that column. They need two
+    random numbers and no sum along F, where Gumbel noise would need F random numbers.
 
     Args:
-      logits: float32 [..., F].
-      uniforms: [..., 2] in [0, 1).
+      logits: [..., F] float32.
+      uniforms: [..., 2] float32 in [0, 1).
 
     Returns:
-      int32 [...].
+      [...] int32.
     """
     *batch, size = logits.shape
     rows = -(-size // _COLUMNS)
     pad = [(0, 0)] * len(batch) + [(0, rows * _COLUMNS - size)]
     table = jnp.pad(logits, pad, constant_values=-jnp.inf).reshape(*batch, rows, _COLUMNS)
     top = logits.max(axis=-1)[..., None, None]
-    column = _invert(jnp.exp(table - top).sum(axis=-2), uniforms[..., 0])
-    of_column = jnp.take_along_axis(table, column[..., None, None], axis=-1)[..., 0]
-    weights = jnp.exp(of_column - of_column.max(axis=-1, keepdims=True))
-    return _invert(weights, uniforms[..., 1]) * _COLUMNS + column
+    column = _inverse_cdf(jnp.exp(table - top).sum(axis=-2), uniforms[..., 0])
+    in_column = jnp.take_along_axis(table, column[..., None, None], axis=-1)[..., 0]
+    weights = jnp.exp(in_column - in_column.max(axis=-1, keepdims=True))
+    return _inverse_cdf(weights, uniforms[..., 1]) * _COLUMNS + column
 
 
-def _invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The first place where the sum of weights is above `uniform` of all; never one of weight 0."""
-    # Roundings may let the sum grow at a weight of 0: those count for nothing, in `total` too.
-    reached = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
-    total = reached.max(axis=-1)
-    return jnp.argmax(reached > (uniform * total)[..., None], axis=-1).astype(jnp.int32)
+def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The first index at which the cumulative weight exceeds `uniform` times the total.
 
-
-def beams(log_probs, sums, ended) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The N best continuations of N beams; one that has ended continues as it is.
+    An index of weight 0 is never returned.
 
     Args:
-      log_probs: [B, N, F] of the candidates.
-      sums: [B, N] of the beams so far; -inf = there is no such beam.
-      ended: [B, N] bool.
+      weights: [..., F] float32, not negative.
+      uniform: [...] float32 in [0, 1).
 
     Returns:
-      (beams that are continued, places among F, sums) [B, N], int32 and float32, the best first; of
-      equal ones those of the better beam, then those first in F. Where there are fewer than N, sums
-      of -inf, and what goes with them means nothing.
+      [...] int32.
     """
-    _, n, size = log_probs.shape
-    as_it_is = jnp.where(jnp.arange(size) == 0, 0.0, -jnp.inf)[None, None]
-    log_probs = jnp.where(ended[..., None], as_it_is, log_probs)
-    k = min(n, size)
-    best, places = jax.lax.top_k(log_probs, k)  # no beam has more than N of the N best
-    flat = (sums[..., None] + best).reshape(-1, n * k)
-    sums, chosen = jax.lax.top_k(flat, n)
-    places = jnp.take_along_axis(places.reshape(flat.shape), chosen, axis=-1)
-    return (chosen // k).astype(jnp.int32), places.astype(jnp.int32), sums
+    # Rounding may let the sum grow at a weight of 0; such indices are left out, of `total` too.
+    cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
+    total = cumulative.max(axis=-1)
+    return jnp.argmax(cumulative > (uniform * total)[..., None], axis=-1).astype(jnp.int32)
 
 
-def _take(values: jax.Array, places: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(values, places[..., None], axis=-1)[..., 0]
+def extend_beams(
+    log_probs_BxNxF: jax.Array, sums_BxN: jax.Array, ended_BxN: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The N best continuations of N beams. A beam that has ended continues unchanged.
+
+    Args:
+      log_probs_BxNxF: float32, of the candidates.
+      sums_BxN: float32, log-probabilities of the beams so far; -inf = there is no such beam.
+      ended_BxN: bool.
+
+    Returns:
+      (parents, the beams that are continued; indices of their candidates; sums), [B, N] int32,
+      int32 and float32. The best comes first; of equal ones, that of the better beam, then the
+      first in F. Where there are fewer than N, their sums are -inf and the rest is meaningless.
+    """
+    _, n, size = log_probs_BxNxF.shape
+    unchanged_1x1xF = jnp.where(jnp.arange(size) == 0, 0.0, -jnp.inf)[None, None]
+    log_probs_BxNxF = jnp.where(ended_BxN[..., None], unchanged_1x1xF, log_probs_BxNxF)
+    k = min(n, size)  # no beam has more than N of the N best
+    best_BxNxK, indices_BxNxK = jax.lax.top_k(log_probs_BxNxF, k)
+    sums_BxNK = (sums_BxN[..., None] + best_BxNxK).reshape(-1, n * k)
+    sums_BxN, chosen_BxN = jax.lax.top_k(sums_BxNK, n)
+    indices_BxN = jnp.take_along_axis(indices_BxNxK.reshape(sums_BxNK.shape), chosen_BxN, axis=-1)
+    return (chosen_BxN // k).astype(jnp.int32), indices_BxN.astype(jnp.int32), sums_BxN

@@ -1,12 +1,13 @@
 """The decoder: hidden states of packed rows, prefill, and one-token steps over a shared prefix.
 
-It returns hidden states and never logits for whole rows: the loss and the sampler own the
-unembedding and apply it only where it is needed.
+It returns hidden states and never logits of whole rows: the loss and the sampler apply `unembed`,
+and only where they need it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,8 +18,9 @@ import jax.numpy as jnp
 from calrec_jax.models import attention
 from calrec_jax.models.attention import Attention, PerAttentionKind
 from calrec_jax.models.config import DecoderConfig
-from calrec_jax.models.kv_cache import Continuations, Prefix
+from calrec_jax.models.kv_cache import Continuations, KeysAndValues, Prefix
 from calrec_jax.models.layers import GatedMLP, RMSNorm, soft_cap
+from calrec_jax.models.params import Params
 from calrec_jax.parallel.partitioning import (
     constrain,
     gathered,
@@ -32,20 +34,36 @@ _TABLE = ("vocab", "embed")
 
 @flax.struct.dataclass
 class _Rows:
-    """What all layers share when whole rows are read. `keep` = hand out keys and values."""
+    """Inputs that all layers share when whole rows are read.
+
+    Attributes:
+      rotations, masks: see `attention.rotations`, `attention.packed_masks`.
+      keep_cache: layers return their keys and values.
+    """
 
     rotations: PerAttentionKind
     masks: PerAttentionKind
-    keep: bool = flax.struct.field(pytree_node=False, default=False)
+    keep_cache: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 @flax.struct.dataclass
 class _Step:
-    """What all layers share when each continuation gets one token, at place `step`."""
+    """Inputs that all layers share when each continuation gets one token.
+
+    Attributes:
+      rotations, masks: see `attention.rotations`, `attention.step_masks`.
+      step: [] int32, the index of the token among the new ones.
+    """
 
     rotations: PerAttentionKind
     masks: PerAttentionKind
     step: jax.Array
+
+
+_LayerCache = tuple[KeysAndValues, KeysAndValues]
+"""(prefix, written) of one layer, see `Attention.decode`."""
+_LayerInputs = tuple[int | jax.Array, _LayerCache | None]
+"""(index of the layer's kind of attention, its cache where it decodes)."""
 
 
 class Block(nn.Module):
@@ -54,23 +72,34 @@ class Block(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, shared: _Rows | _Step, layer: tuple[Any, Any]):
+    def __call__(
+        self, x_BxSxD: jax.Array, shared: _Rows | _Step, layer: _LayerInputs
+    ) -> tuple[jax.Array, KeysAndValues | None]:
+        """One layer's output [B, S, D], and its keys and values where they are kept.
+
+        Under `_Step` the axis S is N, the continuations, and the keys and values are `written` with
+        the new token's; under `_Rows` they are [B, S, G, K].
+        """
         c = self.config
-        kind, cache = layer
-        rotation, mask = shared.rotations.of(kind), shared.masks.of(kind)
-        attend, normed = Attention(c, name="attention"), RMSNorm(c, name="attention_norm")(x)
+        kind_index, cache = layer
+        rotation, mask = shared.rotations.of(kind_index), shared.masks.of(kind_index)
+        attend = Attention(c, name="attention")
+        normed_BxSxD = RMSNorm(c, name="attention_norm")(x_BxSxD)
         if isinstance(shared, _Step):
-            out, kv = attend.decode(normed, rotation, mask, *cache, shared.step)
+            prefix, written = cache
+            out_BxSxD, kv = attend.decode(
+                normed_BxSxD, rotation, mask, prefix, written, shared.step
+            )
         else:
-            out, kv = attend(normed, rotation, mask)
-            kv = kv if shared.keep else None
+            out_BxSxD, kv = attend(normed_BxSxD, rotation, mask)
+            kv = kv if shared.keep_cache else None
         if c.post_norms:
-            out = RMSNorm(c, name="attention_post_norm")(out)
-        x = constrain(x + out, _HIDDEN)
-        out = GatedMLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x))
+            out_BxSxD = RMSNorm(c, name="attention_post_norm")(out_BxSxD)
+        x_BxSxD = constrain(x_BxSxD + out_BxSxD, _HIDDEN)
+        out_BxSxD = GatedMLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x_BxSxD))
         if c.post_norms:
-            out = RMSNorm(c, name="mlp_post_norm")(out)
-        return constrain(x + out, _HIDDEN), kv
+            out_BxSxD = RMSNorm(c, name="mlp_post_norm")(out_BxSxD)
+        return constrain(x_BxSxD + out_BxSxD, _HIDDEN), kv
 
 
 _REMAT_POLICIES = {
@@ -84,12 +113,12 @@ class Decoder(nn.Module):
     """A causal decoder of `config.num_layers` blocks.
 
     Parameters carry logical axis names (vocab, embed, heads, kv_heads, kv, mlp, layers); what they
-    map to on a mesh is `parallel.partitioning`'s business.
+    map to on a mesh is decided by `parallel.partitioning`.
     """
 
     config: DecoderConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         self.embedding = self._table("embedding")
         if not c.tie_embeddings:
@@ -111,9 +140,10 @@ class Decoder(nn.Module):
         self.final_norm = RMSNorm(c)
 
     def _table(self, name: str) -> jax.Array:
-        """A parameter [V, D], as it is computed with.
+        """A parameter [V, D], gathered and in the compute dtype.
 
-        All that reads it in one `apply` shares it, and so the sum of its gradient over devices.
+        All uses of it within one `apply` share the gathered array, and with it the sum of its
+        gradient over devices.
         """
         c = self.config
         normal = nn.initializers.normal(c.d_model**-0.5)
@@ -121,31 +151,40 @@ class Decoder(nn.Module):
         value = self.param(name, init, (c.vocab_size, c.d_model), jnp.dtype(c.param_dtype))
         return gathered(value.astype(c.dtype), _TABLE)
 
-    def _run_layers(self, x, shared, cache=None):
-        """All blocks. `cache` and the returned keys and values are one each layer.
+    def _run_layers(
+        self,
+        x_BxSxD: jax.Array,
+        shared: _Rows | _Step,
+        caches: Sequence[_LayerCache] | None = None,
+    ) -> tuple[jax.Array, tuple[KeysAndValues | None, ...] | None]:
+        """The output of the last block [B, S, D], and each block's keys and values.
 
-        Those of scanned layers are not kept.
+        Scanned layers neither take nor return keys and values.
         """
-        kinds = PerAttentionKind.places(self.config)
+        kind_indices = PerAttentionKind.layer_indices(self.config)
         if self.config.scan_layers:
-            return self.layers(x, shared, (jnp.asarray(kinds, jnp.int32), None))
+            return self.layers(x_BxSxD, shared, (jnp.asarray(kind_indices, jnp.int32), None))
         kept = []
         for i, layer in enumerate(self.layers):
-            x, kv = layer(x, shared, (kinds[i], cache and cache[i]))
+            x_BxSxD, kv = layer(x_BxSxD, shared, (kind_indices[i], caches and caches[i]))
             kept.append(kv)
-        return x, tuple(kept)
+        return x_BxSxD, tuple(kept)
 
-    def _embed(self, tokens: jax.Array) -> jax.Array:
-        x = jnp.take(self.embedding, tokens, axis=0)
+    def _embed(self, tokens_BxS: jax.Array) -> jax.Array:
+        x_BxSxD = jnp.take(self.embedding, tokens_BxS, axis=0)
         if self.config.scale_embedding:
-            x = x * jnp.asarray(self.config.d_model**0.5, x.dtype)
-        return constrain(x, _HIDDEN)
+            x_BxSxD = x_BxSxD * jnp.asarray(self.config.d_model**0.5, x_BxSxD.dtype)
+        return constrain(x_BxSxD, _HIDDEN)
 
-    def _rows(self, positions_BxS, segment_ids_BxS, keep: bool = False) -> _Rows:
+    def _rows(
+        self, positions_BxS: jax.Array, segment_ids_BxS: jax.Array, keep_cache: bool = False
+    ) -> _Rows:
         rotations = attention.rotations(self.config, positions_BxS)
-        return _Rows(rotations, attention.packed_masks(self.config, segment_ids_BxS), keep)
+        return _Rows(rotations, attention.packed_masks(self.config, segment_ids_BxS), keep_cache)
 
-    def __call__(self, tokens_BxS, positions_BxS, segment_ids_BxS) -> jax.Array:
+    def __call__(
+        self, tokens_BxS: jax.Array, positions_BxS: jax.Array, segment_ids_BxS: jax.Array
+    ) -> jax.Array:
         """Hidden states of packed rows, after the final norm.
 
         Args:
@@ -166,15 +205,16 @@ class Decoder(nn.Module):
         logits = constrain(logits, ("batch", *[None] * (logits.ndim - 2), "vocab"))
         return soft_cap(logits, self.config.logit_softcap)
 
-    def prefill(self, tokens_BxP, mask_BxP) -> tuple[jax.Array, Prefix]:
-        """Reads whole prompts, padded on the right; of a decoder made by `for_generation`.
+    def prefill(self, tokens_BxP: jax.Array, mask_BxP: jax.Array) -> tuple[jax.Array, Prefix]:
+        """Reads whole prompts, padded on the right. The decoder is one made by `for_generation`.
 
         Args:
           tokens_BxP: int32, BOS included.
           mask_BxP: bool, False on padding.
 
         Returns:
-          Hidden states of each prompt's last token, [B, D], and the prompts' keys and values.
+          Hidden states of each prompt's last token, [B, D] in the compute dtype, and the prompts'
+          keys and values.
 
         Raises:
           ValueError: layers are scanned.
@@ -182,63 +222,64 @@ class Decoder(nn.Module):
         if self.config.scan_layers:
             raise ValueError("scanned layers keep no caches: see `for_generation`")
         length = tokens_BxP.shape[1]
-        positions = jnp.broadcast_to(jnp.arange(length)[None], tokens_BxP.shape)
-        shared = self._rows(positions, mask_BxP.astype(jnp.int32), keep=True)
+        positions_BxP = jnp.broadcast_to(jnp.arange(length)[None], tokens_BxP.shape)
+        shared = self._rows(positions_BxP, mask_BxP.astype(jnp.int32), keep_cache=True)
         x_BxPxD, layers = self._run_layers(self._embed(tokens_BxP), shared)
         layers = jax.tree.map(lambda a_BxPxGxK: jnp.swapaxes(a_BxPxGxK, 1, 2), layers)
         lengths_B = mask_BxP.sum(axis=1).astype(jnp.int32)
-        last = jnp.take_along_axis(x_BxPxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
-        return self.final_norm(last), Prefix(layers, mask_BxP, lengths_B)
+        last_BxD = jnp.take_along_axis(x_BxPxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+        return self.final_norm(last_BxD), Prefix(layers, mask_BxP, lengths_B)
 
     def decode(
-        self, tokens_BxN, prefix: Prefix, written: Continuations
+        self, tokens_BxN: jax.Array, prefix: Prefix, written: Continuations
     ) -> tuple[jax.Array, Continuations]:
-        """One more token of each of N continuations of each prompt.
+        """Reads one more token of each of N continuations of each prompt.
 
         Args:
-          tokens_BxN: int32, the tokens to read (those sampled last).
+          tokens_BxN: int32, the tokens to read, which are those chosen last.
 
         Returns:
-          Hidden states [B, N, D] and the cache with this token's keys and values.
+          Hidden states [B, N, D] in the compute dtype, and `written` with the tokens' keys and
+          values.
         """
         c, step = self.config, written.length
-        positions = jnp.broadcast_to((prefix.lengths + step)[:, None], tokens_BxN.shape)
-        room = written.layers[0][0].shape[3]
-        masks = attention.step_masks(c, prefix.mask, prefix.lengths, room, step)
-        shared = _Step(attention.rotations(c, positions), masks, step)
-        cache = tuple(zip(prefix.layers, written.layers, strict=True))
-        x_BxNxD, layers = self._run_layers(self._embed(tokens_BxN), shared, cache)
+        positions_BxN = jnp.broadcast_to((prefix.lengths + step)[:, None], tokens_BxN.shape)
+        max_new_tokens = written.layers[0][0].shape[3]
+        masks = attention.step_masks(c, prefix.mask, prefix.lengths, max_new_tokens, step)
+        shared = _Step(attention.rotations(c, positions_BxN), masks, step)
+        caches = tuple(zip(prefix.layers, written.layers, strict=True))
+        x_BxNxD, layers = self._run_layers(self._embed(tokens_BxN), shared, caches)
         return self.final_norm(x_BxNxD), Continuations(layers, step + 1)
 
 
-def boxed_params(decoder: Decoder, key: jax.Array):
+def boxed_params(decoder: Decoder, key: jax.Array) -> Params:
     """Fresh parameters, boxed with their logical axes."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    # The one row is there to ask for parameters, and lies along no mesh.
+    tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
+    # The one row is only there to initialise parameters, and lies along no mesh.
     with unplaced():
-        return decoder.init(key, tokens, tokens, tokens)["params"]
+        return decoder.init(key, tokens_1x1, tokens_1x1, tokens_1x1)["params"]
 
 
-def unboxed(boxed):
-    """The parameters alone."""
-    # flax would constrain them, and they are split by `partitioning.param_shardings`.
+def unboxed(boxed: Params) -> Params:
+    """Parameters without the boxes that name their logical axes."""
+    # flax would constrain them, but `partitioning.param_shardings` decides how they are split.
     with unplaced():
         return nn.meta.unbox(boxed)
 
 
-def for_generation(decoder: Decoder, params) -> tuple[Decoder, Any]:
-    """The same function as a decoder that generates fast, and its parameters.
+def for_generation(decoder: Decoder, params: Params) -> tuple[Decoder, Params]:
+    """A decoder of the same function that generates fast, and its parameters.
 
-    Layers stand in a loop, so that a step reads their parameters and caches where they lie and
-    copies no slices of them; parameters are of the type that is computed with, where the decoder
-    would round them at each step. Norms' scales stay: they are computed with in float32.
+    Its layers are in a loop, so that a step reads their parameters and caches in place and copies
+    no slices of them. Its parameters are rounded to the compute dtype once, where the decoder would
+    round them at each step; scales of norms, which are used in float32, stay as they are.
     """
     c = decoder.config
 
-    def rounded(path, leaf):
+    def rounded(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         return leaf if path[-1].key == "scale" else leaf.astype(c.dtype)
 
-    def converted(params):
+    def converted(params: Params) -> Params:
         params = jax.tree_util.tree_map_with_path(rounded, params)
         if not c.scan_layers:
             return params
@@ -248,5 +289,5 @@ def for_generation(decoder: Decoder, params) -> tuple[Decoder, Any]:
         }
         return {name: leaf for name, leaf in params.items() if name != "layers"} | layers
 
-    alone = Decoder(dataclasses.replace(c, scan_layers=False, remat="none"))
-    return alone, jax.jit(converted)(params)
+    generator = Decoder(dataclasses.replace(c, scan_layers=False, remat="none"))
+    return generator, jax.jit(converted)(params)

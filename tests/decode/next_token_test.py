@@ -21,7 +21,7 @@ _compiled = functools.partial(jax.jit, compiler_options=tiny.FAST)
 draw = _compiled(next_token.draw)
 sample = _compiled(next_token.sample, static_argnums=(2, 3, 4))
 nucleus = _compiled(next_token.nucleus)
-beams = _compiled(next_token.beams)
+extend_beams = _compiled(next_token.extend_beams)
 
 logits = st.lists(
     st.sampled_from([NEVER, -20.0, -1.5, -1.0, 0.0, 0.25, 3.0, 8.0]), min_size=SIZE, max_size=SIZE
@@ -135,7 +135,7 @@ def test_beams_are_the_best_continuations_of_all(data):
     ended = np.array(data.draw(st.lists(st.booleans(), min_size=N, max_size=N)))
     assume((sums > NEVER).any())
     sums = -np.sort(-sums)  # the best first, as the step before gives them
-    parents, places, totals = beams(
+    parents, places, totals = extend_beams(
         table.reshape(1, N, F), sums[None].astype(np.float32), ended[None]
     )
     every = [

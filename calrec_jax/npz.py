@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 
-from calrec_jax import whole
+from calrec_jax import files
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
 """What reading a damaged file raises: a RuntimeError is one of zipfile."""
@@ -15,5 +15,5 @@ DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zip
 
 def save(path: pathlib.Path, **arrays: np.ndarray) -> None:
     """Writes the whole file or, when it fails or is killed, none of it; its folder is there."""
-    with whole.written(path) as temporary, temporary.open("wb") as file:
+    with files.written(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)

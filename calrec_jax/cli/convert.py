@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calrec_jax import whole
+from calrec_jax import files
 from calrec_jax.cli.main import main as calrec
 from calrec_jax.errors import CalrecError, full_disk_named, local_path
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     target = local_path(getattr(args, way), f"--{way}")
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise CalrecError(f"{target} is there already: give a folder that is empty or new")
-    with full_disk_named(target), whole.made(target) as making:
+    with full_disk_named(target), files.made(target) as making:
         told = {"to": _import, "to_hf": _export, "to_peft": _export_adapters}[way](args, making)
     print(f"{target}: {told}")
     return 0

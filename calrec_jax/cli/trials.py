@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from calrec_jax import whole
+from calrec_jax import files
 from calrec_jax.cli.main import EXIT_STOPPED
 from calrec_jax.cli.sweep_file import Sweep, Trial
 from calrec_jax.errors import CalrecError
@@ -246,4 +246,4 @@ def write_csv(results: Iterable[Result], path: pathlib.Path) -> None:
         given = [result.trial.overrides.get(name, "") for name in names]
         values = [result.metrics.get(name, {}).get(part, "") for name in metrics for part in parts]
         writer.writerow([result.trial.id, result.trial.name, result.state, *given, *values])
-    whole.write_text(path, text.getvalue())
+    files.write_text(path, text.getvalue())

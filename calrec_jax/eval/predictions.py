@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from calrec_jax import locks, whole
+from calrec_jax import files, locks
 from calrec_jax.errors import CalrecError, is_full_disk
 from calrec_jax.eval.outcomes import BEST
 from calrec_jax.eval.retrievers import Ranking, Retriever
@@ -256,7 +256,7 @@ def as_json(value: Any) -> Any:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes the whole file or, when killed, none of it. NaN is no JSON: ValueError."""
-    whole.write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    files.write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def require_made_with(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import pathlib
 import sys
 from typing import Any
 
-from calrec_jax import whole
+from calrec_jax import files
 from calrec_jax.data import vocabularies
 from calrec_jax.data.domains import Domain
 from calrec_jax.errors import CalrecError
@@ -97,7 +97,7 @@ def _trained(
     directory = pathlib.Path(run.model_dir) / _NAME
     saved = manifest.read(run.model_dir) if manifest.has_saved(directory) else None
     _claim(run, domain, saved["stages"][_NAME]["train_steps"] if saved else 0)
-    whole.write_text(pathlib.Path(run.model_dir) / config_text.NAME, config_gin)
+    files.write_text(pathlib.Path(run.model_dir) / config_text.NAME, config_gin)
     trained = sasrec.restore(directory, run.model, data.catalogue)
     if trained is None:
         trained = _train(run, data, directory)

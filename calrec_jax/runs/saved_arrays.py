@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import Any
 
-from calrec_jax import whole
+from calrec_jax import files
 from calrec_jax.data.store import arrays
 from calrec_jax.runs.run import Run
 
@@ -25,7 +25,7 @@ def save(run: Run, out: pathlib.Path) -> dict[str, dict[str, int]]:
     names = {domain.name for mixture in mixtures.values() for domain in mixture.domains}
     index: dict[str, dict[str, Any]] = {}
     sizes: dict[str, dict[str, int]] = {}
-    with whole.made(out) as making:
+    with files.made(out) as making:
         for name in sorted(names.union(run.evaluated_domains)):
             domain = run.domain(name)
             catalogue, text = domain.catalogue, domain.text

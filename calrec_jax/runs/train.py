@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-from calrec_jax import whole
+from calrec_jax import files
 from calrec_jax.eval.predictions import write_json
 from calrec_jax.report import training_data
 from calrec_jax.runs import config_text
@@ -42,7 +42,7 @@ def train(run: Run, config_gin: str | None = None) -> None:
     with trainer.claimed(run.stages):
         if jax.process_index() == 0:
             text = config_text.of_run(run) if config_gin is None else config_gin
-            whole.write_text(trainer.model_dir / config_text.NAME, text)
+            files.write_text(trainer.model_dir / config_text.NAME, text)
             write_json(trainer.model_dir / training_data.NAME, data.description(examples=3))
         for stage in run.stages:
             trainer.run_stage(stage)

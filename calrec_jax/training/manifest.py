@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import calrec_jax
-from calrec_jax import locks, whole
+from calrec_jax import files, locks
 from calrec_jax.errors import CalrecError, is_full_disk
 
 NAME = "manifest.json"
@@ -109,7 +109,7 @@ def note_base(model_dir: pathlib.Path, stage: str, base: Mapping[str, Any]) -> N
 
 
 def _write(model_dir: pathlib.Path, manifest: Mapping[str, Any]) -> None:
-    whole.write_text(model_dir / NAME, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    files.write_text(model_dir / NAME, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
 
 
 def require(model_dir: str | pathlib.Path, needs: Mapping[str, Any], source: str) -> None:

@@ -6,7 +6,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-from calrec_jax import whole
+from calrec_jax import files
 
 
 class MetricsFile:
@@ -18,7 +18,7 @@ class MetricsFile:
         if path.exists():
             lines = path.read_text("utf-8", "replace").splitlines()
             kept = [line for line in lines if _step(line) <= resume_step]
-            whole.write_text(path, "".join(f"{line}\n" for line in kept))
+            files.write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:

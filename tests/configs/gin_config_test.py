@@ -267,7 +267,7 @@ def test_the_packaged_gin_folder_is_found_from_an_installed_package(tmp_path):
     package = gin_config.search_root() / "calrec_jax"
     installed = tmp_path / "site" / "calrec_jax"
     shutil.copytree(package / "configs", installed / "configs")
-    for name in ("__init__.py", "errors.py", "whole.py"):
+    for name in ("__init__.py", "errors.py", "files.py"):
         shutil.copy(package / name, installed)
     (installed / "gin" / "runs").mkdir(parents=True)
     (installed / "gin" / "runs" / "empty.gin").write_text("")

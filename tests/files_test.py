@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from calrec_jax import whole
+from calrec_jax import files
 from calrec_jax.errors import CalrecError
 
 
@@ -16,7 +16,7 @@ def test_it_is_there_at_the_end_with_all_that_was_written(tmp_path, empty):
     target = tmp_path / "new" / "folder"
     if empty:
         target.mkdir(parents=True)
-    with whole.made(target) as making:
+    with files.made(target) as making:
         (making / "file").write_text("whole")
         assert not target.exists() or not list(target.iterdir())
     assert (target / "file").read_text() == "whole"
@@ -25,14 +25,14 @@ def test_it_is_there_at_the_end_with_all_that_was_written(tmp_path, empty):
 
 @pytest.mark.parametrize("error", [OSError, TypeError, KeyboardInterrupt])
 def test_any_failure_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), whole.made(tmp_path / "new" / "folder") as making:
+    with pytest.raises(error), files.made(tmp_path / "new" / "folder") as making:
         (making / "file").write_text("half")
         raise error
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_leaves_what_others_wrote_beside_it(tmp_path):
-    with pytest.raises(OSError), whole.made(tmp_path / "new" / "folder"):
+    with pytest.raises(OSError), files.made(tmp_path / "new" / "folder"):
         (tmp_path / "new" / "theirs").write_text("kept")
         raise OSError
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["theirs"]
@@ -42,7 +42,7 @@ def test_what_a_kill_left_is_no_part_of_it(tmp_path):
     (tmp_path / ".making_folder" / "inner").mkdir(parents=True)
     (tmp_path / ".making_folder" / "inner" / "old").write_text("old")
     (tmp_path / ".making_folder" / "old").symlink_to(tmp_path)
-    with whole.made(tmp_path / "folder") as making:
+    with files.made(tmp_path / "folder") as making:
         assert not list(making.iterdir())
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
@@ -53,7 +53,7 @@ def test_two_processes_do_not_make_the_same_one(tmp_path):
     lock = os.open(tmp_path / ".making_folder", os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     with pytest.raises(CalrecError, match=f"another process is making {tmp_path}/folder: wait"):
-        with whole.made(tmp_path / "folder"):
+        with files.made(tmp_path / "folder"):
             raise AssertionError("both are in")
     os.close(lock)
     assert (tmp_path / ".making_folder" / "theirs").read_text() == "kept"
@@ -62,7 +62,7 @@ def test_two_processes_do_not_make_the_same_one(tmp_path):
 def test_a_file_is_replaced(tmp_path):
     path = tmp_path / "file"
     for text in ("old", "new, and an umlaut: \u00e4"):
-        whole.write_text(path, text)
+        files.write_text(path, text)
         assert path.read_text("utf-8") == text
     assert list(tmp_path.iterdir()) == [path]
 
@@ -70,14 +70,14 @@ def test_a_file_is_replaced(tmp_path):
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, error):
     path = tmp_path / "file"
-    whole.write_text(path, "old")
+    files.write_text(path, "old")
 
     def fails(*_):
         raise error
 
     with monkeypatch.context() as patch, pytest.raises(error):
         patch.setattr("os.replace", fails)
-        whole.write_text(path, "new")
+        files.write_text(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -87,14 +87,14 @@ def test_processes_that_write_the_same_file_at_once_do_not_meet(tmp_path, monkey
 
     def second_comes_between(*args):
         monkeypatch.setattr("os.replace", replace)
-        whole.write_text(path, "second")
+        files.write_text(path, "second")
         replace(*args)
 
     monkeypatch.setattr("os.replace", second_comes_between)
-    whole.write_text(path, "first")
+    files.write_text(path, "first")
     assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
 
 
 def test_what_is_no_text_is_written_as_is_said(tmp_path):
-    whole.write_text(tmp_path / "file", "half \ud800", "replace")
+    files.write_text(tmp_path / "file", "half \ud800", "replace")
     assert (tmp_path / "file").read_text() == "half ?"

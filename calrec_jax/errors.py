@@ -61,6 +61,27 @@ def full_disk_named(place: str | os.PathLike) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def unwritable_named(message: str) -> Iterator[None]:
+    """Turns what the system says of a place that cannot be written into a line of ours.
+
+    A full disk is raised as it is, for `full_disk_named`.
+
+    Args:
+      message: with which the line begins, "cannot write MODEL_DIR runs/a".
+
+    Raises:
+      CalrecError: something cannot be written; names the file, where the system does.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_full_disk(error):
+            raise
+        file = f" ({error.filename})" if error.filename else ""
+        raise CalrecError(f"{message}: {error.strerror}{file}") from error
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Whether `error` itself says so, by its number or, as TensorFlow and TensorStore, in words."""
     if isinstance(error, OSError) and error.errno is not None:

@@ -1,23 +1,39 @@
-"""Folders and files that are whole or not there."""
+"""Files and folders that are complete or not there, whatever happens while they are written."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
 import uuid
+import zipfile
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from calrec_jax.errors import CalrecError
 from calrec_jax.locks import try_flock
 
+DAMAGED_NPZ = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    RuntimeError,  # of zipfile
+    zipfile.BadZipFile,
+)
+"""What reading a damaged .npz file raises."""
+
 
 @contextlib.contextmanager
-def made(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder beside `target`, which it becomes at the end; a failure leaves nothing.
+def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder beside `target`, which takes its place at the end; a failure leaves nothing.
 
-    What a kill has left of it goes when it is made again.
+    What a killed process left behind is removed when the folder is next made.
 
     Args:
       target: a folder that is empty or not there.
@@ -51,8 +67,11 @@ def made(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def written(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A file beside `path`, which it becomes at the end; a failure leaves nothing of it."""
+def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A file beside `path`, which takes its place at the end; a failure leaves the old file.
+
+    The folder of `path` must exist.
+    """
     # Processes that write the same file at once do not write into one another's.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -64,13 +83,29 @@ def written(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_text(path: pathlib.Path, text: str, errors: str = "strict") -> None:
-    """Writes the whole file, in UTF-8, or, when it fails or is killed, none of it.
+    """Writes a file in UTF-8: all of it or, when that fails or is killed, nothing.
 
     Args:
       errors: see `str.encode`.
     """
-    with written(path) as temporary:
+    with new_file(path) as temporary:
         temporary.write_text(text, "utf-8", errors)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file, as `write_text` does. Raises ValueError for NaN, which is no JSON."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def as_json(value: Any) -> Any:
+    """`value` as it is read back from JSON: tuples have become lists."""
+    return json.loads(json.dumps(value))
+
+
+def save_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:
+    """Writes arrays into a .npz file: all of it or, when that fails or is killed, nothing."""
+    with new_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _empty(folder: pathlib.Path) -> None:

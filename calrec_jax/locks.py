@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from calrec_jax.errors import CalrecError
+from calrec_jax.errors import CalrecError, unwritable_named
 
 _BEAT_SECONDS = 10.0
 # Longer than a file system keeps what it knows of a file: a minute with NFS and gcsfuse.
@@ -66,7 +66,29 @@ def try_flock(file: IO | int) -> bool | None:
 
 
 @contextlib.contextmanager
-def held(path: pathlib.Path, refusal: Callable[[str], str]) -> Iterator[None]:
+def locked_folder(
+    lock: pathlib.Path, refusal: Callable[[str], str], unwritable: str
+) -> Iterator[None]:
+    """While active, no other process holds the lock of a folder, which is made where it is missing.
+
+    Args:
+      lock: its lock file, see `locked`.
+      refusal: see `locked`.
+      unwritable: the beginning of the error where nothing can be written there, "cannot write a/b".
+
+    Raises:
+      CalrecError: another process holds the lock, or it cannot be written.
+      OSError: the disk is full.
+    """
+    with contextlib.ExitStack() as stack:
+        with unwritable_named(unwritable):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(lock, refusal))
+        yield
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, refusal: Callable[[str], str]) -> Iterator[None]:
     """While active, no other process holds the lock at `path`.
 
     A process that hung for minutes may find that another machine has taken its lock over: it ends

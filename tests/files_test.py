@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import math
 import os
 
+import numpy as np
 import pytest
 
 from calrec_jax import files
@@ -16,7 +19,7 @@ def test_it_is_there_at_the_end_with_all_that_was_written(tmp_path, empty):
     target = tmp_path / "new" / "folder"
     if empty:
         target.mkdir(parents=True)
-    with files.made(target) as making:
+    with files.new_folder(target) as making:
         (making / "file").write_text("whole")
         assert not target.exists() or not list(target.iterdir())
     assert (target / "file").read_text() == "whole"
@@ -25,14 +28,14 @@ def test_it_is_there_at_the_end_with_all_that_was_written(tmp_path, empty):
 
 @pytest.mark.parametrize("error", [OSError, TypeError, KeyboardInterrupt])
 def test_any_failure_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), files.made(tmp_path / "new" / "folder") as making:
+    with pytest.raises(error), files.new_folder(tmp_path / "new" / "folder") as making:
         (making / "file").write_text("half")
         raise error
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_leaves_what_others_wrote_beside_it(tmp_path):
-    with pytest.raises(OSError), files.made(tmp_path / "new" / "folder"):
+    with pytest.raises(OSError), files.new_folder(tmp_path / "new" / "folder"):
         (tmp_path / "new" / "theirs").write_text("kept")
         raise OSError
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["theirs"]
@@ -42,7 +45,7 @@ def test_what_a_kill_left_is_no_part_of_it(tmp_path):
     (tmp_path / ".making_folder" / "inner").mkdir(parents=True)
     (tmp_path / ".making_folder" / "inner" / "old").write_text("old")
     (tmp_path / ".making_folder" / "old").symlink_to(tmp_path)
-    with files.made(tmp_path / "folder") as making:
+    with files.new_folder(tmp_path / "folder") as making:
         assert not list(making.iterdir())
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
@@ -53,7 +56,7 @@ def test_two_processes_do_not_make_the_same_one(tmp_path):
     lock = os.open(tmp_path / ".making_folder", os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     with pytest.raises(CalrecError, match=f"another process is making {tmp_path}/folder: wait"):
-        with files.made(tmp_path / "folder"):
+        with files.new_folder(tmp_path / "folder"):
             raise AssertionError("both are in")
     os.close(lock)
     assert (tmp_path / ".making_folder" / "theirs").read_text() == "kept"
@@ -98,3 +101,52 @@ def test_processes_that_write_the_same_file_at_once_do_not_meet(tmp_path, monkey
 def test_what_is_no_text_is_written_as_is_said(tmp_path):
     files.write_text(tmp_path / "file", "half \ud800", "replace")
     assert (tmp_path / "file").read_text() == "half ?"
+
+
+@pytest.mark.parametrize("value", [math.nan, [math.inf], {"a": object()}])
+def test_what_is_no_json_leaves_the_old_file(tmp_path, value):
+    path = tmp_path / "file"
+    files.write_json(path, {"n": (1, 2)})
+    assert path.read_text() == '{\n  "n": [\n    1,\n    2\n  ]\n}\n'
+    with pytest.raises((ValueError, TypeError)):
+        files.write_json(path, value)
+    assert json.loads(path.read_text()) == files.as_json({"n": (1, 2)}) == {"n": [1, 2]}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_arrays_are_replaced_all_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "file.npz"
+    files.save_npz(path, a=np.arange(3), b=np.array("text"))
+    before = path.read_bytes()
+
+    def torn(file, **_):
+        file.write(b"half")
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(np, "savez", torn)
+        files.save_npz(path, a=np.zeros(2))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    with np.load(path) as saved:
+        assert saved["a"].tolist() == [0, 1, 2] and str(saved["b"]) == "text"
+
+
+@pytest.mark.parametrize("content", [b"", b"text", "whole"])
+def test_a_damaged_npz_is_known_by_what_it_raises(tmp_path, content):
+    """Cut anywhere, or with one byte changed, it raises nothing else (or is read nevertheless)."""
+    path = tmp_path / "file.npz"
+    files.save_npz(path, a=np.arange(100))
+    whole = path.read_bytes()
+    contents = [content]
+    if content == "whole":
+        changed = [whole[:i] + bytes([whole[i] ^ 0xFF]) + whole[i + 1 :] for i in range(len(whole))]
+        contents = [*changed, *(whole[:i] for i in range(0, len(whole), 7))]
+    refused = 0
+    for data in contents:
+        path.write_bytes(data)
+        try:
+            with np.load(path) as saved:
+                saved["a"]
+        except files.DAMAGED_NPZ:
+            refused += 1
+    assert refused >= max(1, len(contents) // 6)

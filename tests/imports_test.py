@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "locks"},
-    {"text", "retrieval", "metrics", "batch", "files", "npz", "ranges"},
+    {"text", "retrieval", "metrics", "batch", "files", "ranges"},
     {"data", "models", "losses", "parallel", "checkpoints"},
     {"decode"},
     {"tasks", "training"},

@@ -24,7 +24,7 @@ HOLDING = """
 import pathlib, sys, time
 from calrec_jax import locks
 locks._BEAT_SECONDS = 0.1
-with locks.held(pathlib.Path(sys.argv[1]), str):
+with locks.locked(pathlib.Path(sys.argv[1]), str):
     print("held", flush=True)
     time.sleep(100)
 """
@@ -39,7 +39,7 @@ def path(tmp_path, monkeypatch) -> pathlib.Path:
 
 
 def held(path):
-    return locks.held(path, lambda holder: f"{holder} has it")
+    return locks.locked(path, lambda holder: f"{holder} has it")
 
 
 def write(path, holder: locks.Holder) -> None:
@@ -177,4 +177,39 @@ def test_whoever_has_lost_it_ends_and_leaves_the_others_alone(path, how):
 
 def test_a_place_that_cannot_be_written_is_an_oserror(path):
     with pytest.raises(FileNotFoundError), held(path.parent / "nowhere" / "lock"):
+        raise AssertionError("it is in")
+
+
+def locked_folder(folder: pathlib.Path):
+    return locks.locked_folder(
+        folder / "lock", lambda holder: f"{holder} has it", f"cannot write {folder.name}"
+    )
+
+
+def test_a_folder_is_made_and_locked(path):
+    folder = path.parent / "new" / "folder"
+    with locked_folder(folder):
+        with pytest.raises(CalrecError, match=f"process {os.getpid()} "), locked_folder(folder):
+            raise AssertionError("both are in")
+    assert_taken_and_let_go(folder / "lock")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(path):
+    path.write_text("a file")
+    with pytest.raises(CalrecError) as error, locked_folder(path / "folder"):
+        raise AssertionError("it is in")
+    assert str(error.value) == f"cannot write folder: Not a directory ({path}/folder)"
+
+
+def test_what_fails_while_a_folder_is_locked_is_not_reworded(path):
+    with pytest.raises(OSError, match="^mine$"), locked_folder(path.parent / "folder"):
+        raise OSError("mine")
+
+
+def test_a_full_disk_stays_what_it_is(path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", full)
+    with pytest.raises(OSError, match="No space"), locked_folder(path.parent / "folder"):
         raise AssertionError("it is in")

@@ -21,6 +21,7 @@ from calrec_jax.checkpoints.hf_families import read_config
 from calrec_jax.checkpoints.hf_maps import Entry, entries, plain_name
 from calrec_jax.checkpoints.safetensors_io import TensorInfo, TensorToWrite
 from calrec_jax.errors import CalrecError
+from calrec_jax.files import write_json
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder, boxed_params, unboxed
 
@@ -249,7 +250,7 @@ def export_weights(
             "metadata": {"total_size": sum(t.num_bytes for t in tensors)},
             "weight_map": dict(sorted(weight_map.items())),
         }
-        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        write_json(folder / _INDEX, index)
     for name, file in zip(names, files, strict=True):
         safetensors_io.write(folder / name, file)
 

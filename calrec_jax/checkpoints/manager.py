@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
+from calrec_jax import files
 from calrec_jax.checkpoints import damage
 from calrec_jax.checkpoints.damage import PREFIX
 from calrec_jax.errors import CalrecError, full_disk_named
@@ -139,11 +140,8 @@ class Checkpoints:
         if jax.process_index() == 0:
             # As orbax lays them out; in one go, so that a kill leaves all or nothing.
             item = damage.folder_of(self.directory, step) / "metrics"
-            temporary = item.with_name("metrics.tmp")
-            with full_disk_named(self.directory):
-                temporary.mkdir(exist_ok=True)
-                (temporary / item.name).write_text(json.dumps(dict(metrics)))
-                os.replace(temporary, item)
+            with full_disk_named(self.directory), files.new_folder(item) as making:
+                (making / item.name).write_text(json.dumps(dict(metrics)))
         multihost_utils.sync_global_devices("calrec_jax: metrics added")
         self._manager.reload()
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from calrec_jax import files
 from calrec_jax.checkpoints.hf_maps import MODULES
 from calrec_jax.errors import CalrecError, full_disk_named
 from calrec_jax.models import lora
@@ -44,8 +44,7 @@ def write_adapters(
     with full_disk_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
         safetensors.numpy.save_file(_tensors(adapters), folder / WEIGHTS, {"format": "pt"})
-        described = json.dumps(_described(config, base_name), indent=2)
-        (folder / CONFIG).write_text(described + "\n", "utf-8")
+        files.write_json(folder / CONFIG, _described(config, base_name))
 
 
 def _tensors(adapters) -> dict[str, np.ndarray]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
+from calrec_jax import files
 from calrec_jax.errors import CalrecError
 
 DTYPES: Mapping[str, np.dtype] = {
@@ -138,17 +138,12 @@ def write(path: pathlib.Path, tensors: Sequence[TensorToWrite]) -> None:
         end += tensor.num_bytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the data begins at a multiple of 8
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(struct.pack("<Q", len(encoded)) + encoded)
-            for tensor in tensors:
-                for piece in tensor.pieces:
-                    # As bytes: bfloat16 has no buffer of its own.
-                    file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.new_file(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for tensor in tensors:
+            for piece in tensor.pieces:
+                # As bytes: bfloat16 has no buffer of its own.
+                file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
 
 
 def row_blocks(rows: int, row_bytes: int, multiple: int = 1) -> Iterator[tuple[int, int]]:

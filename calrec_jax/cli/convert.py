@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     target = local_path(getattr(args, way), f"--{way}")
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise CalrecError(f"{target} is there already: give a folder that is empty or new")
-    with full_disk_named(target), files.made(target) as making:
+    with full_disk_named(target), files.new_folder(target) as making:
         told = {"to": _import, "to_hf": _export, "to_peft": _export_adapters}[way](args, making)
     print(f"{target}: {told}")
     return 0
@@ -131,7 +131,7 @@ def _import(args: argparse.Namespace, making: pathlib.Path) -> str:
             "source": str(source.absolute()),
         },
     }
-    (making / manifest.NAME).write_text(json.dumps(described, indent=2) + "\n")
+    files.write_json(making / manifest.NAME, described)
     count = hf_io.num_parameters(hf_io.parameter_shapes(weights.config))
     return f"{weights.model_type}, {count:,} parameters in {', '.join(dtypes)}"
 
@@ -162,7 +162,8 @@ def _export(args: argparse.Namespace, making: pathlib.Path) -> str:
         lambda name, where: parts[name].read(where),
         int((args.max_shard_gb or _SHARD_GB) * 10**9),
     )
-    (making / hf_io.CONFIG).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    # Not as `write_json`: what came with weights from elsewhere may hold infinities.
+    files.write_text(making / hf_io.CONFIG, json.dumps(described, indent=2) + "\n")
     count = hf_io.num_parameters(shapes)
     return f"{described['model_type']}, {count:,} parameters in {dtype}"
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from calrec_jax import npz
+from calrec_jax import files
 from calrec_jax.errors import CalrecError, is_read_only
 from calrec_jax.models import towers
 from calrec_jax.models.decoder import Decoder
@@ -120,7 +120,7 @@ def cached(
     vectors = compute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        npz.save(path, vectors=vectors, settings=np.array(wanted))
+        files.save_npz(path, vectors=vectors, settings=np.array(wanted))
     except OSError as error:
         if not is_read_only(error):
             raise CalrecError(f"cannot keep the items' vectors as {path}: {error}") from error
@@ -133,6 +133,6 @@ def _load(path: pathlib.Path, settings: str) -> np.ndarray:
             there, vectors = str(saved["settings"]), saved["vectors"]
         if there != settings:
             raise ValueError("those in it are of other settings")
-    except npz.DAMAGED as error:
+    except files.DAMAGED_NPZ as error:
         raise CalrecError(f"{path} holds no vectors ({error}): remove it") from error
     return vectors

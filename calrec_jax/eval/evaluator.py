@@ -22,11 +22,11 @@ from calrec_jax.eval.predictions import (
     PredictionsFile,
     locked,
     predict_users,
-    write_json,
 )
 from calrec_jax.eval.retrievers import Retriever
 from calrec_jax.eval.slices import slice_of
 from calrec_jax.eval.users import sample_users, with_shuffled_history
+from calrec_jax.files import write_json
 from calrec_jax.text.items import Catalogue, UserSequence
 
 

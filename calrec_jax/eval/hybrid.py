@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval.predictions import PredictionsFile, predict_users, write_json
+from calrec_jax.eval.predictions import PredictionsFile, predict_users
 from calrec_jax.eval.retrievers import DenseRetriever, HybridRetriever, TextRetriever
+from calrec_jax.files import write_json
 from calrec_jax.retrieval import fusion
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, UserSequence

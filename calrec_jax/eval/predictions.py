@@ -7,13 +7,14 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from calrec_jax import files, locks
-from calrec_jax.errors import CalrecError, is_full_disk
+from calrec_jax.errors import CalrecError, unwritable_named
 from calrec_jax.eval.outcomes import BEST
 from calrec_jax.eval.retrievers import Ranking, Retriever
+from calrec_jax.files import as_json, write_json
+from calrec_jax.locks import locked_folder
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, UserSequence
 
@@ -56,15 +57,13 @@ class PredictionsFile:
     def __init__(self, directory: pathlib.Path, settings: Mapping[str, Any]):
         self.path = directory / "predictions.jsonl"
         settings_path = directory / "settings.json"
-        try:
+        with unwritable_named(_unwritable(directory)):
             directory.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
                 _require_same(self.path, _read_settings(settings_path), as_json(settings))
                 self._drop_torn_line()
             else:
                 write_json(settings_path, settings)
-        except OSError as error:
-            raise _unwritable(directory, error) from error
 
     def _drop_torn_line(self) -> None:
         """A kill may have left half a line at the end."""
@@ -142,36 +141,24 @@ def read_predictions(path: pathlib.Path) -> dict[Key, Predicted]:
     return found
 
 
-@contextlib.contextmanager
-def locked(directory: pathlib.Path) -> Iterator[None]:
+def locked(directory: pathlib.Path) -> contextlib.AbstractContextManager[None]:
     """While active, no other process evaluates into `directory`.
 
     Raises:
       CalrecError: another one does, or the directory cannot be written.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(
-                locks.held(
-                    directory / "lock",
-                    lambda holder: (
-                        f"{holder} evaluates into {directory}: wait for its end, or "
-                        f"bind EvaluationConfig.name to another one"
-                    ),
-                )
-            )
-        except OSError as error:
-            raise _unwritable(directory, error) from error
-        yield
-
-
-def _unwritable(directory: pathlib.Path, error: OSError) -> Exception:
-    if is_full_disk(error):
-        return error
-    return CalrecError(
-        f"cannot keep predictions in {directory}: {error.strerror} ({error.filename or directory})"
+    return locked_folder(
+        directory / "lock",
+        lambda holder: (
+            f"{holder} evaluates into {directory}: wait for its end, or bind "
+            f"EvaluationConfig.name to another one"
+        ),
+        _unwritable(directory),
     )
+
+
+def _unwritable(directory: pathlib.Path) -> str:
+    return f"cannot keep predictions in {directory}"
 
 
 def _parsed(line: bytes, start: int) -> tuple[Key, Predicted]:
@@ -247,16 +234,6 @@ def _generated(some: Generated, catalogue: Catalogue) -> dict[str, Any]:
     """Items are named where a trie knows them: texts of long ones are cut."""
     items = {"items": [catalogue.item_ids[place] for place in some.items]} if some.items else {}
     return {"text": some.text, "logprob": some.log_prob, **items}
-
-
-def as_json(value: Any) -> Any:
-    """`value` as it is read back from JSON: lists for tuples."""
-    return json.loads(json.dumps(value))
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes the whole file or, when killed, none of it. NaN is no JSON: ValueError."""
-    files.write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def require_made_with(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import pathlib
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from calrec_jax import metrics
+from calrec_jax import files, metrics
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval.outcomes import Score, outcome
 from calrec_jax.text.items import Catalogue, UserSequence
@@ -234,13 +232,10 @@ def train(
 def save(directory: pathlib.Path, trained: Trained) -> None:
     """Writes the weights to `directory`/checkpoints, whole or, when killed, not at all."""
     checkpoint = directory / "checkpoints" / f"checkpoint_{trained.steps}"
-    temporary = checkpoint.with_name(checkpoint.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     weights = flax.traverse_util.flatten_dict(jax.device_get(trained.params), sep="/")
     facts = {name: getattr(trained, name) for name in _FACTS}
-    np.savez(temporary / _WEIGHTS, **weights, **facts)
-    os.replace(temporary, checkpoint)
+    with files.new_folder(checkpoint) as making:
+        files.save_npz(making / _WEIGHTS, **weights, **facts)
 
 
 def restore(directory: pathlib.Path, config: SASRecConfig, catalogue: Catalogue) -> Trained | None:

@@ -8,6 +8,7 @@ import html
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
+from calrec_jax import files
 from calrec_jax.metrics import METRICS
 from calrec_jax.report.plain import short
 
@@ -127,7 +128,7 @@ _PAGE = """<!doctype html>
 
 def write(path: pathlib.Path, title: str, sections: Iterable[Section]) -> None:
     """Writes a page. Half a surrogate pair, which some texts hold and UTF-8 cannot, becomes "?"."""
-    path.write_text(source(title, sections), "utf-8", "replace")
+    files.write_text(path, source(title, sections), "replace")
 
 
 def source(title: str, sections: Iterable[Section]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse import _sparsetools
 
-from calrec_jax import npz, ranges
+from calrec_jax import files, ranges
 from calrec_jax.errors import CalrecError, is_read_only, local_path
 from calrec_jax.retrieval.round_robin import ranked_rows
 from calrec_jax.retrieval.words import words
@@ -202,7 +202,7 @@ class BM25Index:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the whole file or, when it fails or is killed, none of it."""
         ordered = sorted(self._vocabulary, key=self._vocabulary.__getitem__)
-        npz.save(
+        files.save_npz(
             pathlib.Path(path),
             fingerprint=np.array(self._fingerprint),
             vocabulary=np.frombuffer("\n".join(ordered).encode(), np.uint8),
@@ -273,7 +273,7 @@ class BM25Index:
             )
         except FileNotFoundError as error:
             raise CalrecError(f"there is no index of BM25 at {path}: build it") from error
-        except npz.DAMAGED as error:
+        except files.DAMAGED_NPZ as error:
             raise CalrecError(
                 f"{path} is no index of BM25, or a damaged one ({error}): remove it and build it "
                 f"anew"

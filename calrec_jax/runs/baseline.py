@@ -70,7 +70,7 @@ def train_and_evaluate(
     # Items are their ids: no text is encoded, so any vocabulary does.
     domain = Domain(dataset, dataset, run.data_dir, Template(), vocabularies.byte())
     data = baseline_data(domain, config)
-    with manifest.held(model_dir):
+    with manifest.locked(model_dir):
         trained = _trained(run, domain, data, config_gin)
     config = dataclasses.replace(config, checkpoint=f"{_NAME}, epoch {trained.epoch}")
     evaluated = EvaluatedDomain(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -25,7 +24,7 @@ def save(run: Run, out: pathlib.Path) -> dict[str, dict[str, int]]:
     names = {domain.name for mixture in mixtures.values() for domain in mixture.domains}
     index: dict[str, dict[str, Any]] = {}
     sizes: dict[str, dict[str, int]] = {}
-    with files.made(out) as making:
+    with files.new_folder(out) as making:
         for name in sorted(names.union(run.evaluated_domains)):
             domain = run.domain(name)
             catalogue, text = domain.catalogue, domain.text
@@ -33,7 +32,7 @@ def save(run: Run, out: pathlib.Path) -> dict[str, dict[str, int]]:
             arrays.write_domain(making, name, catalogue, text, sequences)
             index[name] = {
                 "dataset": domain.dataset,
-                "template": json.loads(json.dumps(dataclasses.asdict(domain.template))),
+                "template": files.as_json(dataclasses.asdict(domain.template)),
                 "own_template": domain.has_own_template,
                 "checksums": domain.checksums(),
                 "sizes": arrays.sizes(catalogue, text, sequences),

@@ -7,7 +7,6 @@ import pathlib
 import jax
 
 from calrec_jax import files
-from calrec_jax.eval.predictions import write_json
 from calrec_jax.report import training_data
 from calrec_jax.runs import config_text
 from calrec_jax.runs.checks import check
@@ -43,6 +42,6 @@ def train(run: Run, config_gin: str | None = None) -> None:
         if jax.process_index() == 0:
             text = config_text.of_run(run) if config_gin is None else config_gin
             files.write_text(trainer.model_dir / config_text.NAME, text)
-            write_json(trainer.model_dir / training_data.NAME, data.description(examples=3))
+            files.write_json(trainer.model_dir / training_data.NAME, data.description(examples=3))
         for stage in run.stages:
             trainer.run_stage(stage)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from calrec_jax import npz
+from calrec_jax import files
 from calrec_jax.batch import HISTORY, TARGET
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError
@@ -76,11 +76,11 @@ def _write_batch(stage_dir: pathlib.Path, step: int, batch: Batch, decode: Decod
     path = stage_dir / f"diverged_{step}{process}.npz"
     rows = {name: _rows_of_process(array) for name, array in batch.items()}
     try:
-        npz.save(path, **rows)
+        files.save_npz(path, **rows)
         if decode is None:
             return f"its batch is in {path}"
-        with path.with_suffix(".jsonl").open("w", encoding="utf-8", errors="replace") as file:
-            file.writelines(json.dumps(line) + "\n" for line in _examples(rows, decode))
+        lines = "".join(json.dumps(line) + "\n" for line in _examples(rows, decode))
+        files.write_text(path.with_suffix(".jsonl"), lines, "replace")
     except OSError as failure:
         return f"its batch could not be written to {path} ({failure.strerror})"
     return f"its batch is in {path}, and as texts in {path.stem}.jsonl"

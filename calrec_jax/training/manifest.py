@@ -6,12 +6,13 @@ import contextlib
 import importlib.metadata
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import calrec_jax
-from calrec_jax import files, locks
-from calrec_jax.errors import CalrecError, is_full_disk
+from calrec_jax import files
+from calrec_jax.errors import CalrecError
+from calrec_jax.locks import locked_folder
 
 NAME = "manifest.json"
 _BASE = "base"  # of a stage with LoRA, see `weights`
@@ -47,31 +48,20 @@ def versions() -> dict[str, str]:
     return {"calrec_jax": calrec_jax.__version__} | found
 
 
-@contextlib.contextmanager
-def held(model_dir: str | pathlib.Path) -> Iterator[None]:
-    """While active, no other process trains in `model_dir`; to read there is free.
+def locked(model_dir: str | pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """While active, no other process trains in `model_dir`; any process may read there.
 
     Raises:
-      CalrecError: another one does; or `model_dir` cannot be written.
+      CalrecError: another one does, or `model_dir` cannot be written.
     """
-    path = pathlib.Path(model_dir)
-    with contextlib.ExitStack() as stack:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(
-                locks.held(
-                    path / "lock",
-                    lambda holder: (
-                        f"{holder} trains in MODEL_DIR {path}: wait for its end, or "
-                        f"give this run a MODEL_DIR of its own"
-                    ),
-                )
-            )
-        except OSError as error:
-            if is_full_disk(error):
-                raise
-            raise CalrecError(f"cannot write MODEL_DIR {path}: {error.strerror}") from error
-        yield
+    return locked_folder(
+        pathlib.Path(model_dir) / "lock",
+        lambda holder: (
+            f"{holder} trains in MODEL_DIR {model_dir}: wait for its end, or give this run a "
+            f"MODEL_DIR of its own"
+        ),
+        f"cannot write MODEL_DIR {model_dir}",
+    )
 
 
 def claim(model_dir: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
@@ -84,7 +74,7 @@ def claim(model_dir: str | pathlib.Path, manifest: Mapping[str, Any]) -> None:
     Raises:
       CalrecError: MODEL_DIR belongs to another configuration; the line names the first difference.
     """
-    manifest = json.loads(json.dumps(manifest))  # as it will be read back: lists for tuples
+    manifest = files.as_json(manifest)
     model_dir = pathlib.Path(model_dir)
     there = read(model_dir)
     stages = there["stages"] if there else {}
@@ -125,7 +115,7 @@ def require(model_dir: str | pathlib.Path, needs: Mapping[str, Any], source: str
     there = read(model_dir)
     if there is None:
         raise CalrecError(f"{source!r}: {model_dir} has no {NAME}, nothing says what it holds")
-    found = _mismatch("", there, json.loads(json.dumps(needs)))
+    found = _mismatch("", there, files.as_json(needs))
     if found:
         name, had, has = found
         raise CalrecError(

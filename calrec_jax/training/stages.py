@@ -156,7 +156,7 @@ class Trainer:
         for stage in stages:
             _host_spec(stage, mesh)
         train_state.param_shapes(Decoder(self.model), mesh, self.mesh)
-        with processes.held_by_first(manifest.held(self.model_dir)):
+        with processes.held_by_first(manifest.locked(self.model_dir)):
             processes.in_first(lambda: manifest.claim(self.model_dir, self._manifest(stages)))
             yield
 

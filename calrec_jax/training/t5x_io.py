@@ -76,7 +76,7 @@ def to_stage(source: str, stage_dir: str | os.PathLike) -> int:
     of_stage = stage | {"name": stage_dir.name, "t5x_checkpoint": str(checkpoint)}
     step = int(_STEP.fullmatch(checkpoint.name)[1])
     options = ocp.CheckpointManagerOptions(step_prefix=PREFIX)
-    with full_disk_named(stage_dir), manifest.held(stage_dir.parent):
+    with full_disk_named(stage_dir), manifest.locked(stage_dir.parent):
         manifest.claim(stage_dir.parent, described | {"stages": {stage_dir.name: of_stage}})
         with ocp.CheckpointManager(stage_dir / "checkpoints", options=options) as manager:
             manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))

@@ -66,5 +66,5 @@ def test_a_later_stages_start_is_known_before_the_first_one_trains(run, small_st
 
 
 def test_a_run_is_evaluated_while_it_is_trained(model_dir):
-    with locks.held(model_dir / "lock", str):
+    with locks.locked(model_dir / "lock", str):
         assert trained_run.evaluate(model_dir, "meanwhile")["n"] == trained_run.SMALL["max_users"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import socket
 
@@ -12,22 +11,8 @@ from evaluation_case import FakeModel, run
 
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import predictions
-from calrec_jax.eval.predictions import locked, require_made_with, write_json
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "metrics.json"
-    write_json(path, {"n": 1})
-
-    def killed(*args):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("os.replace", killed)
-        write_json(path, {"n": 2})
-    with pytest.raises(ValueError):
-        write_json(path, {"n": math.nan})
-    assert path.read_text() == '{\n  "n": 1\n}\n'
+from calrec_jax.eval.predictions import locked, require_made_with
+from calrec_jax.files import write_json
 
 
 def _first(change):
@@ -118,14 +103,14 @@ def test_two_processes_do_not_evaluate_into_one_folder(tmp_path):
 def test_half_a_line_at_the_end_is_dropped_whatever_its_length(tmp_path, monkeypatch, whole, torn):
     monkeypatch.setattr(predictions, "_BLOCK", 8)
     path = tmp_path / "predictions.jsonl"
-    predictions.write_json(tmp_path / "settings.json", {})
+    write_json(tmp_path / "settings.json", {})
     path.write_text(whole + torn)
     predictions.PredictionsFile(tmp_path, {})
     assert path.read_text() == whole
 
 
 def test_some_of_the_settings_are_held_against_those_that_are_there(tmp_path):
-    predictions.write_json(tmp_path / "settings.json", {"step": 3, "dtype": "float32"})
+    write_json(tmp_path / "settings.json", {"step": 3, "dtype": "float32"})
     require_made_with(tmp_path, {"step": 3})
     with pytest.raises(CalrecError, match="made with dtype = 'float32', .* has 'bfloat16'"):
         require_made_with(tmp_path, {"step": 3, "dtype": "bfloat16"})

@@ -73,7 +73,7 @@ def test_a_killed_process_ends_its_peer_and_both_go_on(one):
 
 
 def test_all_processes_are_told_who_trains_there_already(tmp_path):
-    with locks.held(tmp_path / "lock", str):
+    with locks.locked(tmp_path / "lock", str):
         two = worker.start(tmp_path, stages=STAGES, launcher=TWO)
         stderr = worker.finish(two, 1)
     assert stderr.count(f"process {os.getpid()} on host") == 2

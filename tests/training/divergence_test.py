@@ -102,7 +102,7 @@ def test_a_batch_that_cannot_be_kept_does_not_hide_the_divergence(tmp_path, monk
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("calrec_jax.npz.save", full)
+    monkeypatch.setattr("calrec_jax.files.save_npz", full)
     line = r"loss is nan, .*diverged_1.npz \(No space left on device\); nothing was saved before"
     with pytest.raises(CalrecError, match=line):
         run(tmp_path, LONG, make_batches=broken("train", 0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from calrec_jax.data.sources import RawFiles, Source, Table, find_files, get_sou
 from calrec_jax.data.sources.times import UNITS
 from calrec_jax.data.store import datasets
 from calrec_jax.errors import CalrecError
+from calrec_jax.files import as_json, write_json
 
 
 def prepare(
@@ -83,7 +83,7 @@ def prepare(
         _check(domain, rules, prepared)
         stats = _describe(domain, source, files, rules, prepared)
         made = writer.finish({name: stats[name] for name in ("source", "rules", "checksums")})
-        (made / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
+        write_json(made / "stats.json", stats)
         (scratch / "rejects.jsonl").rename(made / "rejects.jsonl")
         datasets.publish(scratch, made, data_dir, domain)
     return stats
@@ -142,7 +142,7 @@ def _describe(
         "rejected_lines": prepared.rejected,
         "checksums": prepared.users.checksums() | prepared.items.checksums(),
     }
-    return json.loads(json.dumps(stats))
+    return as_json(stats)
 
 
 def _check(domain: str, rules: Rules, prepared: Prepared) -> None:

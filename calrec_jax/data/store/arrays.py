@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from calrec_jax import files
 from calrec_jax.data import vocabularies
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import SPLITS, Catalogue, PlacedSequences, UserSequence
@@ -80,9 +81,7 @@ def write_index(
         "domains": domains,
         "mixtures": mixtures,
     }
-    temporary = folder / f"{INDEX}.tmp"
-    temporary.write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-    os.replace(temporary, folder / INDEX)
+    files.write_json(folder / INDEX, index)
 
 
 def sizes(
@@ -146,7 +145,7 @@ def read_text(
     saved = _Saved.of(folder, name)
     asked = {
         "vocabulary": vocabularies.fingerprint(vocabulary),
-        "template": json.loads(json.dumps(dataclasses.asdict(template))),
+        "template": files.as_json(dataclasses.asdict(template)),
     }
     there = {"vocabulary": saved.vocabulary, "template": saved.entry["template"]}
     for part, value in there.items():

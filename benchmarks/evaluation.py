@@ -21,6 +21,7 @@ from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.evaluation import EvaluationConfig
 from calrec_jax.eval.evaluator import EvaluatedDomain, predict_and_measure
 from calrec_jax.eval.retrievers import Ranking, Retriever
+from calrec_jax.model_dir import EvaluationDir
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, UserSequence
 from calrec_jax.text.templates import Template
@@ -64,7 +65,9 @@ def run(folder, catalogue, train, validation, test, model: Retriever | None) -> 
     known = BaselineData(train, catalogue, validation)
     config = EvaluationConfig(catalogue.domain)
     subject = EvaluatedDomain(known, test, texts, lambda: model)
-    return predict_and_measure("made up", [subject], config, folder, {}, lambda done, total: None)
+    return predict_and_measure(
+        "made up", [subject], config, EvaluationDir(folder), {}, lambda done, total: None
+    )
 
 
 def made_up_model(catalogue: Catalogue) -> Retriever:

@@ -28,6 +28,7 @@ from calrec_jax.data.seqio_tasks import tasks
 from calrec_jax.data.seqio_tasks.feature_converters import CalrecFeatureConverter
 from calrec_jax.errors import CalrecError, local_path
 from calrec_jax.losses import LossConfig, LossSums
+from calrec_jax.model_dir import saved_steps
 from calrec_jax.models.decoder import Decoder, boxed_params, unboxed
 from calrec_jax.parallel.mesh import MeshConfig
 from calrec_jax.parallel.partitioning import logical_rules
@@ -247,7 +248,7 @@ def summarize_config(model_dir: str, summary_writer, step: int, model: CalrecMod
             f"{str(directory.absolute())!r}"
         )
     data = {"template": dataclasses.asdict(model.run.data.template)}
-    if any(directory.glob("checkpoint_*[0-9]")):
+    if saved_steps(directory):
         manifest.require(directory, model.needs | {"data": data}, model_dir)
     gin_utils.summarize_gin_config(model_dir, summary_writer, step)
     if jax.process_index() == 0:

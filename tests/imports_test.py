@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "locks"},
-    {"text", "retrieval", "metrics", "batch", "files", "ranges"},
+    {"text", "retrieval", "metrics", "batch", "files", "model_dir", "ranges"},
     {"data", "models", "losses", "parallel", "checkpoints"},
     {"decode"},
     {"tasks", "training"},

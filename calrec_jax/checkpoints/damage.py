@@ -1,4 +1,4 @@
-"""Checkpoints that are not whole, half copied for example: told in one line, never read wrongly."""
+"""Incomplete checkpoints, half copied ones for example: one line of error, never wrong numbers."""
 
 from __future__ import annotations
 
@@ -12,27 +12,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from calrec_jax.errors import CalrecError
+from calrec_jax.model_dir import checkpoint_folder, saved_steps
 
-PREFIX = "checkpoint"
 METADATA = "_CHECKPOINT_METADATA"
 _ITEMS = "item_handlers"  # in METADATA: what was saved together
 _FILES = {"position": "metadata", "metrics": "metrics"}  # of JSON; arrays have a _METADATA
 _PATIENCE = 2.0  # seconds
-_LONGEST = 200  # characters of what a library says
-_UNREADABLE = "Encountered error while reading array"  # Orbax's words for what TensorStore tells
-
-
-def folder_of(directory: pathlib.Path, step: int) -> pathlib.Path:
-    """Of a checkpoint."""
-    return directory / f"{PREFIX}_{step}"
-
-
-def steps(directory: pathlib.Path) -> list[int]:
-    """Those of the checkpoints in a directory, half written ones left out, the first first."""
-    found = (re.fullmatch(rf"{PREFIX}_(\d+)", path.name) for path in directory.glob(f"{PREFIX}_*"))
-    return sorted(int(match[1]) for match in found if match)
+_LONGEST = 200  # characters of a library's message
+_UNREADABLE = "Encountered error while reading array"  # Orbax's words for TensorStore's errors
 
 
 @contextlib.contextmanager
@@ -42,54 +32,55 @@ def reading(directory: pathlib.Path, step: int) -> Iterator[None]:
     Raises:
       CalrecError: a part of it is missing or damaged, or it was removed meanwhile.
     """
-    folder = folder_of(directory, step)
+    folder = checkpoint_folder(directory, step)
 
-    def told(error: Exception) -> CalrecError:
-        if not _goes(folder):
+    def as_one_line(error: Exception) -> CalrecError:
+        if not _is_being_removed(folder):
             return _damaged(directory, step, error)
         return CalrecError(
             f"checkpoint {step} in {directory} was removed while it was read, as by a training "
             f"that has a better one: run the same command again"
         )
 
-    with _told(told):
+    with _damage_named(as_one_line):
         _require_items(folder)
         yield
 
 
 @contextlib.contextmanager
-def reading_t5xs(folder: pathlib.Path) -> Iterator[None]:
-    """As `reading`, of the folder of one of T5X's checkpoints."""
+def reading_t5x(folder: pathlib.Path) -> Iterator[None]:
+    """As `reading`, for the folder of a checkpoint that T5X wrote."""
 
-    def told(error: Exception) -> CalrecError:
-        return CalrecError(f"{folder} is damaged ({_what(folder, error)}): copy it whole")
+    def as_one_line(error: Exception) -> CalrecError:
+        return CalrecError(f"{folder} is damaged ({_cause(folder, error)}): copy it whole")
 
-    with _told(told):
+    with _damage_named(as_one_line):
         if not (folder / "state" / "_METADATA").is_file():
             raise NotWhole("state/_METADATA is missing")
         yield
 
 
 @contextlib.contextmanager
-def _told(make_error: Callable[[Exception], CalrecError]) -> Iterator[None]:
+def _damage_named(as_one_line: Callable[[Exception], CalrecError]) -> Iterator[None]:
+    """While active, an exception that a damaged file causes is raised as `as_one_line` gives it."""
     before = sys.unraisablehook
-    sys.unraisablehook = functools.partial(_tell_unraisable, before)
+    sys.unraisablehook = functools.partial(_show_unraisable, before)
     try:
         yield
     except Exception as error:
-        if not _tells_of_damage(error):
+        if not _is_damage(error):
             sys.unraisablehook = before
             raise
-        told = make_error(error)
+        line = as_one_line(error)
         _settle(error)
-        raise told from error
+        raise line from error
     sys.unraisablehook = before
 
 
 def _settle(error: Exception) -> None:
-    """Lets the reads that are still under way end here, and what they leave go.
+    """Waits for reads that are still under way, and collects what they leave.
 
-    Later, what they raise on their way out would come up wherever Python is just then.
+    Otherwise what they raise on their way out would appear later, anywhere in the program.
     """
     traceback.clear_frames(error.__traceback__)
     for _ in range(3):
@@ -98,22 +89,28 @@ def _settle(error: Exception) -> None:
             gc.collect()
 
 
-def _tell_unraisable(before: Callable, unraisable) -> None:
-    """The first array that cannot be read ends Orbax's event loop. The reads of the others, still
-    under way, would each tell in a traceback, then or later, that they have nowhere to go."""
+def _show_unraisable(before: Callable[[Any], None], unraisable: Any) -> None:
+    """Calls the hook `before`, except for what follows from the first array that cannot be read.
+
+    That one ends Orbax's event loop; the reads of the others, still under way, would each show a
+    traceback, then or later, because they have no loop to return to.
+
+    Args:
+      unraisable: see `sys.unraisablehook`.
+    """
     text = str(unraisable.exc_value)
     if text != "Event loop is closed" and not text.startswith(_UNREADABLE):
         before(unraisable)
 
 
 def require_losses(directory: pathlib.Path) -> None:
-    """Holds that the losses, by which checkpoints are ranked, are there as they were saved.
+    """Checks that the losses, by which checkpoints are ranked, are there as they were saved.
 
     Raises:
-      CalrecError: those of a checkpoint are missing or damaged.
+      CalrecError: the losses of a checkpoint are missing or damaged.
     """
-    for step in steps(directory):
-        folder = folder_of(directory, step)
+    for step in saved_steps(directory):
+        folder = checkpoint_folder(directory, step)
         losses = folder / "metrics" / _FILES["metrics"]
         try:
             if losses.is_file():
@@ -123,12 +120,12 @@ def require_losses(directory: pathlib.Path) -> None:
             ):
                 raise NotWhole("metrics/metrics is missing")
         except (OSError, ValueError, NotWhole) as error:
-            if not _goes(folder):
+            if not _is_being_removed(folder):
                 raise _damaged(directory, step, error) from error
 
 
-def _goes(folder: pathlib.Path) -> bool:
-    """Whether a checkpoint is just being removed, by a training that has a better one."""
+def _is_being_removed(folder: pathlib.Path) -> bool:
+    """Whether a checkpoint is gone in a moment, removed by a training that has a better one."""
     deadline = time.monotonic() + _PATIENCE
     while folder.exists():
         if time.monotonic() > deadline:
@@ -137,8 +134,11 @@ def _goes(folder: pathlib.Path) -> bool:
     return True
 
 
-def _tells_of_damage(error: Exception) -> bool:
-    """What TensorStore raises is a ValueError that begins as "DATA_LOSS: "; Orbax hides some."""
+def _is_damage(error: Exception) -> bool:
+    """Whether an exception is one that damaged files cause.
+
+    TensorStore's are ValueErrors that begin as "DATA_LOSS: "; Orbax wraps some of them.
+    """
     if isinstance(error, (OSError, json.JSONDecodeError, UnicodeDecodeError, NotWhole)):
         return True
     text = str(error)
@@ -148,7 +148,7 @@ def _tells_of_damage(error: Exception) -> bool:
 
 
 class NotWhole(Exception):
-    """What is missing, in words."""
+    """A part of a checkpoint is missing; the message says which."""
 
 
 def _require_items(folder: pathlib.Path) -> None:
@@ -160,7 +160,7 @@ def _require_items(folder: pathlib.Path) -> None:
 
 
 def _items(folder: pathlib.Path) -> list[str]:
-    """What was saved together. Raises NotWhole or JSONDecodeError where nothing says so."""
+    """The items that were saved together. Raises NotWhole or JSONDecodeError: none are named."""
     path = folder / METADATA
     if not path.is_file():
         raise NotWhole(f"{METADATA} is missing")
@@ -171,23 +171,23 @@ def _items(folder: pathlib.Path) -> list[str]:
 
 
 def _damaged(directory: pathlib.Path, step: int, error: Exception) -> CalrecError:
-    others = [other for other in steps(directory) if other != step]
+    others = [other for other in saved_steps(directory) if other != step]
     before = [other for other in others if other < step]
-    stage, folder = directory.parent.name, folder_of(directory, step).name
+    stage, folder = directory.parent.name, checkpoint_folder(directory, step).name
     if before:
         remedy = f"or remove {folder}: the one before it is {stage}:{before[-1]}"
     elif others:
         remedy = f"or remove {folder}: none is before it, and {stage}:{others[0]} comes after it"
     else:
         remedy = "there is no other"
-    what = _what(directory / folder, error)
+    cause = _cause(directory / folder, error)
     return CalrecError(
-        f"checkpoint {step} in {directory} is damaged ({what}): copy it whole, {remedy}"
+        f"checkpoint {step} in {directory} is damaged ({cause}): copy it whole, {remedy}"
     )
 
 
-def _what(folder: pathlib.Path, error: Exception) -> str:
-    """What is wrong, by the file where one is empty or cut, else as the error says it."""
+def _cause(folder: pathlib.Path, error: Exception) -> str:
+    """What is wrong: the file that is empty or cut, where there is one, otherwise the error."""
     if isinstance(error, NotWhole):
         return str(error)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

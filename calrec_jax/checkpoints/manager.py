@@ -19,8 +19,11 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 from calrec_jax import files
 from calrec_jax.checkpoints import damage
-from calrec_jax.checkpoints.damage import PREFIX
 from calrec_jax.errors import CalrecError, full_disk_named
+from calrec_jax.model_dir import CHECKPOINT_PREFIX, checkpoint_folder
+
+Params = Any
+"""A pytree of parameters: arrays, or ShapeDtypeStructs that stand for them, in nested dicts."""
 
 _METRIC = "loss"
 # What is stored together: a reader of a part of an array reads whole ones.
@@ -73,7 +76,7 @@ class Checkpoints:
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            step_prefix=PREFIX,
+            step_prefix=CHECKPOINT_PREFIX,
             best_fn=_loss,
             best_mode="min",
             preservation_policy=policy,
@@ -139,7 +142,7 @@ class Checkpoints:
         """
         if jax.process_index() == 0:
             # As orbax lays them out; in one go, so that a kill leaves all or nothing.
-            item = damage.folder_of(self.directory, step) / "metrics"
+            item = checkpoint_folder(self.directory, step) / "metrics"
             with full_disk_named(self.directory), files.new_folder(item) as making:
                 (making / item.name).write_text(json.dumps(dict(metrics)))
         multihost_utils.sync_global_devices("calrec_jax: metrics added")
@@ -190,7 +193,7 @@ class Checkpoints:
         Raises:
           CalrecError: the checkpoint is damaged.
         """
-        path = damage.folder_of(self.directory, step) / damage.METADATA
+        path = checkpoint_folder(self.directory, step) / damage.METADATA
         with damage.reading(self.directory, step):
             return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 

@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from calrec_jax.checkpoints import damage
-from calrec_jax.checkpoints.damage import PREFIX
 from calrec_jax.checkpoints.manager import Checkpoints
+from calrec_jax.model_dir import CHECKPOINT_PREFIX, checkpoint_folder
 
 _CACHE_BYTES = 1 << 27  # of chunks that are read again
 
@@ -85,7 +85,9 @@ def write_params(directory: pathlib.Path, params) -> None:
     """
     registry = ocp.type_handlers.create_type_handler_registry((Streamed, _Handler()))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    options = ocp.CheckpointManagerOptions(step_prefix=PREFIX, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(
+        step_prefix=CHECKPOINT_PREFIX, enable_async_checkpointing=False
+    )
     with ocp.CheckpointManager(
         directory.absolute(), options=options, item_handlers={"params": handler}
     ) as manager:
@@ -130,7 +132,7 @@ def open_params(directory: str | os.PathLike, step: int) -> Mapping[str, Stored]
         names = checkpoints.param_shapes(step)
     finally:
         checkpoints.close()
-    item = damage.folder_of(directory, step) / "params"
+    item = checkpoint_folder(directory, step) / "params"
     context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
     with damage.reading(directory, step):
         return {name: Stored(_open(item, name, context), directory, step) for name in names}

@@ -13,6 +13,7 @@ from typing import Any
 from calrec_jax import files
 from calrec_jax.cli.main import main as calrec
 from calrec_jax.errors import CalrecError, full_disk_named, local_path
+from calrec_jax.model_dir import ModelDir, StageDir
 
 _SHARD_GB = 5.0  # transformers' custom
 
@@ -118,7 +119,7 @@ def _import(args: argparse.Namespace, making: pathlib.Path) -> str:
     vocabulary = vocabularies.beside_weights(source)
     weights.config.with_vocab_size(vocabulary.vocab_size)  # which must hold it
     hf_io.carry(source, making / pretrained.CARRIED)
-    hf_io.import_weights(weights, making / pretrained.STAGE / "checkpoints")
+    hf_io.import_weights(weights, ModelDir(making).stage(pretrained.STAGE).checkpoints)
     dtypes = sorted({str(weights.dtype_of(entry)) for entry in weights.table})
     described = {
         "versions": manifest.versions(),
@@ -131,7 +132,7 @@ def _import(args: argparse.Namespace, making: pathlib.Path) -> str:
             "source": str(source.absolute()),
         },
     }
-    files.write_json(making / manifest.NAME, described)
+    files.write_json(ModelDir(making).manifest, described)
     count = hf_io.num_parameters(hf_io.parameter_shapes(weights.config))
     return f"{weights.model_type}, {count:,} parameters in {', '.join(dtypes)}"
 
@@ -142,9 +143,9 @@ def _export(args: argparse.Namespace, making: pathlib.Path) -> str:
     from calrec_jax.checkpoints import hf_io
     from calrec_jax.training import merged, pretrained
 
-    stage_dir, step, there = _find(args.source)
-    origin = pretrained.origin(stage_dir.parent)
-    parts = merged.open_weights(stage_dir, step)
+    stage, step, there = _find(args.source)
+    origin = pretrained.origin(stage.model_dir)
+    parts = merged.open_weights(stage, step)
     shapes = {name: part.shape for name, part in parts.items()}
     dtypes = {name: jnp.dtype(args.dtype or part.dtype) for name, part in parts.items()}
     # By which transformers loads all of them, whatever they are.
@@ -168,15 +169,15 @@ def _export(args: argparse.Namespace, making: pathlib.Path) -> str:
     return f"{described['model_type']}, {count:,} parameters in {dtype}"
 
 
-def _find(source: str) -> tuple[pathlib.Path, int, Mapping[str, Any]]:
+def _find(source: str) -> tuple[StageDir, int, Mapping[str, Any]]:
     """The stage, the step and the manifest of what --from names."""
     from calrec_jax.training import manifest, weights
 
-    stage_dir, step = weights.find_checkpoint(".", source)
-    there = manifest.read(stage_dir.parent)
+    stage, step = weights.find_checkpoint(".", source)
+    there = manifest.read(stage.model_dir)
     if there is None:
-        raise CalrecError(f"{source!r}: {stage_dir.parent} has no {manifest.NAME}")
-    return stage_dir, step, there
+        raise CalrecError(f"{source!r}: {stage.model_dir} has no manifest.json")
+    return stage, step, there
 
 
 def _export_adapters(args: argparse.Namespace, making: pathlib.Path) -> str:
@@ -185,29 +186,29 @@ def _export_adapters(args: argparse.Namespace, making: pathlib.Path) -> str:
     from calrec_jax.checkpoints import peft, streamed
     from calrec_jax.training import pretrained, weights
 
-    stage_dir, step, there = _find(args.source)
+    stage, step, there = _find(args.source)
     config = pretrained.decoder_of(there["model"], args.source)
-    config = dataclasses.replace(config, lora=weights.lora_of(stage_dir))
+    config = dataclasses.replace(config, lora=weights.lora_of(stage))
     if config.lora is None:
         raise CalrecError(f"{args.source!r} holds whole weights and no adapters: give --to_hf")
-    stores = streamed.open_params(stage_dir / "checkpoints", step)
+    stores = streamed.open_params(stage.checkpoints, step)
     adapters = {tuple(name.split("/")): store.read() for name, store in stores.items()}
-    base = _base(stage_dir)
+    base = _base(stage)
     peft.write_adapters(making, unflatten_dict(adapters), config, base)
     return f"adapters of rank {config.lora.rank}, of {base}"
 
 
-def _base(stage_dir: pathlib.Path) -> str:
+def _base(stage: StageDir) -> str:
     """What a stage's adapters belong to: a checkpoint of transformers, or of ours."""
     from calrec_jax.training import manifest, pretrained, weights
 
-    found = weights.base_checkpoint(stage_dir)
+    found = weights.base_checkpoint(stage)
     if found is None:
-        raise CalrecError(f"the adapters in {stage_dir} were trained on fresh weights of no name")
-    base_dir, step = found
-    if base_dir.name != pretrained.STAGE:
-        return f"{base_dir}:{step}"  # of which --to_hf makes one
-    return manifest.read(base_dir.parent)[pretrained.STAGE]["source"]
+        raise CalrecError(f"the adapters in {stage} were trained on fresh weights of no name")
+    base_stage, step = found
+    if base_stage.name != pretrained.STAGE:
+        return f"{base_stage}:{step}"  # of which --to_hf makes one
+    return manifest.read(base_stage.model_dir)[pretrained.STAGE]["source"]
 
 
 def _config(args: argparse.Namespace, there, origin: pathlib.Path | None, dtype: str) -> dict:

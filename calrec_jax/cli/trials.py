@@ -23,6 +23,7 @@ from calrec_jax.cli.main import EXIT_STOPPED
 from calrec_jax.cli.sweep_file import Sweep, Trial
 from calrec_jax.errors import CalrecError
 from calrec_jax.locks import try_flock
+from calrec_jax.model_dir import ModelDir
 
 # Runs `calrec ARGUMENTS`, its output going to a file; returns the exit code.
 Execute = Callable[[Sequence[str], BinaryIO], int]
@@ -211,7 +212,7 @@ def results(sweep: Sweep, sweep_dir: pathlib.Path) -> list[Result]:
     found = []
     for trial in (earlier | trials).values():
         state = events[trial.id]["event"] if trial.id in events else "waiting"
-        path = sweep_dir / trial.id / "eval" / sweep.split / "metrics.json"
+        path = ModelDir(sweep_dir / trial.id).evaluation(sweep.split).metrics
         found.append(Result(trial, state, _metrics(path) if state == "finished" else {}))
     sign = -1 if sweep.mode == "max" else 1
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 
 from calrec_jax.configs import gin_config
 from calrec_jax.errors import CalrecError
-from calrec_jax.runs import config_text
+from calrec_jax.model_dir import ModelDir
 from calrec_jax.runs.baseline import BaselineRun
 from calrec_jax.runs.run import Run
 
@@ -43,7 +42,7 @@ def load_run(
     Raises:
       CalrecError: as `from_gin`, or no run made `model_dir`.
     """
-    path = pathlib.Path(model_dir) / config_text.NAME
+    path = ModelDir(model_dir).config
     if not path.is_file():
         raise CalrecError(f"{model_dir} is no MODEL_DIR of `calrec train`: it has no {path.name}")
     run = from_gin([str(path)], bindings, search_paths)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from calrec_jax.eval.retrievers import Retriever
 from calrec_jax.eval.slices import slice_of
 from calrec_jax.eval.users import sample_users, with_shuffled_history
 from calrec_jax.files import write_json
+from calrec_jax.model_dir import EvaluationDir
 from calrec_jax.text.items import Catalogue, UserSequence
 
 
@@ -56,7 +56,7 @@ def predict_and_measure(
     name: str,
     subjects: Sequence[EvaluatedDomain],
     config: EvaluationConfig,
-    directory: pathlib.Path,
+    directory: EvaluationDir,
     settings: Mapping[str, Any],
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
@@ -93,11 +93,6 @@ def predict_and_measure(
                 choices[subject.domain][name] = dataclasses.asdict(choice)
         facts = {"model": name, "data": data, "choices": choices}
         return _write(file, measured, done, theirs, config, facts)
-
-
-def choosing_folder(directory: pathlib.Path, domain: str) -> pathlib.Path:
-    """Where an evaluation keeps how it chose the weight of retrieval "hybrid"."""
-    return directory / "choosing" / domain
 
 
 def _write(
@@ -141,10 +136,10 @@ def _write(
         subject.domain: {user.user_id: slice_of(user, trained) for user in some}
         for subject, some in measured
     }
-    directory = file.path.parent
-    write_json(directory / "slices.json", of_users)
-    write_json(directory / "examples.json", _examples(file, done, measured, of_users))
-    write_json(directory / "metrics.json", result)
+    directory = file.directory
+    write_json(directory.slices, of_users)
+    write_json(directory.examples, _examples(file, done, measured, of_users))
+    write_json(directory.metrics, result)
     return result
 
 
@@ -220,7 +215,7 @@ def _ask(
 
 def _choice(file: PredictionsFile, subject: EvaluatedDomain) -> hybrid.WeightChoice | None:
     """The weight that was chosen for a domain, where it is still there."""
-    return hybrid.read_choice(choosing_folder(file.path.parent, subject.domain))
+    return hybrid.read_choice(file.directory.choosing(subject.domain))
 
 
 def _asked(users: Sequence[UserSequence], config: EvaluationConfig) -> Sequence[UserSequence]:

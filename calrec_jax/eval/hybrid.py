@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.eval.predictions import PredictionsFile, predict_users
 from calrec_jax.eval.retrievers import DenseRetriever, HybridRetriever, TextRetriever
 from calrec_jax.files import write_json
+from calrec_jax.model_dir import EvaluationDir
 from calrec_jax.retrieval import fusion
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, UserSequence
@@ -21,8 +21,6 @@ from calrec_jax.text.items import Catalogue, UserSequence
 # Quasi-round-robin tells the first places apart by thousandths: small weights order what ties.
 WEIGHTS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Of the towers, of which validation chooses one."""
-
-_NAME = "choice.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,7 @@ def choose_dense_weight(
     dense: DenseRetriever,
     users: Sequence[UserSequence],
     catalogue: Catalogue,
-    directory: pathlib.Path,
+    directory: EvaluationDir,
     settings: Mapping[str, Any],
     *,
     batch_size: int,
@@ -81,7 +79,7 @@ def choose_dense_weight(
     )
     blocks = _scores(file, texts, dense, users, catalogue, batch_size)
     choice = WeightChoice(*fusion.choose_weight(blocks, WEIGHTS, HybridRetriever.SCALE), len(users))
-    write_json(directory / _NAME, dataclasses.asdict(choice))
+    write_json(directory.choice, dataclasses.asdict(choice))
     return choice
 
 
@@ -104,9 +102,9 @@ def _scores(
         yield texts.scores(outputs, histories), dense.scores(histories), targets
 
 
-def read_choice(directory: pathlib.Path) -> WeightChoice | None:
+def read_choice(directory: EvaluationDir) -> WeightChoice | None:
     """The choice that a directory holds, or None. Raises CalrecError where it is damaged."""
-    path = directory / _NAME
+    path = directory.choice
     if not path.exists():
         return None
     try:

@@ -15,6 +15,7 @@ from calrec_jax.eval.outcomes import BEST
 from calrec_jax.eval.retrievers import Ranking, Retriever
 from calrec_jax.files import as_json, write_json
 from calrec_jax.locks import locked_folder
+from calrec_jax.model_dir import EvaluationDir
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, UserSequence
 
@@ -46,7 +47,7 @@ class PredictionsFile:
     """Appends predictions to a file, and knows which users it already holds.
 
     Args:
-      directory: holds predictions.jsonl, and settings.json beside it.
+      directory: holds the file, and settings.json beside it.
       settings: what the predictions depend on; they are never mixed with those of others.
 
     Raises:
@@ -54,16 +55,15 @@ class PredictionsFile:
         cannot be written.
     """
 
-    def __init__(self, directory: pathlib.Path, settings: Mapping[str, Any]):
-        self.path = directory / "predictions.jsonl"
-        settings_path = directory / "settings.json"
+    def __init__(self, directory: EvaluationDir, settings: Mapping[str, Any]):
+        self.directory, self.path = directory, directory.predictions
         with unwritable_named(_unwritable(directory)):
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.path.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
-                _require_same(self.path, _read_settings(settings_path), as_json(settings))
+                _require_same(self.path, _read_settings(directory), as_json(settings))
                 self._drop_torn_line()
             else:
-                write_json(settings_path, settings)
+                write_json(directory.settings, settings)
 
     def _drop_torn_line(self) -> None:
         """A kill may have left half a line at the end."""
@@ -141,14 +141,14 @@ def read_predictions(path: pathlib.Path) -> dict[Key, Predicted]:
     return found
 
 
-def locked(directory: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+def locked(directory: EvaluationDir) -> contextlib.AbstractContextManager[None]:
     """While active, no other process evaluates into `directory`.
 
     Raises:
       CalrecError: another one does, or the directory cannot be written.
     """
     return locked_folder(
-        directory / "lock",
+        directory.lock,
         lambda holder: (
             f"{holder} evaluates into {directory}: wait for its end, or bind "
             f"EvaluationConfig.name to another one"
@@ -157,7 +157,7 @@ def locked(directory: pathlib.Path) -> contextlib.AbstractContextManager[None]:
     )
 
 
-def _unwritable(directory: pathlib.Path) -> str:
+def _unwritable(directory: EvaluationDir) -> str:
     return f"cannot keep predictions in {directory}"
 
 
@@ -236,26 +236,27 @@ def _generated(some: Generated, catalogue: Catalogue) -> dict[str, Any]:
     return {"text": some.text, "logprob": some.log_prob, **items}
 
 
-def require_made_with(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
+def require_made_with(directory: EvaluationDir, settings: Mapping[str, Any]) -> None:
     """Raises CalrecError where the predictions in `directory` were made with other settings.
 
     Args:
       settings: some of them.
     """
-    there = _read_settings(directory / "settings.json")
+    there = _read_settings(directory)
     some = {name: there.get(name) for name in settings}
-    _require_same(directory / "predictions.jsonl", some, as_json(settings))
+    _require_same(directory.predictions, some, as_json(settings))
 
 
-def _read_settings(path: pathlib.Path) -> dict[str, Any]:
+def _read_settings(directory: EvaluationDir) -> dict[str, Any]:
+    path = directory.settings
     try:
         settings = json.loads(path.read_text("utf-8"))
         if not isinstance(settings, dict):
             raise TypeError("settings are an object")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CalrecError(
-            f"{path.parent / 'predictions.jsonl'} does not say what made it, since {path.name} is "
-            f"missing or damaged: {_anew(path)}"
+            f"{directory.predictions} does not say what made it, since {path.name} is missing or "
+            f"damaged: {_anew(path)}"
         ) from error
     return settings
 

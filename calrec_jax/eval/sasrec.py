@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ import optax
 from calrec_jax import files, metrics
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval.outcomes import Score, outcome
+from calrec_jax.model_dir import StageDir, checkpoint_folder, saved_steps
 from calrec_jax.text.items import Catalogue, UserSequence
 
 _SHORTEST = 4  # rows are padded to this length, or to a power of two that is longer
@@ -229,16 +229,16 @@ def train(
     return dataclasses.replace(best, steps=steps)
 
 
-def save(directory: pathlib.Path, trained: Trained) -> None:
-    """Writes the weights to `directory`/checkpoints, whole or, when killed, not at all."""
-    checkpoint = directory / "checkpoints" / f"checkpoint_{trained.steps}"
+def save(stage: StageDir, trained: Trained) -> None:
+    """Writes the weights as a checkpoint: all of them or, when killed, none."""
+    checkpoint = checkpoint_folder(stage.checkpoints, trained.steps)
     weights = flax.traverse_util.flatten_dict(jax.device_get(trained.params), sep="/")
     facts = {name: getattr(trained, name) for name in _FACTS}
     with files.new_folder(checkpoint) as making:
         files.save_npz(making / _WEIGHTS, **weights, **facts)
 
 
-def restore(directory: pathlib.Path, config: SASRecConfig, catalogue: Catalogue) -> Trained | None:
+def restore(stage: StageDir, config: SASRecConfig, catalogue: Catalogue) -> Trained | None:
     """What `save` wrote, or None where nothing is saved.
 
     Args:
@@ -247,13 +247,14 @@ def restore(directory: pathlib.Path, config: SASRecConfig, catalogue: Catalogue)
     Raises:
       CalrecError: the weights are damaged, or of another model.
     """
-    paths = [*(directory / "checkpoints").glob(f"checkpoint_*[0-9]/{_WEIGHTS}")]
-    if not paths:
+    folders = [checkpoint_folder(stage.checkpoints, n) for n in saved_steps(stage.checkpoints)]
+    path = next((p / _WEIGHTS for p in folders if (p / _WEIGHTS).exists()), None)
+    if path is None:
         return None
     model = SASRec(config, len(catalogue))
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     try:
-        with np.load(paths[0]) as saved:
+        with np.load(path) as saved:
             facts = {name: kind(saved[name]) for name, kind in _FACTS.items()}
             weights = {name: saved[name] for name in saved.files if name not in facts}
         params = flax.traverse_util.unflatten_dict(weights, sep="/")
@@ -261,7 +262,7 @@ def restore(directory: pathlib.Path, config: SASRecConfig, catalogue: Catalogue)
         if found != wanted:
             raise ValueError("it is of another model")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise CalrecError(f"{paths[0]} holds no weights ({error}): remove its folder") from error
+        raise CalrecError(f"{path} holds no weights ({error}): remove its folder") from error
     return Trained(**facts, score=make_score(model, params, catalogue), params=params)
 
 

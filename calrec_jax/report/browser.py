@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from calrec_jax.model_dir import EvaluationDir
 from calrec_jax.report.files import read_json, require
 from calrec_jax.report.page import Section, breakable
 
@@ -18,18 +19,17 @@ _PARTS = ("user_id", "target", "rank", "generated", "ranked", "history", "dates"
 _TARGET = ' <span class="mark">✓ target</span>'
 
 
-def section(evaluation: str, directory: pathlib.Path, result: Mapping[str, Any]) -> Section:
+def section(directory: EvaluationDir, result: Mapping[str, Any]) -> Section:
     """The users of an evaluation's examples.json; says where it is missing.
 
     Args:
-      evaluation: its name.
-      directory: its folder.
+      directory: the evaluation.
       result: its metrics.json.
 
     Raises:
       CalrecError: the file is damaged.
     """
-    heading, path = f"Users of {breakable(evaluation)}", directory / "examples.json"
+    heading, path = f"Users of {breakable(directory.name)}", directory.examples
     if not path.exists():
         return heading, f"<p>{path.name} is missing: run <code>calrec eval</code> again.</p>"
     users = _read(path, result["slices"])

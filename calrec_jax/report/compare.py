@@ -12,10 +12,9 @@ import numpy as np
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval.predictions import Key, read_predictions
+from calrec_jax.model_dir import EvaluationDir, ModelDir
 from calrec_jax.report.files import read_metrics, read_slices
-from calrec_jax.training import manifest as manifests
 
-_METRICS, _PREDICTIONS, _SLICES = "metrics.json", "predictions.jsonl", "slices.json"
 _NO_MATTER = ("name", "users_per_batch", "baselines", "bootstrap_samples")  # to what is compared
 
 
@@ -115,19 +114,20 @@ def _folder(run: pathlib.Path, evaluation: str) -> pathlib.Path:
     """The folder of the evaluation that is meant."""
     if not run.is_dir():
         raise CalrecError(f"{run} is no folder: give a MODEL_DIR, or MODEL_DIR/eval/NAME")
-    if (run / _PREDICTIONS).exists():
+    if EvaluationDir(run).predictions.exists():
         return run
-    if not (run / manifests.NAME).exists():
+    model_dir = ModelDir(run)
+    if not model_dir.manifest.exists():
         raise CalrecError(
-            f"{run} is neither a MODEL_DIR, which has a {manifests.NAME}, nor the folder of an "
-            f"evaluation, which has {_PREDICTIONS}"
+            f"{run} is neither a MODEL_DIR, which has a manifest.json, nor the folder of an "
+            f"evaluation, which has predictions.jsonl"
         )
-    folder = run / "eval" / evaluation
-    if not (folder / _PREDICTIONS).exists():
-        there = [path.parent.name for path in sorted(run.glob(f"eval/*/{_PREDICTIONS}"))]
+    folder = model_dir.evaluation(evaluation)
+    if not folder.predictions.exists():
+        there = [other.name for other in model_dir.evaluations() if other.predictions.exists()]
         told = f"it has {', '.join(there)}: give --evaluation" if there else "run `calrec eval`"
         raise CalrecError(f"{run} has no evaluation {evaluation!r}; {told}")
-    return folder
+    return folder.path
 
 
 def names(folders: Sequence[pathlib.Path]) -> list[str]:
@@ -158,21 +158,23 @@ def read_evaluation(folder: pathlib.Path) -> Evaluation:
     Raises:
       CalrecError: it is not finished, was made by an earlier version, or a file is damaged.
     """
-    for name in (_METRICS, _SLICES):
-        if not (folder / name).exists():
-            raise CalrecError(f"{folder} has no {name}: run `calrec eval` to its end")
-    result = read_metrics(folder / _METRICS)
+    files = EvaluationDir(folder)
+    for path in (files.metrics, files.slices):
+        if not path.exists():
+            raise CalrecError(f"{folder} has no {path.name}: run `calrec eval` to its end")
+    result = read_metrics(files.metrics)
     slices = {
         (domain, user): of
-        for domain, users in read_slices(folder / _SLICES, result["slices"]).items()
+        for domain, users in read_slices(files.slices, result["slices"]).items()
         for user, of in users.items()
     }
-    found = read_predictions(folder / _PREDICTIONS)
+    found = read_predictions(files.predictions)
     lacking = slices.keys() - found.keys()
     if lacking or len(slices) != result["n"]:
         raise CalrecError(
-            f"{folder} is not whole: {_METRICS} is of {result['n']:,} users, {_SLICES} of "
-            f"{len(slices):,}, and {_PREDICTIONS} lacks {len(lacking):,}: run `calrec eval` again"
+            f"{folder} is not whole: metrics.json is of {result['n']:,} users, slices.json of "
+            f"{len(slices):,}, and predictions.jsonl lacks {len(lacking):,}: run `calrec eval` "
+            f"again"
         )
     return Evaluation(
         folder,

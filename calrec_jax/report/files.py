@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from calrec_jax.errors import CalrecError
 from calrec_jax.metrics import METRICS
+from calrec_jax.model_dir import ModelDir
 from calrec_jax.training import manifest as manifests
 
 _AGAIN = "run `calrec eval` again, which keeps the predictions"
@@ -32,12 +34,12 @@ _PARTS = (
 _SETTINGS = ("checkpoint", "retrieval", "seen", "shuffle_history", "bootstrap_samples", "seed")
 
 
-def read_manifest(model_dir: str | pathlib.Path) -> Mapping[str, Any]:
+def read_manifest(model_dir: str | os.PathLike) -> Mapping[str, Any]:
     """The manifest of a run. Raises CalrecError where there is none, or it is damaged."""
     manifest = manifests.read(model_dir)
     if manifest is None:
         raise CalrecError(
-            f"{model_dir} is no MODEL_DIR: it has no {manifests.NAME}; give the folder that "
+            f"{model_dir} is no MODEL_DIR: it has no manifest.json; give the folder that "
             f"`calrec train` wrote"
         )
     return manifest
@@ -98,7 +100,7 @@ def read_slices(path: pathlib.Path, slicings: Iterable[str]) -> dict[str, dict[s
     return domains
 
 
-def evaluations(model_dir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
+def evaluations(model_dir: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """{name: what its metrics.json holds} of the evaluations that are finished.
 
     Those of whole splits first, as they are named after, then by name.
@@ -107,6 +109,6 @@ def evaluations(model_dir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
       CalrecError: `model_dir` is no MODEL_DIR, or as `read_metrics`.
     """
     read_manifest(model_dir)
-    paths = sorted(pathlib.Path(model_dir).glob("eval/*/metrics.json"))
-    found = {path.parent.name: read_metrics(path) for path in paths}
+    folders = [folder for folder in ModelDir(model_dir).evaluations() if folder.metrics.exists()]
+    found = {folder.name: read_metrics(folder.metrics) for folder in folders}
     return dict(sorted(found.items(), key=lambda item: item[0] != item[1]["split"]))

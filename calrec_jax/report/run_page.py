@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from calrec_jax.errors import CalrecError
+from calrec_jax.model_dir import ModelDir
 from calrec_jax.report import (
     browser,
     charts,
@@ -28,52 +30,51 @@ _LOSSES = {
 }
 
 
-def write(model_dir: str | pathlib.Path) -> pathlib.Path:
+def write(model_dir: str | os.PathLike) -> pathlib.Path:
     """Writes MODEL_DIR/report.html from what is there, and says on the page what is not.
 
     Raises:
       CalrecError: `model_dir` is no MODEL_DIR, or a file in it is damaged or of an earlier version.
     """
-    model_dir = pathlib.Path(model_dir)
+    model_dir = ModelDir(model_dir)
     manifest = files.read_manifest(model_dir)
     results = files.evaluations(model_dir)
     sections = [evaluation.section(*result) for result in results.items()]
     sections += _unfinished(model_dir, results)
     sections.append(("Training", _stages(model_dir, manifest)))
-    data = model_dir / training_data.NAME
-    if data.exists():
-        sections.append(("Training data", training_data.stages(training_data.read(data))))
+    if model_dir.data.exists():
+        data = training_data.read(model_dir.data)
+        sections.append(("Training data", training_data.stages(data)))
     sections += [
-        browser.section(name, model_dir / "eval" / name, result) for name, result in results.items()
+        browser.section(model_dir.evaluation(name), result) for name, result in results.items()
     ]
     sections.append(("Configuration", _configuration(model_dir, manifest)))
-    path = model_dir / "report.html"
-    page.write(path, f"CALRec run {model_dir.absolute().name}", sections)
-    return path
+    page.write(model_dir.report, f"CALRec run {model_dir.path.absolute().name}", sections)
+    return model_dir.report
 
 
-def _unfinished(model_dir: pathlib.Path, results: Mapping[str, Any]) -> Iterator[Section]:
+def _unfinished(model_dir: ModelDir, results: Mapping[str, Any]) -> Iterator[Section]:
     """What to say of evaluations that are not there, or not complete."""
     begun = [
-        path
-        for path in sorted(model_dir.glob("eval/*/predictions.jsonl"))
-        if path.parent.name not in results
+        folder
+        for folder in model_dir.evaluations()
+        if folder.predictions.exists() and folder.name not in results
     ]
     if not begun and not results:
         yield "Evaluation", "<p>Not evaluated yet: run <code>calrec eval</code>.</p>"
-    for path in begun:
-        done = path.read_bytes().count(b"\n")
+    for folder in begun:
+        done = folder.predictions.read_bytes().count(b"\n")
         yield (
-            f"Evaluation {breakable(path.parent.name)}",
+            f"Evaluation {breakable(folder.name)}",
             f"<p>The evaluation stopped after {done:,} users: run <code>calrec eval</code> again "
             f"to go on.</p>",
         )
 
 
-def _stages(model_dir: pathlib.Path, manifest: Mapping[str, Any]) -> str:
+def _stages(model_dir: ModelDir, manifest: Mapping[str, Any]) -> str:
     parts = []
     for stage_name, stage in manifest["stages"].items():
-        lines = _read_lines(model_dir / stage_name / "metrics.jsonl")
+        lines = _read_lines(model_dir.stage(stage_name).metrics)
         steps = f"{stage['train_steps']:,} steps"
         reached = max((line["step"] for line in lines), default=0)
         if 0 < reached < stage["train_steps"]:
@@ -113,9 +114,9 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _configuration(model_dir: pathlib.Path, manifest: Mapping[str, Any]) -> str:
-    path = model_dir / "config.gin"
-    config = path.read_text("utf-8", "replace") if path.exists() else "config.gin is missing"
+def _configuration(model_dir: ModelDir, manifest: Mapping[str, Any]) -> str:
+    path = model_dir.config
+    config = path.read_text("utf-8", "replace") if path.exists() else f"{path.name} is missing"
     versions = ", ".join(f"{package} {v}" for package, v in manifest["versions"].items())
     return f"""<p class="soft">{html.escape(versions)}; vocabulary
 {html.escape(manifest["vocabulary"])}</p>

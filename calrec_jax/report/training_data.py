@@ -10,8 +10,6 @@ from typing import Any
 from calrec_jax.report import charts, files
 from calrec_jax.report.page import breakable, table
 
-NAME = "data.json"  # in MODEL_DIR: {stage: what `calrec inspect` tells of it}
-
 _COLUMNS = (
     ("items", lambda d: f"{d['items']:,}"),
     ("examples an epoch", lambda d: f"{d['examples']:,}"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import sys
 from typing import Any
 
@@ -18,7 +17,7 @@ from calrec_jax.eval.evaluation import EvaluationConfig
 from calrec_jax.eval.evaluator import EvaluatedDomain
 from calrec_jax.eval.retrievers import ScoreRetriever
 from calrec_jax.eval.sasrec import SASRecConfig
-from calrec_jax.runs import config_text
+from calrec_jax.model_dir import ModelDir, StageDir
 from calrec_jax.runs.evaluate import OnProgress, baseline_data, unnoticed
 from calrec_jax.text.templates import Template
 from calrec_jax.training import manifest
@@ -60,7 +59,7 @@ def train_and_evaluate(
     Raises:
       CalrecError: MODEL_DIR is another run's or holds other predictions, or as `sasrec.train`.
     """
-    config, model_dir = run.evaluation, pathlib.Path(run.model_dir)
+    config, model_dir = run.evaluation, ModelDir(run.model_dir)
     if len(config.domains) > 1:
         raise CalrecError(
             f"EvaluationConfig.domains is {config.domains}: SASRec is trained on one dataset, not "
@@ -84,7 +83,7 @@ def train_and_evaluate(
         "epoch": trained.epoch,
         "ndcg": trained.ndcg,
     }
-    directory = model_dir / "eval" / config.folder
+    directory = model_dir.evaluation(config.folder)
     return evaluator.predict_and_measure(
         _NAME, [evaluated], config, directory, settings, on_progress
     )
@@ -94,15 +93,15 @@ def _trained(
     run: BaselineRun, domain: Domain, data: BaselineData, config_gin: str
 ) -> sasrec.Trained:
     """The model: as it was saved, or trained and saved."""
-    directory = pathlib.Path(run.model_dir) / _NAME
-    saved = manifest.read(run.model_dir) if manifest.has_saved(directory) else None
+    stage = ModelDir(run.model_dir).stage(_NAME)
+    saved = manifest.read(run.model_dir) if stage.has_saved() else None
     _claim(run, domain, saved["stages"][_NAME]["train_steps"] if saved else 0)
-    files.write_text(pathlib.Path(run.model_dir) / config_text.NAME, config_gin)
-    trained = sasrec.restore(directory, run.model, data.catalogue)
+    files.write_text(ModelDir(run.model_dir).config, config_gin)
+    trained = sasrec.restore(stage, run.model, data.catalogue)
     if trained is None:
-        trained = _train(run, data, directory)
+        trained = _train(run, data, stage)
         _claim(run, domain, trained.steps)
-        sasrec.save(directory, trained)
+        sasrec.save(stage, trained)
     return trained
 
 
@@ -120,9 +119,9 @@ def _claim(run: BaselineRun, domain: Domain, steps: int) -> None:
     )
 
 
-def _train(run: BaselineRun, data: BaselineData, directory: pathlib.Path) -> sasrec.Trained:
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "metrics.jsonl").open("w", encoding="utf-8") as file:
+def _train(run: BaselineRun, data: BaselineData, stage: StageDir) -> sasrec.Trained:
+    stage.path.mkdir(parents=True, exist_ok=True)
+    with stage.metrics.open("w", encoding="utf-8") as file:
 
         def on_epoch(epoch: int, step: int, loss: float, ndcg: float) -> None:
             lines = (

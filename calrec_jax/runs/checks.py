@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pathlib
-
+from calrec_jax.model_dir import ModelDir
 from calrec_jax.runs.run import Run
-from calrec_jax.training import manifest, weights
+from calrec_jax.training import weights
 
 
 def check(run: Run) -> None:
@@ -23,7 +22,7 @@ def check(run: Run) -> None:
         # A begun stage goes on without what it started from, which may be gone by now. And what an
         # evaluation reads may come from a stage that is run later, alone.
         is_made_here = stage.init_from is None or stage.init_from.rpartition(":")[0] in earlier
-        if not is_made_here and not manifest.has_saved(pathlib.Path(run.model_dir) / stage.name):
+        if not is_made_here and not ModelDir(run.model_dir).stage(stage.name).has_saved():
             _check_start(run.model_dir, stage.init_from)
         earlier.append(stage.name)
     for name in run.evaluated_domains:

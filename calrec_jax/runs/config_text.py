@@ -13,8 +13,6 @@ from calrec_jax.data.vocabularies import Vocabulary
 from calrec_jax.runs.run import Run
 from calrec_jax.training.stages import Stage
 
-NAME = "config.gin"  # in MODEL_DIR
-
 
 def of_run(run: Run) -> str:
     """A gin file that describes `run`, and needs no other file.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from calrec_jax.eval.evaluator import EvaluatedDomain
 from calrec_jax.eval.predictions import require_made_with
 from calrec_jax.eval.retrievers import DenseRetriever, TextRetriever
 from calrec_jax.eval.users import sample_users
+from calrec_jax.model_dir import EvaluationDir, ModelDir
 from calrec_jax.runs.run import Run
 from calrec_jax.runs.trained_model import TrainedModel
 
@@ -49,7 +49,7 @@ def evaluate(run: Run, on_progress: OnProgress = unnoticed) -> dict[str, Any]:
             f"evaluation runs in one process, and these are {jax.process_count()}: run it on a "
             f"machine or slice with one host"
         )
-    directory = pathlib.Path(run.model_dir) / "eval" / config.folder
+    directory = ModelDir(run.model_dir).evaluation(config.folder)
     domains = [run.domain(name) for name in config.domains]
     _check_datasets(domains)
     users = sum(domain.num_sequences(config.split) for domain in domains)
@@ -110,7 +110,7 @@ def baseline_data(domain: Domain, config: EvaluationConfig) -> BaselineData:
 
 def _choose_weight(
     run: Run,
-    directory: pathlib.Path,
+    directory: EvaluationDir,
     settings: Mapping[str, Any],
     domain: Domain,
     texts: TextRetriever,
@@ -126,7 +126,7 @@ def _choose_weight(
         dense,
         sample_users(domain.sequences("validation"), config.choosing_users, config.seed),
         domain.catalogue,
-        evaluator.choosing_folder(directory, domain.dataset),
+        directory.choosing(domain.dataset),
         settings,
         batch_size=batch_size,
         progress=functools.partial(on_progress, verb="choosing the weight of the towers:"),
@@ -139,8 +139,8 @@ def chosen_weight(run: Run, model: TrainedModel, domain: Domain) -> float:
     Raises:
       CalrecError: it has chosen none, or one for another checkpoint.
     """
-    directory = pathlib.Path(run.model_dir) / "eval" / run.evaluation.folder
-    folder = evaluator.choosing_folder(directory, domain.dataset)
+    directory = ModelDir(run.model_dir).evaluation(run.evaluation.folder)
+    folder = directory.choosing(domain.dataset)
     choice = hybrid.read_choice(folder)
     if choice is None:
         raise CalrecError(

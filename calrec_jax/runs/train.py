@@ -7,7 +7,7 @@ import pathlib
 import jax
 
 from calrec_jax import files
-from calrec_jax.report import training_data
+from calrec_jax.model_dir import ModelDir
 from calrec_jax.runs import config_text
 from calrec_jax.runs.checks import check
 from calrec_jax.runs.run import Run
@@ -38,10 +38,11 @@ def train(run: Run, config_gin: str | None = None) -> None:
         identity=run.identity,
         decode=run.data.vocabulary.decode,
     )
+    model_dir = ModelDir(trainer.model_dir)
     with trainer.claimed(run.stages):
         if jax.process_index() == 0:
             text = config_text.of_run(run) if config_gin is None else config_gin
-            files.write_text(trainer.model_dir / config_text.NAME, text)
-            files.write_json(trainer.model_dir / training_data.NAME, data.description(examples=3))
+            files.write_text(model_dir.config, text)
+            files.write_json(model_dir.data, data.description(examples=3))
         for stage in run.stages:
             trainer.run_stage(stage)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +25,7 @@ from calrec_jax.eval.retrievers import (
     TextRetriever,
     TrieLookup,
 )
+from calrec_jax.model_dir import ModelDir
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import make_mesh
 from calrec_jax.retrieval.bm25 import BM25Index
@@ -57,7 +57,7 @@ class TrainedModel:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The fingerprint of the checkpoint."""
-        folder = self._stage_dir / "checkpoints"
+        folder = self._stage_dir.checkpoints
         with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
             return checkpoints.fingerprint(self.step)
 
@@ -104,7 +104,7 @@ class TrainedModel:
         return TextRetriever(generate, lookup, catalogue, config.seen)
 
     def _index(self, domain: Domain) -> BM25Index:
-        config, folder = self._run.evaluation, pathlib.Path(self._run.model_dir) / "index"
+        config, folder = self._run.evaluation, ModelDir(self._run.model_dir).index
         return BM25Index.cached(folder, domain.dataset, domain.item_texts(), config.bm25)
 
     @functools.cached_property
@@ -131,7 +131,7 @@ class TrainedModel:
     def _dense(self, domain: Domain) -> DenseRetriever:
         tokens, catalogue = domain.tokens(self._lengths), domain.catalogue
         item_vectors = vectors.cached(
-            self._stage_dir / "vectors",
+            self._stage_dir.vectors,
             domain.dataset,
             {**self.settings(), "items": tokens.text.item_fingerprint},
             lambda: self._towers.items(tokens),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from calrec_jax import files
 from calrec_jax.batch import HISTORY, TARGET
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError
+from calrec_jax.model_dir import StageDir
 from calrec_jax.training.step import Batch
 
 Decode = Callable[[Sequence[int]], str]
@@ -37,7 +37,7 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def error(
-    stage_dir: pathlib.Path,
+    stage_dir: StageDir,
     checkpoints: Checkpoints,
     decode: Decode | None,
     step: int,
@@ -70,10 +70,9 @@ def error(
     )
 
 
-def _write_batch(stage_dir: pathlib.Path, step: int, batch: Batch, decode: Decode | None) -> str:
+def _write_batch(stage_dir: StageDir, step: int, batch: Batch, decode: Decode | None) -> str:
     """Writes this process's rows of a batch. Returns the words that say where they are."""
-    process = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
-    path = stage_dir / f"diverged_{step}{process}.npz"
+    path = stage_dir.diverged(step, jax.process_index() if jax.process_count() > 1 else None)
     rows = {name: _rows_of_process(array) for name, array in batch.items()}
     try:
         files.save_npz(path, **rows)

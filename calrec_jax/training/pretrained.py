@@ -1,8 +1,8 @@
-"""Weights that `calrec convert` brought from elsewhere, as what a run starts from.
+"""Weights that `calrec convert` brought from elsewhere, from which a run starts.
 
 FOLDER/manifest.json                      as a MODEL_DIR's: versions, model, vocabulary
 FOLDER/pretrained/checkpoints/            the weights, checkpoint 0
-FOLDER/hf/                                config.json, the tokenizer, as they came
+FOLDER/hf/                                config.json and the tokenizer, unchanged
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def decoder(
     remat: str = "full",
     scan_layers: bool = True,
 ) -> DecoderConfig:
-    """The decoder that the weights in `path` are of; what they do not say is said here.
+    """The decoder of the weights in `path`; how it is computed with is given here.
 
     Args:
       path: FOLDER of `calrec convert`.
       dtype, param_dtype, remat, scan_layers: see `DecoderConfig`.
 
     Raises:
-      CalrecError: it is none, or of a version that knew other models.
+      CalrecError: `path` holds no such weights, or those of a version that knew other models.
     """
-    there = manifest.read(path)
-    if there is None or STAGE not in there:
+    described = manifest.read(path)
+    if described is None or STAGE not in described:
         raise CalrecError(f"{path} holds no weights of `calrec convert`: it has no manifest.json")
-    config = decoder_of(there["model"], str(path))
+    config = decoder_of(described["model"], str(path))
     return dataclasses.replace(
         config, dtype=dtype, param_dtype=param_dtype, remat=remat, scan_layers=scan_layers
     )
@@ -49,6 +49,10 @@ def decoder(
 
 def decoder_of(model: Mapping[str, Any], where: str) -> DecoderConfig:
     """The DecoderConfig that a manifest describes.
+
+    Args:
+      model: the entry of the manifest.
+      where: the manifest's folder, for the error.
 
     Raises:
       CalrecError: it has other fields than those of today.
@@ -63,29 +67,29 @@ def decoder_of(model: Mapping[str, Any], where: str) -> DecoderConfig:
 
 
 def checkpoint(path: str | os.PathLike) -> str:
-    """What INITIAL_CHECKPOINT_PATH is to be, to start from the weights in `path`."""
+    """The INITIAL_CHECKPOINT_PATH of a run that starts from the weights in `path`."""
     return f"{pathlib.Path(path)}/{STAGE}:latest"
 
 
-def origin(model_dir: pathlib.Path) -> pathlib.Path | None:
-    """The folder with config.json and tokenizer from which a MODEL_DIR's weights once came.
+def origin(model_dir: str | os.PathLike) -> pathlib.Path | None:
+    """The folder with the config.json and the tokenizer that a MODEL_DIR's weights came with.
 
-    None where they came from fresh weights.
+    None where the chain of its stages began with fresh weights.
 
     Raises:
-      CalrecError: what they came from is not there.
+      CalrecError: a MODEL_DIR in the chain is not there.
     """
-    there = manifest.read(model_dir)
-    if there is None:
+    described = manifest.read(model_dir)
+    if described is None:
         raise CalrecError(
-            f"the weights came from {model_dir}, where no {manifest.NAME} is: paths are from the "
+            f"the weights came from {model_dir}, where no manifest.json is: paths are from the "
             f"working directory; run this where the training was run"
         )
-    if STAGE in there:
-        return model_dir / CARRIED
-    for stage in there["stages"].values():
+    if STAGE in described:
+        return pathlib.Path(model_dir) / CARRIED
+    for stage in described["stages"].values():
         # "DIR/stage1:best", or "DIR/checkpoint_300" of T5X.
         path = (stage["init_from"] or "").split(":")[0]
-        if "/" in path and (found := origin(pathlib.Path(path).parent)) is not None:
-            return found
+        if "/" in path and (folder := origin(pathlib.Path(path).parent)) is not None:
+            return folder
     return None

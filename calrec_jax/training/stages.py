@@ -16,6 +16,7 @@ from calrec_jax.batch import TARGETS, BatchSpec
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError
 from calrec_jax.losses import LossConfig
+from calrec_jax.model_dir import ModelDir, StageDir
 from calrec_jax.models import lora
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
@@ -173,7 +174,7 @@ class Trainer:
         decoder = Decoder(dataclasses.replace(self.model, lora=stage.lora))
         schedule = make_schedule(stage.optimizer, stage.train_steps)
         tx = make_optimizer(stage.optimizer, schedule)
-        checkpoints = Checkpoints(self.checkpoint_dir(stage.name), stage.keep_best)
+        checkpoints = Checkpoints(self.stage_dir(stage.name).checkpoints, stage.keep_best)
         latest = checkpoints.latest_step()
         if latest == stage.train_steps and checkpoints.validated(latest):
             checkpoints.close()
@@ -182,7 +183,7 @@ class Trainer:
             shapes = train_state.state_shapes(decoder, tx, mesh, self.mesh)
             state, frozen, start = self._start(stage, decoder, tx, shapes, mesh, checkpoints)
             telemetry = Telemetry(
-                self.model_dir / stage.name,
+                self.stage_dir(stage.name),
                 stage.name,
                 start,
                 stage.train_steps,
@@ -205,13 +206,13 @@ class Trainer:
                         stage.log_period, stage.validate_period, stage.save_period
                     ),
                     divergence_error=functools.partial(
-                        divergence.error, self.model_dir / stage.name, checkpoints, self.decode
+                        divergence.error, self.stage_dir(stage.name), checkpoints, self.decode
                     ),
                 )
 
-    def checkpoint_dir(self, stage_name: str) -> pathlib.Path:
-        """Where a stage of this run keeps its checkpoints."""
-        return self.model_dir / stage_name / "checkpoints"
+    def stage_dir(self, stage_name: str) -> StageDir:
+        """The folder of a stage of this run."""
+        return ModelDir(self.model_dir).stage(stage_name)
 
     def _start(self, stage, decoder, tx, shapes, mesh, checkpoints):
         """The state to train on from, what is frozen, and the number of batches it has seen.
@@ -228,7 +229,7 @@ class Trainer:
             state, position = checkpoints.restore(latest, shapes)
             frozen = {}
             if stage.lora is not None:
-                frozen = weights.load_base(self.model_dir / stage.name, lora.split(every)[1])
+                frozen = weights.load_base(self.stage_dir(stage.name), lora.split(every)[1])
             return state, frozen, position["batches"]
         trained, frozen = lora.split(self._first_params(stage, decoder, every))
         return train_state.fresh_state(trained, tx, shapes), frozen, 0

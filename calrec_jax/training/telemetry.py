@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pathlib
 import sys
 from collections.abc import Callable, Mapping
 
 import jax
 from tensorboardX import SummaryWriter
 
+from calrec_jax.model_dir import StageDir
 from calrec_jax.training.metrics_file import MetricsFile
 from calrec_jax.training.progress_line import ProgressLine
 
@@ -17,7 +17,7 @@ class Telemetry:
     """All logs of one stage. Process 0 alone writes them.
 
     Args:
-      directory: the stage's; metrics.jsonl and TensorBoard's events are written there.
+      stage: the stage's folder, in which metrics.jsonl and TensorBoard's events are written.
       name: the stage's.
       first_step, last_step: where this process starts and the stage ends.
       log_period: steps between two lines.
@@ -26,7 +26,7 @@ class Telemetry:
 
     def __init__(
         self,
-        directory: pathlib.Path,
+        stage: StageDir,
         name: str,
         first_step: int,
         last_step: int,
@@ -38,9 +38,9 @@ class Telemetry:
         self._progress = ProgressLine(name, first_step, last_step)
         self._file = self._events = None
         if jax.process_index() == 0:
-            self._file = MetricsFile(directory / "metrics.jsonl", first_step)
+            self._file = MetricsFile(stage.metrics, first_step)
             # A process that was killed may have written events of later steps.
-            self._events = SummaryWriter(str(directory), purge_step=first_step + 1)
+            self._events = SummaryWriter(str(stage), purge_step=first_step + 1)
 
     def log_training(self, step: int, metrics: Mapping[str, float]) -> None:
         """Counts the metrics of one step in; writes and shows them each `log_period` steps."""

@@ -74,7 +74,7 @@ def with_merged_weights(model_dir, target, step: int):
     checkpoints.close()
     there = manifest.read(model_dir)
     there["stages"]["stage2"]["lora"] = None
-    (target / manifest.NAME).write_text(json.dumps(there))
+    (target / "manifest.json").write_text(json.dumps(there))
 
 
 @pytest.mark.slow

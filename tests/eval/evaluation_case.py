@@ -10,6 +10,7 @@ from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.evaluation import EvaluationConfig
 from calrec_jax.eval.evaluator import EvaluatedDomain, predict_and_measure
 from calrec_jax.eval.retrievers import BM25Lookup, TextRetriever, TrieLookup
+from calrec_jax.model_dir import EvaluationDir
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, UserSequence
@@ -116,7 +117,9 @@ def run(directory: pathlib.Path, generate=None, retriever=None, **changes):
         "template": dataclasses.asdict(template),
         **given["settings"],
     }
-    return predict_and_measure("calrec", [subject], c, directory, settings, given["progress"])
+    return predict_and_measure(
+        "calrec", [subject], c, EvaluationDir(directory), settings, given["progress"]
+    )
 
 
 def lines(directory: pathlib.Path) -> list[dict]:

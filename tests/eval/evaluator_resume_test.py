@@ -27,6 +27,7 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.evaluator import EvaluatedDomain, predict_and_measure
 from calrec_jax.eval.users import sample_users
+from calrec_jax.model_dir import EvaluationDir
 from calrec_jax.retrieval.bm25 import BM25Config
 from calrec_jax.text.items import Catalogue
 
@@ -62,7 +63,9 @@ def test_a_finished_evaluation_asks_nobody_again(tmp_path):
     )
     settings = json.loads((tmp_path / "settings.json").read_text())
     del settings["data"]
-    again = predict_and_measure("calrec", [subject], config(), tmp_path, settings, lambda *_: None)
+    again = predict_and_measure(
+        "calrec", [subject], config(), EvaluationDir(tmp_path), settings, lambda *_: None
+    )
     assert again == first
 
 

@@ -23,6 +23,7 @@ from calrec_jax import metrics
 from calrec_jax.eval.baselines import BASELINES, BaselineData, popularity
 from calrec_jax.eval.evaluator import EvaluatedDomain, predict_and_measure
 from calrec_jax.eval.retrievers import ScoreRetriever
+from calrec_jax.model_dir import EvaluationDir
 from calrec_jax.text.items import Catalogue, UserSequence
 
 
@@ -133,7 +134,7 @@ def test_several_domains_are_measured_together(tmp_path):
 
     subjects = [subject(CATALOGUE, TRAIN, USERS), subject(games, train, users)]
     c = config(domains=["toys", "games"], baselines=["popularity", "hybrid"])
-    arguments = (c, tmp_path, {}, lambda *done: progress.append(done))
+    arguments = (c, EvaluationDir(tmp_path), {}, lambda *done: progress.append(done))
     result = predict_and_measure("popular", subjects, *arguments)
     assert progress == [(0, 6), (2, 6), (4, 6), (6, 6)]
     assert (result["n"], result["items"], result["domain"]) == (6, 12, "toys, games")
@@ -174,6 +175,6 @@ def test_domains_share_the_examples_that_are_shown(tmp_path):
         for catalogue, size in ((CATALOGUE, 60), (games, 70))
     ]
     c = config(domains=["toys", "games"], baselines=[], users_per_batch=100)
-    predict_and_measure("popular", subjects, c, tmp_path, {}, lambda *_: None)
+    predict_and_measure("popular", subjects, c, EvaluationDir(tmp_path), {}, lambda *_: None)
     shown = [x["domain"] for x in json.loads((tmp_path / "examples.json").read_text())]
     assert shown == ["toys"] * 50 + ["games"] * 50

@@ -13,6 +13,7 @@ from calrec_jax.decode.dense import DenseIndex
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import hybrid
 from calrec_jax.eval.retrievers import DenseRetriever
+from calrec_jax.model_dir import EvaluationDir
 from calrec_jax.retrieval import fusion
 
 USERS = [user("a", 0, 1), user("b", 3, 4), user("c", 6, 7), user("d", 1, 2), user("e", 2, 5)]
@@ -51,7 +52,7 @@ def choose(directory, model=None, users=USERS, settings=None, told=None):
         dense(),
         users,
         CATALOGUE,
-        directory,
+        EvaluationDir(directory),
         settings or {"step": 3},
         batch_size=2,
         progress=lambda *done: told is not None and told.append(done),
@@ -77,14 +78,14 @@ def test_the_weight_is_that_of_the_best_ndcg_on_these_users(tmp_path):
     assert len(set(gains)) > 1
     best = int(np.argmax(gains))
     assert choice == hybrid.WeightChoice(hybrid.WEIGHTS[best], pytest.approx(gains[best]), 5)
-    assert hybrid.read_choice(tmp_path) == choice
+    assert hybrid.read_choice(EvaluationDir(tmp_path)) == choice
 
 
 def test_what_was_interrupted_goes_on(tmp_path):
     whole = choose(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         choose(tmp_path / "killed", Writer(dies_after=1))
-    assert hybrid.read_choice(tmp_path / "killed") is None
+    assert hybrid.read_choice(EvaluationDir(tmp_path / "killed")) is None
     rest, told = Writer(), []
     assert choose(tmp_path / "killed", rest, told=told) == whole
     assert rest.asked == ["c", "d", "e"] and told == [(4, 5), (5, 5)]
@@ -117,4 +118,4 @@ def test_without_validation_users_a_weight_has_to_be_bound(tmp_path):
 def test_a_damaged_choice_is_told(tmp_path, text):
     (tmp_path / "choice.json").write_text(text)
     with pytest.raises(CalrecError, match="choice.json is damaged"):
-        hybrid.read_choice(tmp_path)
+        hybrid.read_choice(EvaluationDir(tmp_path))

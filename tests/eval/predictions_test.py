@@ -13,6 +13,7 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.eval import predictions
 from calrec_jax.eval.predictions import locked, require_made_with
 from calrec_jax.files import write_json
+from calrec_jax.model_dir import EvaluationDir
 
 
 def _first(change):
@@ -87,14 +88,14 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_asked(tmp_p
 
 
 def test_two_processes_do_not_evaluate_into_one_folder(tmp_path):
-    with locked(tmp_path / "a"):
+    with locked(EvaluationDir(tmp_path / "a")):
         line = rf"process {os.getpid()} on host {socket.gethostname()} evaluates into .*a: wait"
         with pytest.raises(CalrecError, match=line):
-            with locked(tmp_path / "a"):
+            with locked(EvaluationDir(tmp_path / "a")):
                 raise AssertionError("both are in")
-        with locked(tmp_path / "b"):
+        with locked(EvaluationDir(tmp_path / "b")):
             pass
-    with locked(tmp_path / "a"):
+    with locked(EvaluationDir(tmp_path / "a")):
         pass
 
 
@@ -105,12 +106,12 @@ def test_half_a_line_at_the_end_is_dropped_whatever_its_length(tmp_path, monkeyp
     path = tmp_path / "predictions.jsonl"
     write_json(tmp_path / "settings.json", {})
     path.write_text(whole + torn)
-    predictions.PredictionsFile(tmp_path, {})
+    predictions.PredictionsFile(EvaluationDir(tmp_path), {})
     assert path.read_text() == whole
 
 
 def test_some_of_the_settings_are_held_against_those_that_are_there(tmp_path):
     write_json(tmp_path / "settings.json", {"step": 3, "dtype": "float32"})
-    require_made_with(tmp_path, {"step": 3})
+    require_made_with(EvaluationDir(tmp_path), {"step": 3})
     with pytest.raises(CalrecError, match="made with dtype = 'float32', .* has 'bfloat16'"):
-        require_made_with(tmp_path, {"step": 3, "dtype": "bfloat16"})
+        require_made_with(EvaluationDir(tmp_path), {"step": 3, "dtype": "bfloat16"})

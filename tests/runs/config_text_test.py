@@ -43,7 +43,7 @@ def make_run(folder, **changes) -> Run:
 
 
 def read_again(run, folder, *bindings) -> Run:
-    path = folder / config_text.NAME
+    path = folder / "config.gin"
     path.write_text(config_text.of_run(run))
     return load.from_gin([str(path)], bindings)
 

@@ -24,6 +24,7 @@ from calrec_jax.decode.sample import Sampler
 from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.errors import CalrecError
 from calrec_jax.losses import LossConfig
+from calrec_jax.model_dir import StageDir
 from calrec_jax.models import lora
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
@@ -79,7 +80,7 @@ def begin(model_dir, of):
         pass
     mesh = make_mesh(ONE, jax.devices()[:1])
     decoder, tx = Decoder(dataclasses.replace(MODEL, lora=of.lora)), optax.sgd(0.1)
-    none_yet = Checkpoints(made.checkpoint_dir(of.name))
+    none_yet = Checkpoints(made.stage_dir(of.name).checkpoints)
     state_shapes = train_state.state_shapes(decoder, tx, mesh, ONE)
     state, frozen, start = made._start(of, decoder, tx, state_shapes, mesh, none_yet)
     none_yet.close()
@@ -199,7 +200,7 @@ def test_without_adapters_there_is_nothing_frozen():
 
 def test_stopped_and_gone_on_equals_straight_on(adapted, tmp_path):
     shutil.copytree(adapted / "stage1", tmp_path / "stage1")
-    shutil.copy(adapted / manifest.NAME, tmp_path)
+    shutil.copy(adapted / "manifest.json", tmp_path)
     run(tmp_path, BASE)
     with pytest.raises(Stopped):
         run(tmp_path, ADAPTED, make_batches=batches_until(3))
@@ -226,7 +227,10 @@ def test_merged_and_apart_are_the_same_weights(adapted):
 
 
 def test_merged_weights_can_be_read_a_part_at_a_time(adapted):
-    whole, parts = flat(load(adapted, "stage2:4")), merged.open_weights(adapted / "stage2", 4)
+    whole, parts = (
+        flat(load(adapted, "stage2:4")),
+        merged.open_weights(StageDir(adapted / "stage2"), 4),
+    )
     assert parts.keys() == whole.keys()
     exact = {"rtol": 1e-6, "atol": 1e-7}  # two orders of a sum over the rank
     for name, weight in parts.items():
@@ -295,10 +299,10 @@ def test_fresh_weights_of_the_seed_are_a_base_too(tmp_path):
     assert entry(tmp_path, "stage2")["base"]["seed"] == 0
 
     with pytest.raises(CalrecError, match="trained on fresh weights, which are on no disk"):
-        merged.open_weights(tmp_path / "stage2", 1)
+        merged.open_weights(StageDir(tmp_path / "stage2"), 1)
     there = manifest.read(tmp_path)
     there["stages"]["stage2"]["base"]["sample"][0] += 0.01  # as if they were drawn otherwise
-    (tmp_path / manifest.NAME).write_text(json.dumps(there))
+    (tmp_path / "manifest.json").write_text(json.dumps(there))
     with pytest.raises(CalrecError, match="trained on fresh weights of seed 0, and this JAX draws"):
         load(tmp_path, "stage2:best")
 
@@ -358,7 +362,7 @@ def test_a_chain_of_all_kinds(copied):
     run(copied, BASE, ADAPTED, *chain)
     under = lora.split(load(copied, "stage4:best", other))[1]
     assert_same(under, load(copied, "stage3:best"))
-    parts = merged.open_weights(copied / "stage4", 1)  # through two stages of adapters
+    parts = merged.open_weights(StageDir(copied / "stage4"), 1)  # through two stages of adapters
     for name, leaf in flat(load(copied, "stage4:best")).items():
         np.testing.assert_allclose(parts[name].read((1,)), leaf[1], rtol=1e-5, atol=1e-7)
     assert_same(lora.split(load(copied, "stage3:best", SMALL))[1], load(copied, "stage1:best"))
@@ -414,7 +418,7 @@ def test_a_base_that_is_gone_is_refused(copied):
 def test_a_manifest_that_does_not_say_is_refused(copied):
     there = manifest.read(copied)
     del there["stages"]["stage2"]["base"]
-    (copied / manifest.NAME).write_text(json.dumps(there))
+    (copied / "manifest.json").write_text(json.dumps(there))
     with pytest.raises(CalrecError, match="does not say what the adapters of stage2 were trained"):
         load(copied, "stage2:best")
 

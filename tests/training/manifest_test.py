@@ -99,12 +99,12 @@ def test_stages_may_be_added_and_none_is_forgotten(claimed):
     ],
 )
 def test_another_configuration_is_refused_with_the_first_difference(claimed, path, value, line):
-    before = (claimed / manifest.NAME).read_bytes()
+    before = (claimed / "manifest.json").read_bytes()
     with pytest.raises(CalrecError) as error:
         manifest.claim(claimed, changed(path, value))
     assert line in str(error.value) and str(claimed) in str(error.value)
     assert "\n" not in str(error.value)
-    assert (claimed / manifest.NAME).read_bytes() == before
+    assert (claimed / "manifest.json").read_bytes() == before
 
 
 def test_the_first_difference_alone_is_named(claimed):
@@ -168,7 +168,7 @@ _OF_NO_STAGES = [
     ids=lambda text: repr(text[-20:]),
 )
 def test_a_damaged_manifest_is_named(tmp_path, text):
-    (tmp_path / manifest.NAME).write_text(text)
+    (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(CalrecError, match=r"manifest\.json is damaged") as error:
         manifest.read(tmp_path)
     assert "\n" not in str(error.value)

@@ -14,6 +14,7 @@ from training.small_run import MODEL, curve, metrics, run, stage, trainer
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError
 from calrec_jax.losses import LossConfig
+from calrec_jax.model_dir import StageDir
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 from calrec_jax.training import manifest, stages
@@ -121,7 +122,7 @@ def test_a_later_stage_starts_from_the_best_of_the_one_before_with_a_fresh_optim
 def test_its_own_checkpoint_comes_before_init_from(two_stages):
     """Were init_from asked first, this name, which is nowhere, would be an error."""
     made = trainer(two_stages)
-    own = Checkpoints(made.checkpoint_dir("stage2"), read_only=True)
+    own = Checkpoints(made.stage_dir("stage2").checkpoints, read_only=True)
     elsewhere = dataclasses.replace(STAGE2, init_from="stage9:best")
     state, frozen, start = begun(made, elsewhere, None, own)
     assert start == 2 and frozen == {} and int(state.step) == 2 and count(state.opt_state) == 2
@@ -157,7 +158,7 @@ def test_nothing_of_the_backbone_is_frozen_in_either_stage(two_stages):
 def test_finished_stages_are_left_alone(two_stages):
     def contents():
         files = sorted(path for path in two_stages.rglob("*") if path.is_file())
-        return {path: path.read_bytes() for path in files if path.name != manifest.NAME}
+        return {path: path.read_bytes() for path in files if path.name != "manifest.json"}
 
     def no_batches(*_):
         raise AssertionError("a finished stage asks for no data")
@@ -190,12 +191,12 @@ def test_a_bare_stage_name_is_looked_up_in_model_dir(two_stages, monkeypatch, tm
                                                      step):  # fmt: skip
     monkeypatch.chdir(tmp_path)
     found = find_checkpoint(two_stages, source)
-    assert found == (two_stages / source.split(":")[0], step)
+    assert found == (StageDir(two_stages / source.split(":")[0]), step)
 
 
 def test_a_directory_is_a_path_as_any_other(two_stages, monkeypatch, tmp_path):
     absolute = find_checkpoint(tmp_path / "elsewhere", f"{two_stages}/stage2:best")
-    assert absolute == (two_stages / "stage2", 2)
+    assert absolute == (StageDir(two_stages / "stage2"), 2)
     monkeypatch.chdir(two_stages.parent)
     relative = find_checkpoint(tmp_path / "elsewhere", f"{two_stages.name}/stage2:best")
     assert relative == absolute

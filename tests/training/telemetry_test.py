@@ -6,6 +6,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from calrec_jax.model_dir import StageDir
 from calrec_jax.training.telemetry import Telemetry
 
 METRICS = {"loss": 2.5, "nig": 3.0, "examples": 10.0, "tokens": 100.0, "learning_rate": 0.1}
@@ -35,7 +36,7 @@ def raw_events(directory):
 
 
 def test_metrics_jsonl_holds_every_log_period_the_last_step_and_validation(tmp_path, clock):
-    telemetry = Telemetry(tmp_path, "stage1", 0, 5, log_period=2)
+    telemetry = Telemetry(StageDir(tmp_path), "stage1", 0, 5, log_period=2)
     for step in range(1, 6):
         clock.now += 0.5
         telemetry.log_training(step, METRICS)
@@ -51,7 +52,7 @@ def test_metrics_jsonl_holds_every_log_period_the_last_step_and_validation(tmp_p
 
 
 def test_tensorboard_finds_all_scalars(tmp_path, clock):
-    telemetry = Telemetry(tmp_path, "stage1", 0, 2, log_period=1)
+    telemetry = Telemetry(StageDir(tmp_path), "stage1", 0, 2, log_period=1)
     for step in (1, 2):
         clock.now += 1.0
         telemetry.log_training(step, {**METRICS, "loss": float(step)})
@@ -67,13 +68,13 @@ def test_tensorboard_finds_all_scalars(tmp_path, clock):
 
 @pytest.mark.parametrize("first_step", [0, 3])
 def test_tensorboard_drops_the_events_that_will_come_again(tmp_path, first_step):
-    Telemetry(tmp_path, "stage1", first_step, 9, log_period=1).close()
+    Telemetry(StageDir(tmp_path), "stage1", first_step, 9, log_period=1).close()
     starts = [event.step for event in raw_events(tmp_path) if event.session_log.status == 1]
     assert starts == [first_step + 1]
 
 
 def test_the_progress_line_shows_losses_rates_and_the_time_left(tmp_path, clock, capsys):
-    telemetry = Telemetry(tmp_path, "stage2", 100, 1000, log_period=10)
+    telemetry = Telemetry(StageDir(tmp_path), "stage2", 100, 1000, log_period=10)
     for step in range(101, 111):
         clock.now += 12.0
         telemetry.log_training(step, {**METRICS, "tokens": 12_345.0 * 12})
@@ -85,7 +86,7 @@ def test_the_progress_line_shows_losses_rates_and_the_time_left(tmp_path, clock,
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("jax.process_index", lambda: 1)
-    telemetry = Telemetry(tmp_path / "stage1", "stage1", 0, 2, log_period=1)
+    telemetry = Telemetry(StageDir(tmp_path / "stage1"), "stage1", 0, 2, log_period=1)
     telemetry.log_training(1, METRICS)
     telemetry.log_validation(1, {"loss": 1.0})
     telemetry.close()

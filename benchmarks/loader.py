@@ -1,12 +1,12 @@
-"""What the training pipeline costs: packing's fill, examples a second, and going on far away.
+"""The costs of the training pipeline: how full rows are, examples per second, and resuming late.
 
     python benchmarks/loader.py --data_dir=STORE --domains=A,B --vocabulary=FILE.model
 
 Prints, for the domains together and in this order:
-- the fill of packed rows over one whole pass beside that of unpacked rows, and whether every
-  example is there once;
-- examples a second and CPU second of one pass, from the store to packed batches: reading the
+- examples per second and per CPU second of one pass, from the store to packed batches: reading the
   dataset, tokenising the catalogue, planning the rows and making them;
+- the fill of packed rows over one pass and that of unpacked rows, and whether every example is
+  there once;
 - seconds to the first batch from step 0 and from step 1,000,000, each in a new plan.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from calrec_jax.data.loader import Batches
 
 
 def main() -> None:
-    """Prints the figures, each on a line of its own."""
+    """Measures, and prints a line for each figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawTextHelpFormatter
     parser.add_argument("--data_dir", required=True)
@@ -58,41 +59,43 @@ def main() -> None:
     )
 
     for kind, spec in (("packed", packed), ("unpacked", unpacked)):
-        of = make(mixture, spec, one_pass=True)
-        tokens, rows, held, twice = fill(of)
-        stored = sum(len(e.histories) for e in of.examples)
+        batches = make(mixture, spec, one_pass=True)
+        tokens, rows, held, twice = fill(batches)
+        stored = sum(len(e.histories) for e in batches.examples)
         print(
             f"{kind}: {tokens / (rows * spec.row_length):.4f} of {rows:,} rows of "
             f"{spec.row_length} are tokens; {held:,} of {stored:,} examples, {twice} twice"
         )
 
     for step in (0, 1_000_000):
-        for again in ("new process's first plan", "data in memory"):
-            if again == "new process's first plan":
+        for state in ("new process's first plan", "data in memory"):
+            if state == "new process's first plan":
                 mixture = Domains(config).mixture("measured")
             start = time.perf_counter()
             (batch,) = make(mixture, packed).iterate(step, 1)
             packed.check(batch)
-            print(f"first batch of step {step:,}: {time.perf_counter() - start:.2f} s ({again})")
+            print(f"first batch of step {step:,}: {time.perf_counter() - start:.2f} s ({state})")
 
 
-def make(mixture: Mixture, spec: BatchSpec, **arguments) -> Batches:
+def make(mixture: Mixture, spec: BatchSpec, **arguments: Any) -> Batches:
+    """The training batches of all domains."""
     lengths = {"inputs": spec.row_length - spec.item_length, "targets": spec.item_length}
     return Batches(mixture, spec, lengths, split="train", seed=0, **arguments)
 
 
-def count(of: Batches) -> int:
-    return sum(int((batch["domain_ids"] != 0).sum()) for batch in of.iterate())
+def count(batches: Batches) -> int:
+    """The number of examples in all batches."""
+    return sum(int((batch["domain_ids"] != 0).sum()) for batch in batches.iterate())
 
 
-def fill(of: Batches) -> tuple[int, int, int, int]:
-    """(tokens, rows that hold any, examples, examples that are there more than once)."""
+def fill(batches: Batches) -> tuple[int, int, int, int]:
+    """(tokens, rows that are not empty, examples, examples that occur more than once)."""
     tokens = rows = 0
     spans: list[tuple[int, int, int]] = []
-    for domain, domain_rows in enumerate(of.rows):
+    for domain, domain_rows in enumerate(batches.rows):
         for number in range(domain_rows.per_epoch):
             spans += [(domain, *span) for span in domain_rows.row(number)]
-    for batch in of.iterate():
+    for batch in batches.iterate():
         used = batch["decoder_segment_ids"] != 0
         tokens, rows = tokens + int(used.sum()), rows + int(used.any(axis=1).sum())
     ends = np.array([(domain, end) for domain, _, end in spans])

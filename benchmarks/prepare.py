@@ -1,9 +1,9 @@
-"""How long `calrec prepare` takes, and how much memory, for a made-up dump of a given size.
+"""The time and memory that `calrec prepare` takes for a synthetic dump of a given size.
 
     python benchmarks/prepare.py FOLDER --events=5000000 --items=500000
 
 The dump is in the format amazon2018; it is made once, seeded, and kept in FOLDER. Other flags are
-passed on.
+passed to `calrec prepare`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WORDS = (
 
 
 def main() -> None:
-    """Prints one JSON object."""
+    """Measures, and prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--events", type=int, default=5_000_000)
@@ -64,7 +64,7 @@ def _item(rng: random.Random, number: int) -> dict:
 
 
 def _events(rng: random.Random, items: int) -> Iterator[dict]:
-    """Users in turn, 5 events each on average; a few items are bought often, most seldom."""
+    """Events of user after user, 5 on average; a few items are bought often, most rarely."""
     for user in itertools.count():
         first = 1_300_000_000 + rng.randrange(200_000_000)
         for _ in range(min(50, 1 + int(rng.expovariate(1 / 4.5)))):
@@ -115,7 +115,7 @@ def _measure(raw: pathlib.Path, store: pathlib.Path, flags: list[str]) -> dict:
 
 
 class _PeakMemory(threading.Thread):
-    """Looks ten times a second at the resident memory of a process and all below it."""
+    """Measures the resident memory of a process and its descendants, ten times a second."""
 
     def __init__(self, pid: int):
         super().__init__(daemon=True)

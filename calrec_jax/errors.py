@@ -1,4 +1,4 @@
-"""The one exception that users of calrec_jax are meant to read, and what becomes one."""
+"""The one exception that users of calrec_jax are meant to read, and what is turned into it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class CalrecError(Exception):
 
 
 def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
-    """`path`, unless it is a URL, which would else become a folder of that name.
+    """`path` as a local path; a URL is refused, which would otherwise become a folder of that name.
 
     Args:
-      name: of what the path is, for the error.
+      name: what the path is given for, as the error names it.
 
     Raises:
       CalrecError: it is a URL.
@@ -40,7 +40,7 @@ def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def full_disk_named(place: str | os.PathLike) -> Iterator[None]:
-    """Turns a full disk, however deep it was met, into an error that names `place`.
+    """Turns the error of a full disk, also one that caused another error, into one naming `place`.
 
     Raises:
       CalrecError: the disk is full. Names the file, where the error does.
@@ -83,7 +83,7 @@ def unwritable_named(message: str) -> Iterator[None]:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether `error` itself says so, by its number or, as TensorFlow and TensorStore, in words."""
+    """Whether `error` itself is of a full disk, by errno or (TensorFlow, TensorStore) in words."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
     # RESOURCE_EXHAUSTED alone may be the device's memory.
@@ -91,7 +91,7 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 def is_read_only(error: OSError) -> bool:
-    """Whether `error` says that nothing may be written there."""
+    """Whether `error` reports a place where nothing may be written."""
     return error.errno in _READ_ONLY
 
 

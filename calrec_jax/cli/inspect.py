@@ -16,12 +16,16 @@ _BAR = 40  # characters of the longest bar of a histogram
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints text, or JSON."""
+    """Prints the description of each stage as text, or as JSON."""
     parser = argparse.ArgumentParser("calrec inspect", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--examples", type=positive_int, default=1, metavar="N", help="shown of each domain"
+        "--examples",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="the number of examples that are shown of each domain (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print numbers for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     args = gin_arguments.parse_arguments(parser, argv)
     if not args.gin_file:
         parser.error("--gin_file is required, for example --gin_file=gin/runs/quickstart.gin")
@@ -36,18 +40,23 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(stages, indent=2))
     else:
-        print("\n".join(line for name, told in stages.items() for line in stage_text(name, told)))
+        lines = (line for name, stage in stages.items() for line in stage_text(name, stage))
+        print("\n".join(lines))
     return 0
 
 
-def stage_text(name: str, told: Mapping[str, Any]) -> Iterator[str]:
-    """The lines that describe one stage, from what `inspection.describe` gives."""
+def stage_text(name: str, stage: Mapping[str, Any]) -> Iterator[str]:
+    """The lines that describe one stage.
+
+    Args:
+      stage: what `inspection.describe` returns for the stage.
+    """
     yield (
-        f"{name}: {told['mixture']}, {told['steps']:,} steps of {told['rows']} rows of "
-        f"{told['row_length']} tokens, at most {told['max_segments']} examples a row, "
-        f"targets: {told['targets']}, rates: {told['rates']}"
+        f"{name}: {stage['mixture']}, {stage['steps']:,} steps of {stage['rows']} rows of "
+        f"{stage['row_length']} tokens, at most {stage['max_segments']} examples a row, "
+        f"targets: {stage['targets']}, rates: {stage['rates']}"
     )
-    for domain in told["domains"]:
+    for domain in stage["domains"]:
         yield ""
         yield from _domain_text(domain)
     yield ""

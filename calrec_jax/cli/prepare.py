@@ -1,4 +1,4 @@
-"""`calrec prepare`: turns a raw dump into a dataset of the store."""
+"""`calrec prepare`: turns raw files into a dataset of the store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECONDS_BETWEEN_LINES = 10
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the dataset's statistics as JSON."""
+    """Prepares the dataset, and prints its statistics as JSON."""
     args = _parser().parse_args(argv)
 
     from calrec_jax.data.preparation.prepare import prepare
@@ -74,7 +74,7 @@ def _warn(text: str) -> None:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, int], None]]:
-    """Yields what is to be told (what is being done, to how many): a live line, or lines."""
+    """Yields a function that shows (phase, number done) on stderr: in a live line, or in lines."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -89,7 +89,7 @@ def _progress() -> Iterator[Callable[[str, int], None]]:
 
 
 class _Lines:
-    """Prints a line now and then."""
+    """Prints a line every few seconds."""
 
     def __init__(self):
         self._next = time.monotonic() + _SECONDS_BETWEEN_LINES
@@ -110,58 +110,61 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_files(group) -> None:
+def _add_files(group: argparse._ArgumentGroup) -> None:
     from calrec_jax.data.sources import SOURCES
 
     group.add_argument(
         "--source", required=True, help=f"the files' format: {', '.join(sorted(SOURCES))}"
     )
-    group.add_argument("--input_dir", metavar="FOLDER", help="where the files are; also gs://...")
+    group.add_argument(
+        "--input_dir", metavar="FOLDER", help="the folder of the files, a path or gs://..."
+    )
     for kind in ("events", "items"):
         group.add_argument(
             f"--{kind}",
             type=_names,
             default=(),
             metavar="A,B",
-            help=f"files of {kind} (paths, patterns, folders of files part-*, or URLs) instead of "
-            "those in the folder",
+            help=f"the files of {kind} (paths, patterns, folders of files part-*, or URLs), if "
+            "they are not to be searched for in FOLDER",
         )
     group.add_argument(
         "--columns",
         type=_columns,
-        metavar="OURS=THEIRS,...",
-        help="where columns have other names: user_id=uid,title=name; other names become fields "
-        "of items",
+        metavar="NAME=COLUMN,...",
+        help="which columns hold what, if they have other names: user_id=uid,title=name; the names "
+        "are user_id, item_id, order, timestamp, and fields of items, also new ones",
     )
     for kind in ("event", "item"):
         group.add_argument(
             f"--{kind}_columns",
             type=_columns,
-            metavar="OURS=THEIRS,...",
-            help=f"the same for the files of {kind}s alone, where the others have other columns",
+            metavar="NAME=COLUMN,...",
+            help=f"the same for the files of {kind}s alone; takes precedence over --columns",
         )
     group.add_argument(
         "--time_unit",
         default="s",
         choices=("s", "ms", "us", "ns"),
-        help="of time stamps that are numbers, other than 20240401 and 2024 (default: %(default)s)",
+        help="the unit of timestamps that are numbers; numbers like 20240401 and 2024 are dates "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--delimiter",
         type=_delimiter,
         metavar="CHARACTER",
-        help="between the cells of csv: a character, or the word tab (default: the one of , tab ; "
-        "and | that the header line has between the columns' names)",
+        help="what separates the cells of csv: a character, or the word tab (default: the one of "
+        ", tab ; and | that separates the columns' names in the header line)",
     )
 
 
-def _add_dataset(group) -> None:
+def _add_dataset(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--data_dir",
         required=True,
         type=_not_empty,
         metavar="STORE",
-        help="the store; the dataset is written to STORE/DOMAIN, in place of one that is there, "
+        help="the store; the dataset is written to STORE/DOMAIN, where it replaces an older one, "
         "with stats.json and rejects.jsonl (the lines that were not used, and why)",
     )
     group.add_argument(
@@ -172,27 +175,28 @@ def _add_dataset(group) -> None:
     )
 
 
-def _add_rules(group) -> None:
+def _add_rules(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--sample",
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="keep this share of the users, chosen by their ids, and all items, see --catalogue "
-        "(default: all)",
+        help="keep this share of the users, chosen by a hash of their ids, and all items, but see "
+        "--catalogue (default: all)",
     )
     group.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="another one samples other users, and sorts otherwise (default: %(default)s)",
+        help="the seed of --sample and of --same_time=random (default: %(default)s)",
     )
-    group.add_argument("--latest", type=_time, metavar="TIME", help="leave out events after it")
+    group.add_argument("--latest", type=_time, metavar="TIME", help="leave out events after TIME")
     group.add_argument(
         "--keep_duplicates",
         action="store_true",
-        help="keep events of a user with the same item, order and time; else they are one event",
+        help="keep all events of a user with the same item, order and time; otherwise only the "
+        "first of them",
     )
     group.add_argument(
         "--require",
@@ -209,7 +213,9 @@ def _add_rules(group) -> None:
         help="leave out users and items with fewer events, until all have K (default: keep all)",
     )
     group.add_argument(
-        "--k_core_once", action="store_true", help="do so once, counting all on the same events"
+        "--k_core_once",
+        action="store_true",
+        help="apply --k_core once, with users and items counted on the same events",
     )
     group.add_argument(
         "--same_time",
@@ -221,7 +227,8 @@ def _add_rules(group) -> None:
     group.add_argument(
         "--keep_repeats",
         action="store_true",
-        help="keep consecutive events of a user with the same item; else they are one event",
+        help="keep all consecutive events of a user with the same item; otherwise only the first "
+        "of them",
     )
     group.add_argument(
         "--min_events",
@@ -233,23 +240,27 @@ def _add_rules(group) -> None:
     )
 
 
-def _add_splits(group) -> None:
+def _add_splits(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--split",
         default="leave_one_out",
         metavar="HOW",
-        help="leave_one_out (each user's last item tests, the one before validates), or temporal "
-        "(each user's first event of a period is the target) (default: %(default)s)",
+        help="leave_one_out (each user's last item is the test target, the one before it the "
+        "validation target), or temporal (each user's first event of a period is the target) "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--validation_from",
         type=_time,
         metavar="TIME",
-        help="where the temporal split's training ends; TIME is a date, 2018-01-31 or 20180131 "
-        "(its beginning, UTC), or Unix seconds",
+        help="where the temporal split's training period ends; TIME is a date, 2018-01-31 or "
+        "20180131 (its beginning, UTC), or Unix seconds",
     )
     group.add_argument(
-        "--test_from", type=_time, metavar="TIME", help="where the temporal split's test begins"
+        "--test_from",
+        type=_time,
+        metavar="TIME",
+        help="where the temporal split's test period begins",
     )
     group.add_argument(
         "--max_history",
@@ -261,12 +272,12 @@ def _add_splits(group) -> None:
         "--catalogue",
         default="listed",
         metavar="WHICH",
-        help="listed (all items of the files of items that the rules above keep), or bought (of "
-        "these, the ones in any sequence) (default: %(default)s)",
+        help="listed (all items in the files that the rules above keep), or bought (those of them "
+        "that are in any sequence) (default: %(default)s)",
     )
 
 
-def _add_engine(group) -> None:
+def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--engine",
         default="duckdb",
@@ -279,15 +290,15 @@ def _add_engine(group) -> None:
         type=shlex.split,
         default=(),
         metavar="OPTIONS",
-        help='options for Beam, as "--runner=FlinkRunner --flink_master=HOST:8081"; without a '
-        "runner Beam works in this process",
+        help='options of Beam, such as "--runner=FlinkRunner --flink_master=HOST:8081"; without a '
+        "runner, Beam works in this process",
     )
     group.add_argument(
         "--beam_scratch",
         metavar="FOLDER",
-        help="where Beam's machines leave files for each other, by the same name for all: a path, "
-        "or a URL as gs://BUCKET/tmp; in it a folder is made, and deleted at the end (default: in "
-        "the store)",
+        help="where Beam's machines leave files for each other: a path, or a URL such as "
+        "gs://BUCKET/tmp, that is the same for all of them; a folder is made in it, and deleted at "
+        "the end (default: in the store)",
     )
 
 
@@ -306,8 +317,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _columns(text: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in text.split(",")]
-    columns = {ours: theirs for ours, _, theirs in pairs}
-    if not all(ours and theirs for ours, theirs in columns.items()) or len(columns) < len(pairs):
+    columns = {name: column for name, _, column in pairs}
+    if not all(name and column for name, column in columns.items()) or len(columns) < len(pairs):
         raise argparse.ArgumentTypeError(f"{text!r} is not like user_id=uid,title=name")
     return columns
 
@@ -317,18 +328,18 @@ def _delimiter(text: str) -> str:
 
 
 def _time(text: str) -> int:
-    """Unix seconds of a date's beginning in UTC, or of what is already a number."""
+    """The Unix seconds of a date's beginning in UTC, or Unix seconds as they are."""
     from calrec_jax.data.sources import times
 
     number = times.number(text)
-    found = times.of_iso(text) if number is None else times.date_in_digits(number)
-    if found is None and isinstance(number, int):
+    moment = times.of_iso(text) if number is None else times.date_in_digits(number)
+    if moment is None and isinstance(number, int):
         return number
-    if found is None or found[1]:
+    if moment is None or moment[1]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a date like 2018-01-31 nor Unix seconds"
         )
-    return found[0]
+    return moment[0]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`calrec synthetic`: writes the embedded store, made-up domains to try everything on."""
+"""`calrec synthetic`: writes the embedded store, synthetic domains to try everything on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from calrec_jax.errors import full_disk_named
 
 
 def main(argv: Sequence[str]) -> int:
-    """Makes raw dumps, and prepares them as any other dump."""
+    """Generates raw files, and prepares them as any others."""
     parser = argparse.ArgumentParser("calrec synthetic", description=__doc__, allow_abbrev=False)
     default = SyntheticConfig()
     parser.add_argument(
@@ -30,20 +30,20 @@ def main(argv: Sequence[str]) -> int:
         type=positive_int,
         default=default.users,
         metavar="N",
-        help=f"users of each domain but {default.target} (default: %(default)s)",
+        help=f"the number of users of each domain but {default.target} (default: %(default)s)",
     )
     parser.add_argument(
         "--target_users",
         type=positive_int,
         default=default.target_users,
         metavar="N",
-        help=f"users of {default.target}, the target domain (default: %(default)s)",
+        help=f"the number of users of {default.target}, the target domain (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=default.seed,
-        help="another seed, another store (default: %(default)s)",
+        help="the seed of the random domains (default: %(default)s)",
     )
     args = parser.parse_args(argv)
 

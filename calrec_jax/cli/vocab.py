@@ -1,4 +1,4 @@
-"""`calrec vocab`: trains a SentencePiece vocabulary on the training text of domains."""
+"""`calrec vocab`: trains a SentencePiece vocabulary on the texts that domains train on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from calrec_jax.cli.main import main as calrec
 from calrec_jax.cli.main import positive_int
 from calrec_jax.errors import CalrecError, full_disk_named, is_full_disk, local_path
+from calrec_jax.text.templates import Template
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes the model file."""
+    """Trains the vocabulary and writes its model file."""
     parser = argparse.ArgumentParser("calrec vocab", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--data_dir", required=True, metavar="STORE", help="the store that holds the domains"
@@ -21,15 +22,16 @@ def main(argv: Sequence[str]) -> int:
         "--domains",
         required=True,
         metavar="A,B",
-        help="whose training items' text is learnt from; names of datasets in the store",
+        help="names of datasets in the store; the text of the items in their training histories is "
+        "what the vocabulary is trained on",
     )
     parser.add_argument(
         "--size",
         type=positive_int,
         default=2000,
         metavar="N",
-        help="pieces at most, 256 bytes and each character of the texts among them; few texts give "
-        "fewer (default: 2000)",
+        help="the greatest number of pieces, which include 256 bytes and each character of the "
+        "texts; few texts give fewer (default: 2000)",
     )
     parser.add_argument("--out", required=True, metavar="FILE.model", help="the file to write")
     args = parser.parse_args(argv)
@@ -40,12 +42,11 @@ def main(argv: Sequence[str]) -> int:
     local_path(args.out, "--out")
     from calrec_jax.data import vocabularies
     from calrec_jax.data.preparation import sentencepiece_training
-    from calrec_jax.text.templates import Template
 
     template = Template()
     texts = [text for domain in domains for text in _texts(args.data_dir, domain, template)]
     with full_disk_named(args.out):
-        # The template's own sentences stand in every prompt: one piece each.
+        # The template's own sentences are in every prompt, so each becomes one piece.
         try:
             sentencepiece_training.train(texts, args.out, args.size, template.fixed_strings)
         except OSError as error:
@@ -57,8 +58,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _texts(data_dir: str, domain: str, template) -> Iterator[str]:
-    """The text of each item that a training history of `domain` holds, once."""
+def _texts(data_dir: str, domain: str, template: Template) -> Iterator[str]:
+    """The text of each item in the training histories of `domain`, once."""
     from calrec_jax.data.store import reader
 
     catalogue = reader.read_catalogue(data_dir, domain)

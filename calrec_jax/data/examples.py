@@ -1,4 +1,4 @@
-"""Training examples of a domain: which part of which history, anew in each epoch. Pure NumPy."""
+"""Training examples of a domain: the parts of its histories that each epoch uses. Pure NumPy."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from calrec_jax.text.prompts import TokenizedCatalogue
 
 @dataclasses.dataclass(frozen=True)
 class Spans:
-    """Examples of one epoch: `places[start:end]` each, the last of them the target.
+    """The examples of one epoch. An example is `places[start:end]`, whose last item is the target.
 
     Attributes:
-      start, end: int64 [n] in `PlacedSequences.places`; where prompts are full, start leaves out
-        what does not fit.
-      lengths: int64 [n], tokens of the joint sequence: prompt, target and EOS.
-      loss_lengths: int64 [n], those that carry loss weight: target and EOS.
+      start, end: int64 [n], indices into `PlacedSequences.places`; the oldest items that do not fit
+        into the prompt are before `start`.
+      lengths: int64 [n], the number of tokens of the joint sequence: prompt, target and EOS.
+      loss_lengths: int64 [n], how many of them carry loss weight: target and EOS.
       truncated: bool [n], whether the oldest items are left out.
     """
 
@@ -39,11 +39,11 @@ class Examples:
     """The examples of one split of a domain.
 
     Args:
-      tokens: the domain's text.
-      histories: the split.
+      tokens: the tokens of the domain's items and prompts.
+      histories: the sequences of the split.
       targets: one of `batch.TARGETS`.
-      seed: of random targets.
-      eos_id: ends every target.
+      seed: the seed of random targets.
+      eos_id: the token that ends every target.
     """
 
     def __init__(
@@ -61,40 +61,42 @@ class Examples:
         domain = tokens.catalogue.domain
         self.domain_id = stable_id(domain)
         self._item_lengths = tokens.item_lengths
-        # Tokens and separators before each place: what a history takes is a difference of two.
+        # Tokens of all items, with a separator each, before each index: a difference of two entries
+        # is the number of tokens that the items in between take.
         separator = len(tokens.text.separator)
         self._before = np.zeros(len(histories.places) + 1, np.int64)
         np.cumsum(self._item_lengths[histories.places] + separator, out=self._before[1:])
 
     @property
     def varies(self) -> bool:
-        """Whether epochs differ in their examples, not in their order alone."""
+        """Whether epochs differ in their examples, and not only in the order of them."""
         return self.targets == "random"
 
     def spans(self, epoch: int, attempt: int = 0) -> Spans:
         """All examples of an epoch, in the order of the split.
 
         Args:
-          attempt: another number, another draw of random targets.
+          attempt: a number that changes the draw of random targets.
         """
         splits = self.histories.splits
         start, last = splits[:-1], splits[1:]
         if self.targets == "last":
-            return self._measured(start, last)
+            return self._fit(start, last)
         if self.targets == "random":
             key = stable_id("targets", str(self._seed), str(self.domain_id), str(epoch))
             rng = np.random.Generator(np.random.Philox(key=[key, attempt]))
-            return self._measured(start, rng.integers(start + 2, last + 1))
+            return self._fit(start, rng.integers(start + 2, last + 1))
         counts = last - start - 1
         first = np.repeat(start, counts)
         within = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return self._measured(first, first + 2 + within)
+        return self._fit(first, first + 2 + within)
 
-    def _measured(self, first: np.ndarray, end: np.ndarray) -> Spans:
+    def _fit(self, first: np.ndarray, end: np.ndarray) -> Spans:
+        """The examples from `first` to `end`, without the oldest items that do not fit a prompt."""
         tokens, before = self.tokens, self._before
         separator = len(tokens.text.separator)
         room = tokens.max_history_tokens - tokens.frame
-        # The first item from which on all up to the target fit: see TokenizedCatalogue.prompt_at.
+        # The oldest item that fits together with all after it: see TokenizedCatalogue.prompt_at.
         newest = before[end - 1] - separator
         start = np.maximum(first, np.searchsorted(before, newest - room, side="left"))
         prompts = tokens.frame + newest - before[start]
@@ -102,7 +104,7 @@ class Examples:
         return Spans(start, end, prompts + targets, targets, start > first)
 
     def example(self, start: int, end: int) -> Example:
-        """The tokens of one example."""
+        """The example `places[start:end]`, see `Spans`, with its tokens."""
         *history, target = self.histories.places[start:end].tolist()
         return Example(
             self.tokens.prompt_at(history),

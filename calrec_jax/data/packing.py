@@ -40,18 +40,20 @@ class Example:
 
 
 def pack(lengths: np.ndarray, loss_lengths: np.ndarray, spec: BatchSpec) -> list[list[int]]:
-    """Which examples share a row: best-fit-decreasing, by tokens.
+    """Decides which examples share a row: best-fit decreasing, by tokens.
 
     No row has more than `row_length` tokens, `max_segments` examples or `max_loss_tokens` loss
-    tokens; every example is in one row, whole. An example opens a new row only where it fits none.
-    The rows depend on the lengths alone, but for which of equally long examples is where.
+    tokens; every example is in exactly one row, unsplit. A new row is opened only for an example
+    that fits no other. The rows depend on the lengths alone; examples of equal lengths are
+    interchangeable.
 
     Args:
-      lengths: [n], tokens of each example.
-      loss_lengths: [n], those that carry loss weight.
+      lengths: int [n], the number of tokens of each example.
+      loss_lengths: int [n], how many of them carry loss weight.
 
     Returns:
-      Rows of places in `lengths`, in the order in which they were opened: longest examples first.
+      Rows of indices into `lengths`, in the order in which they were opened: longest examples
+      first.
 
     Raises:
       CalrecError: an example is too long for a row of its own.
@@ -61,7 +63,7 @@ def pack(lengths: np.ndarray, loss_lengths: np.ndarray, spec: BatchSpec) -> list
     if spec.max_segments == 1:
         return [[i] for i in range(len(lengths))]
     rows = _OpenRows(spec)
-    # Lists: Python's numbers are faster one by one than NumPy's.
+    # Lists: access to single numbers is faster than in NumPy's arrays.
     length, loss = lengths.tolist(), loss_lengths.tolist()
     for i in np.lexsort((-loss_lengths, -lengths)).tolist():
         rows.add(i, length[i], loss[i])
@@ -69,17 +71,17 @@ def pack(lengths: np.ndarray, loss_lengths: np.ndarray, spec: BatchSpec) -> list
 
 
 class _OpenRows:
-    """Rows that are being filled, to be found by the room that they have left."""
+    """Rows that are being filled, indexed by the room that they have left."""
 
     def __init__(self, spec: BatchSpec):
         self.rows: list[list[int]] = []
         self._spec = spec
         self._loss: list[int] = []  # loss tokens in each row
-        self._with_room: list[list[int]] = [[] for _ in range(spec.row_length + 1)]
+        self._with_room: list[list[int]] = [[] for _ in range(spec.row_length + 1)]  # by room
         self._rooms = 0  # bit r is set where `_with_room[r]` holds a row
 
     def add(self, example: int, length: int, loss: int) -> None:
-        """Puts an example where it leaves the least room, in a new row if it fits none."""
+        """Puts an example where it leaves the least room, into a new row if it fits no other."""
         row, room = self._take(length, loss)
         self.rows[row].append(example)
         self._loss[row] += loss
@@ -88,7 +90,7 @@ class _OpenRows:
             self._rooms |= 1 << (room - length)
 
     def _take(self, length: int, loss: int) -> tuple[int, int]:
-        """(row, its room) of the fullest row that still takes the example; it is taken out."""
+        """Takes out the fullest row that has room for the example, or opens one: (row, room)."""
         rooms = self._rooms >> length << length
         while rooms:
             room = (rooms & -rooms).bit_length() - 1

@@ -1,6 +1,6 @@
 """Vocabularies: bytes, SentencePiece, and Hugging Face's tokenizer.json.
 
-Nothing here imports TensorFlow or SeqIO; `seqio_vocabularies` makes SeqIO's of them.
+Nothing here imports TensorFlow or SeqIO; `seqio_vocabularies` turns them into SeqIO's vocabularies.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Union, runtime_checkable
 
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.special_tokens import read_object, special_tokens
 
-_BYTES = {f"<0x{byte:02X}>" for byte in range(256)}  # of a model that falls back to bytes
+if TYPE_CHECKING:
+    import seqio
+
+_BYTES = {f"<0x{byte:02X}>" for byte in range(256)}  # pieces of a model that falls back to bytes
 
 
 @runtime_checkable
@@ -38,18 +41,19 @@ class VocabularyLike(Protocol):
 
 
 class Vocabulary(abc.ABC):
-    """Text as token ids. The names are `seqio.Vocabulary`'s: one of those can stand in its place.
+    """Maps text to token ids and back.
 
-    Two that give the same ids are equal.
+    The names are `seqio.Vocabulary`'s, which can be used instead. Vocabularies that give the same
+    ids are equal.
 
     Attributes:
       vocab_size: every id is below it.
-      pad_id: what fills a row up. Batches tell padding by their segment ids and never by this id,
-        so it may be EOS's.
-      eos_id: ends a text.
-      unk_id: of what has no token; None where everything has one.
-      bos_id: starts a row; None or -1 where there is none (see the function `bos_id`).
-      arguments: those that make it anew.
+      pad_id: the id that fills up a row. Padding is recognised by segment ids and never by this id,
+        so it may be the same as `eos_id`.
+      eos_id: the id that ends a text.
+      unk_id: the id of text that has no token; None where all text has one.
+      bos_id: the id that starts a row; None or -1 where there is none (see the function `bos_id`).
+      arguments: the arguments that make the same vocabulary again.
       fingerprint: see the function `fingerprint`.
     """
 
@@ -65,13 +69,13 @@ class Vocabulary(abc.ABC):
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without BOS and EOS.
 
-        Text stays text: where a special token's name stands in it, its letters are encoded.
+        Text stays text: the name of a special token in it is encoded letter by letter.
         """
 
     def encode_template(self, text: str) -> list[int]:
-        """The ids of a template's sentence, in which special tokens are meant.
+        """The ids of a template's sentence, in which names of special tokens stand for the tokens.
 
-        Such as those around the turns of a chat; they are special in a tokenizer.json alone.
+        Those around the turns of a chat are an example. Only a tokenizer.json has such tokens.
         """
         return self.encode(text)
 
@@ -88,8 +92,12 @@ class Vocabulary(abc.ABC):
         return hash(self.fingerprint)
 
 
+AnyVocabulary = Union[Vocabulary, "seqio.Vocabulary"]
+"""A vocabulary of ours or of SeqIO's: runs may be configured with either."""
+
+
 class ByteVocabulary(Vocabulary):
-    """UTF-8 bytes: pad 0, EOS 1, unknown 2, then the 256 bytes. ByT5's."""
+    """UTF-8 bytes as in ByT5: pad 0, EOS 1, unknown 2, then the 256 bytes."""
 
     pad_id, eos_id, unk_id, bos_id = 0, 1, 2, None
     vocab_size = 3 + 256
@@ -103,9 +111,9 @@ class ByteVocabulary(Vocabulary):
         return [3 + byte for byte in text.encode()]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """As the base class says. Bytes that are no UTF-8 are left out."""
-        known = [i - 3 for i in _before(self.eos_id, ids) if 3 <= i < self.vocab_size]
-        return bytes(known).decode(errors="ignore")
+        """The text of ids, as the base class says. Bytes that are not UTF-8 are left out."""
+        values = [i - 3 for i in _before(self.eos_id, ids) if 3 <= i < self.vocab_size]
+        return bytes(values).decode(errors="ignore")
 
 
 class SentencePieceVocabulary(Vocabulary):
@@ -146,33 +154,34 @@ class SentencePieceVocabulary(Vocabulary):
         return self._model.EncodeAsIds(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """As the base class says. An unknown piece, or an id beyond the last, becomes " ⁇ "."""
-        known = [i if i < self.vocab_size else self.unk_id for i in _before(self.eos_id, ids)]
-        return self._model.DecodeIds(known)
+        """The text of ids, as the base class says. Unknown ids and pieces become " ⁇ "."""
+        pieces = [i if i < self.vocab_size else self.unk_id for i in _before(self.eos_id, ids)]
+        return self._model.DecodeIds(pieces)
 
 
 class HuggingFaceVocabulary(Vocabulary):
-    """A tokenizer.json, read by the library tokenizers, whose ids these are.
+    """A tokenizer.json, with the ids that the library tokenizers gives.
 
-    Special tokens that stand in a text are spelled out: BOS, EOS, padding, what the file calls
-    special, and added tokens that take white space along. Other added tokens become their ids.
-    Truncation and padding that the file asks for are left out: whole texts are encoded.
+    Names of special tokens in a text are encoded letter by letter. Special are BOS, EOS, padding,
+    the tokens that the file marks as special, and added tokens that absorb white space. Names of
+    other added tokens become these tokens. Truncation and padding that the file configures are
+    ignored: whole texts are encoded.
 
-    Which tokens are BOS, EOS and padding is taken from the arguments, else from a
-    tokenizer_config.json beside the file, else from the model's family. Where no padding is named,
-    EOS is it.
+    BOS, EOS and padding are taken from the arguments, otherwise from a tokenizer_config.json beside
+    the file, otherwise from the model's family. EOS is also the padding if none is named.
 
     Args:
       path: the tokenizer.json.
-      family: a key of `special_tokens.FAMILIES`; None: where BOS or EOS is named nowhere, the one
-        whose special tokens the file has.
-      bos_token, eos_token, pad_token: None: not said here; "": there is none.
-      num_embeddings: of the model; added tokens beyond it, as that of images which Gemma 3 has even
-        where it is for text alone, are left out, and are text as any other.
+      family: a key of `special_tokens.FAMILIES`; None: the family whose special tokens the file
+        has, if BOS or EOS is not named elsewhere.
+      bos_token, eos_token, pad_token: the tokens; "" for none, None for not given here.
+      num_embeddings: the number of the model's embeddings. Added tokens with ids beyond it are
+        ignored and their names are ordinary text, for example Gemma 3's image token in models for
+        text alone.
 
     Raises:
       CalrecError: there is no such file, it is no tokenizer.json, its special tokens cannot be
-        told or are not in it, or the library is missing.
+        determined or are not in it, or the library is missing.
     """
 
     def __init__(
@@ -186,11 +195,11 @@ class HuggingFaceVocabulary(Vocabulary):
     ):
         library = optional_library("tokenizers")
         file = pathlib.Path(path)
-        content = whole = read_object(file)
+        content = original = read_object(file)
         try:
             if num_embeddings is not None:
-                content = _without_ids_from(num_embeddings, whole)
-            if content is whole:
+                content = _without_ids_from(num_embeddings, original)
+            if content is original:
                 self._tokenizer = library.Tokenizer.from_file(str(path))
             else:
                 self._tokenizer = library.Tokenizer.from_str(json.dumps(content))
@@ -223,10 +232,10 @@ class HuggingFaceVocabulary(Vocabulary):
     def _mark_special(
         self, named: Iterable[str], model: Mapping[str, object], ids: Mapping[str, int]
     ) -> dict[int, str]:
-        """{id: token} of all whose names are text as any other, where they stand in a text.
+        """Marks special tokens as such. Returns {id: token} of those that text must not become.
 
         Args:
-          named: as BOS, EOS and padding; "" for none.
+          named: BOS, EOS and padding; "" for none.
         """
         added = self._tokenizer.get_added_tokens_decoder().values()
         for token in added:
@@ -253,15 +262,15 @@ class HuggingFaceVocabulary(Vocabulary):
         return [i for id_, (start, end) in spans for i in self._spelled(id_, text[start:end])]
 
     def _spelled(self, id_: int, text: str) -> list[int]:
-        """The ids of the letters of a special token whose name stands in a text; `id_` of others.
+        """[id_], or the ids of single letters where `text` is the name of a special token.
 
-        The model finds it where it is one of its pieces, as in T5's. The unknown token and bytes
-        mostly stand for other letters.
+        The model finds such a token where it is one of its pieces, as in T5. The unknown token and
+        bytes mostly stand for other letters, not for their own names.
         """
         token = self._special.get(id_)
         if token is None or token not in self._normalized(text):
             return [id_]
-        return [found.id for letter in token for found in self._tokenizer.model.tokenize(letter)]
+        return [piece.id for letter in token for piece in self._tokenizer.model.tokenize(letter)]
 
     def _normalized(self, text: str) -> str:
         normalizer = self._tokenizer.normalizer
@@ -270,19 +279,22 @@ class HuggingFaceVocabulary(Vocabulary):
     def encode_template(self, text: str) -> list[int]:
         if not any(token in text for token in self._special.values()):
             return self.encode(text)
-        tokenizer = copy.deepcopy(self._tokenizer)  # the setting is for all threads
+        tokenizer = copy.deepcopy(self._tokenizer)  # threads share the setting of one tokenizer
         tokenizer.encode_special_tokens = False
         return tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """As the base class says. Where EOS is BOS, too, nothing may stand before the text."""
+        """The text of ids, as the base class says.
+
+        Where EOS is also BOS, `ids` must begin with the text.
+        """
         left_out = (self.pad_id, self.bos_id)
-        known = [i for i in _before(self.eos_id, ids) if i not in left_out]
-        return self._tokenizer.decode(known, skip_special_tokens=True)
+        kept = [i for i in _before(self.eos_id, ids) if i not in left_out]
+        return self._tokenizer.decode(kept, skip_special_tokens=True)
 
 
 def _without_ids_from(end: int, content: dict) -> dict:
-    """A tokenizer.json without added tokens of ids from `end` on; itself where it has none."""
+    """A tokenizer.json without added tokens of ids from `end` on; unchanged if it has none."""
     added = content.get("added_tokens", [])
     kept = [token for token in added if token["id"] < end]
     return content if len(kept) == len(added) else content | {"added_tokens": kept}
@@ -299,7 +311,7 @@ def _digest(content: bytes) -> str:
 
 
 def _unk_id(model: Mapping[str, object], ids: Mapping[str, int]) -> int | None:
-    """The unknown token's id: a Unigram model names the id, the others the token."""
+    """The unknown token's id. A Unigram model has the id itself, the others the token's name."""
     return model.get("unk_id", ids.get(model.get("unk_token")))
 
 
@@ -345,7 +357,7 @@ def beside_weights(folder: str | pathlib.Path) -> Vocabulary:
 
 
 def carried(path: str) -> Vocabulary:
-    """The vocabulary that `calrec convert` brought along with weights, into FOLDER `path`.
+    """The vocabulary that `calrec convert` stored with the weights in the folder `path`.
 
     Raises:
       CalrecError: as `beside_weights`.
@@ -353,24 +365,20 @@ def carried(path: str) -> Vocabulary:
     return beside_weights(pathlib.Path(path) / "hf")
 
 
-def bos_id(vocabulary) -> int:
-    """The id that starts a sequence: the vocabulary's own BOS, else its pad id, as T5 does.
-
-    Args:
-      vocabulary: a `Vocabulary` or a `seqio.Vocabulary`.
-    """
+def bos_id(vocabulary: AnyVocabulary) -> int:
+    """The id that starts a sequence: the vocabulary's own BOS, otherwise its pad id, as T5 does."""
     try:
         own = vocabulary.bos_id
-    except NotImplementedError:  # of some seqio vocabularies without BOS
+    except NotImplementedError:  # SeqIO vocabularies without BOS may raise it
         own = None
     return own if own is not None and own >= 0 else vocabulary.pad_id
 
 
-def encode_template(vocabulary, text: str) -> list[int]:
+def encode_template(vocabulary: AnyVocabulary, text: str) -> list[int]:
     """The ids of a template's sentence, see `Vocabulary.encode_template`.
 
     Args:
-      vocabulary: a `Vocabulary` or a `seqio.Vocabulary`. One of SeqIO's own encodes it as any text.
+      vocabulary: SeqIO's own vocabularies encode a sentence as any text.
     """
     return getattr(vocabulary, "encode_template", vocabulary.encode)(text)
 
@@ -380,12 +388,12 @@ _PROBE = (
 )
 
 
-def fingerprint(vocabulary) -> str:
+def fingerprint(vocabulary: AnyVocabulary) -> str:
     """A short string that differs where token ids could differ.
 
     Args:
-      vocabulary: a `Vocabulary` or a `seqio.Vocabulary`. SeqIO's bytes and SentencePiece have the
-        fingerprints of ours; another class is told by its name, size and the ids of one text.
+      vocabulary: SeqIO's bytes and SentencePiece have the fingerprints of ours; another class is
+        identified by its name, its size and the ids of one text.
     """
     own = getattr(vocabulary, "fingerprint", None)
     if own is not None:
@@ -401,7 +409,7 @@ def fingerprint(vocabulary) -> str:
 
 
 def optional_library(name: str) -> ModuleType:
-    """The module `name`, which only some vocabularies need.
+    """The module `name`, which not all vocabularies need.
 
     Raises:
       CalrecError: it cannot be imported.

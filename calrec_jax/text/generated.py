@@ -1,4 +1,4 @@
-"""A text that a model wrote."""
+"""A text that the model generated."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """One continuation.
+    """One generated continuation of a prompt.
 
     Attributes:
-      text: what its tokens say.
+      text: its decoded tokens.
       log_prob: the sum of its tokens' log-probabilities.
-      items: places in the catalogue of the items whose text it is, where a trie tells; several
-        where an item is listed twice, or where they are equal up to the length that items are cut
+      items: places of the items that have this text, when it was generated under a trie; there are
+        several where items have the same text, or the same one up to the length that items are cut
         to.
     """
 

@@ -1,4 +1,4 @@
-"""Items, catalogues and user sequences: the words that all layers share."""
+"""Items, catalogues and user sequences: the types that all layers share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Fields = Mapping[str, str]
 
 
 SPLITS = ("train", "validation", "test")
-"""Of every dataset."""
+"""The splits that every dataset has."""
 
 
 def stable_id(*parts: str) -> int:
@@ -32,15 +32,15 @@ def stable_id(*parts: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-    """All items of a domain, sorted by item id. An item is its id, never its text.
+    """All items of a domain, sorted by item id. Items are identified by id, never by text.
 
     Attributes:
       domain: its name.
       item_ids: [n], ascending and unique.
-      fields: [n], text fields of each item.
+      fields: [n], the text fields of each item.
 
     Raises:
-      ValueError: the ids are not ascending and unique, or the fields are not one an item.
+      ValueError: the ids are not ascending and unique, or not as many as `fields`.
     """
 
     domain: str
@@ -55,7 +55,7 @@ class Catalogue:
 
     @classmethod
     def create(cls, domain: str, items: Mapping[str, Fields]) -> Catalogue:
-        """From {item id: fields}; empty fields are dropped."""
+        """The catalogue of {item id: fields}; empty fields are dropped."""
         ids = sorted(items)
         fields = tuple({k: v for k, v in items[i].items() if v} for i in ids)
         return cls(domain, tuple(ids), fields)
@@ -69,10 +69,10 @@ class Catalogue:
         return {item_id: i for i, item_id in enumerate(self.item_ids)}
 
     def places(self, item_ids: Sequence[str]) -> list[int]:
-        """Places of `item_ids`.
+        """The places of `item_ids` in the catalogue.
 
         Raises:
-          CalrecError: some are not in the catalogue; it names them.
+          CalrecError: ids are not in the catalogue; the error names them.
         """
         unknown = [item_id for item_id in item_ids if item_id not in self.index]
         if unknown:
@@ -89,7 +89,7 @@ class UserSequence:
 
     Attributes:
       item_ids: at least two.
-      timestamps: Unix seconds, one an item, or None where they are not known.
+      timestamps: Unix seconds, one per item, or None where they are not known.
     """
 
     user_id: str
@@ -99,12 +99,12 @@ class UserSequence:
 
     @property
     def history(self) -> tuple[str, ...]:
-        """All items but the target, oldest first."""
+        """All item ids but the target's, oldest first."""
         return self.item_ids[:-1]
 
     @property
     def target(self) -> str:
-        """The item to predict."""
+        """The id of the item to predict."""
         return self.item_ids[-1]
 
 
@@ -113,8 +113,9 @@ class PlacedSequences:
     """The sequences of a split as places in the catalogue.
 
     Attributes:
-      places: int32, all sequences one after another, each of two items at least.
-      splits: int64 [sequences + 1], where each begins and ends in `places`.
+      places: int32 [items of all sequences], the sequences one after another, each of at least two
+        items.
+      splits: int64 [sequences + 1]; sequence i is `places[splits[i] : splits[i + 1]]`.
     """
 
     places: np.ndarray

@@ -1,7 +1,7 @@
 """Items and prompts as tokens, put together from pieces that are each encoded on their own.
 
-So an item is tokenised once and has the same tokens wherever it stands, truncation falls on borders
-of items, and the prompt at inference is token for token what training saw before the target.
+So an item is tokenised once and has the same tokens wherever it stands, a prompt is truncated
+between items, and the prompt at inference is token for token what training saw before the target.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from calrec_jax.text.items import Catalogue
 from calrec_jax.text.templates import Template
 
 Encode = Callable[[str], Sequence[int]]
+"""A function from a text to its token ids, without BOS and EOS."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TextTokens:
-    """All text of a domain as tokens, uncut: the template's sentences and every item, each once.
+    """All text of a domain as tokens: the template's sentences and every item, each once.
 
-    BOS and EOS are added by whoever needs them.
+    Nothing is truncated, and BOS and EOS are not included.
 
     Attributes:
-      opening, separator, target_separator: int32 tokens of the template's strings.
-      values: int32, all items' tokens one after another, in the catalogue's order.
-      splits: int64 [items + 1], where each item's tokens begin and end in `values`.
+      opening, separator, target_separator: int32 [length], tokens of the template's strings.
+      values: int32 [tokens of all items], item after item in the catalogue's order.
+      splits: int64 [items + 1]; the tokens of item i are `values[splits[i] : splits[i + 1]]`.
     """
 
     opening: np.ndarray
@@ -45,11 +46,11 @@ class TextTokens:
         encode: Encode,
         encode_template: Encode | None = None,
     ) -> TextTokens:
-        """The text of `catalogue` as `template` writes it.
+        """The tokens of the text that `template` gives to `catalogue`.
 
         Args:
-          encode: text -> ids, without BOS or EOS.
-          encode_template: the same of the template's sentences; None: as all other text.
+          encode: encodes the text of items.
+          encode_template: encodes the template's sentences; None: `encode` does.
         """
 
         def tokens(text: str, encode: Encode = encode) -> np.ndarray:
@@ -72,7 +73,7 @@ class TextTokens:
 
     @property
     def item_fingerprint(self) -> str:
-        """Another one for any other tokens of the items."""
+        """A digest of the items' tokens: catalogues with different tokens have different ones."""
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.splits, self.values):
             digest.update(part.tobytes())
@@ -80,17 +81,21 @@ class TextTokens:
 
 
 class TokenizedCatalogue:
-    """Tokens of a catalogue's items and of prompts, cut to a run's lengths.
+    """Tokens of a catalogue's items and of prompts, truncated to a run's lengths.
 
     Args:
-      catalogue: whose text it is.
-      text: its tokens.
-      lengths: TASK_FEATURE_LENGTHS. A prompt takes at most `inputs` tokens: whole items are left
-        out from the oldest end where it is full. An item takes at most `targets` - 1, as target and
-        in histories alike: one more is for EOS.
+      catalogue: the items.
+      text: the tokens of `catalogue`, not truncated.
+      lengths: TASK_FEATURE_LENGTHS. A prompt has at most `inputs` tokens: its oldest items are left
+        out, as many as needed. An item is cut to `targets` - 1 tokens, as a target and in histories
+        alike, since a target ends with EOS.
+
+    Attributes:
+      frame: how many tokens of a prompt are the template's, separators between items not counted.
 
     Raises:
-      CalrecError: not even one longest item fits a prompt, or items have no room at all.
+      CalrecError: an item of the greatest length does not fit into a prompt, or items have no room
+        at all.
     """
 
     def __init__(self, catalogue: Catalogue, text: TextTokens, lengths: Mapping[str, int]):
@@ -111,7 +116,7 @@ class TokenizedCatalogue:
 
     @property
     def item_lengths(self) -> np.ndarray:
-        """int64 [items], tokens of each item, as they are cut."""
+        """int64 [items], the number of tokens of each item after truncation."""
         return np.minimum(np.diff(self.text.splits), self.max_item_tokens)
 
     def item(self, item_id: str) -> np.ndarray:

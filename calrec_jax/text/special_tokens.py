@@ -1,4 +1,4 @@
-"""Which tokens of a tokenizer.json begin a text, end it and fill up: by the family of the model."""
+"""The BOS, EOS and padding tokens of a tokenizer.json, by the family of the model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from calrec_jax.errors import CalrecError
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Which special tokens a family of models uses; "" where it has none.
+    """The special tokens that a family of models uses; "" where it has none.
 
     Attributes:
-      also: more of its special tokens, by which it is recognised.
+      also: further special tokens by which the family is recognised.
     """
 
     bos_token: str
@@ -49,34 +49,35 @@ def special_tokens(
 ) -> dict[str, str]:
     """{"bos_token", "eos_token", "pad_token": the token, "" for none} of a tokenizer.json.
 
-    What is said in `arguments` goes before a tokenizer_config.json beside the file, and that before
-    the family.
+    `arguments` take precedence over a tokenizer_config.json beside the file, and that over the
+    family.
 
     Args:
-      family: a key of FAMILIES; None: where BOS or EOS is said nowhere, the one whose special
-        tokens the file has.
-      arguments: {"bos_token", "eos_token", "pad_token": the token, "" for none, None for unsaid}.
-      ids: {token: id}, of the whole vocabulary.
-      special: those that the file calls special. Ordinary tokens do not tell a family: Gemma has
-        HTML's <s> and </s>.
+      path: the tokenizer.json.
+      family: a key of FAMILIES; None: the family whose special tokens the file has, if BOS or EOS
+        is given neither in `arguments` nor in tokenizer_config.json.
+      arguments: {"bos_token", "eos_token", "pad_token": the token, "" for none, None: not given}.
+      ids: {token: id} of the whole vocabulary.
+      special: the tokens that the file marks as special. A family is recognised by these alone:
+        HTML's <s> and </s> are ordinary tokens of Gemma.
 
     Raises:
-      CalrecError: there is no such family or none can be told, there is no EOS, or a token is not
+      CalrecError: there is no such family or none is recognised, there is no EOS, or a token is not
         in the vocabulary.
     """
-    said = _configured(path.parent / "tokenizer_config.json", arguments)
-    said |= {role: token for role, token in arguments.items() if token is not None}
-    if family is None and {"bos_token", "eos_token"} <= said.keys():
-        known = Family("", "", "")
+    given = _configured(path.parent / "tokenizer_config.json", arguments)
+    given |= {role: token for role, token in arguments.items() if token is not None}
+    if family is None and {"bos_token", "eos_token"} <= given.keys():
+        defaults = Family("", "", "")
     else:
-        known = _recognised(path, special) if family is None else _known(family)
-    tokens = {role: said.get(role, getattr(known, role)) for role in arguments}
+        defaults = _recognise(path, special) if family is None else _family_named(family)
+    tokens = {role: given.get(role, getattr(defaults, role)) for role in arguments}
     _check(path, tokens, ids)
     return tokens
 
 
 def _configured(path: pathlib.Path, roles: Iterable[str]) -> dict[str, str]:
-    """What a tokenizer_config.json says of `roles`; null says that there is none."""
+    """{role: token} of the `roles` that a tokenizer_config.json has; null becomes "", for none."""
     if not path.is_file():
         return {}
     config = read_object(path)
@@ -92,19 +93,22 @@ def _configured(path: pathlib.Path, roles: Iterable[str]) -> dict[str, str]:
     return tokens
 
 
-def _known(name: str) -> Family:
+def _family_named(name: str) -> Family:
     if name not in FAMILIES:
         raise CalrecError(f"no family {name!r} of tokenizers; known: {', '.join(FAMILIES)}")
     return FAMILIES[name]
 
 
-def _recognised(path: pathlib.Path, special: Collection[str]) -> Family:
-    """The family whose special tokens are all there; of two, the one that has the other's."""
+def _recognise(path: pathlib.Path, special: Collection[str]) -> Family:
+    """The family whose special tokens are all in `special`.
+
+    Where the tokens of one such family include those of another, it is the former.
+    """
     marks = {name: f.marks for name, f in FAMILIES.items() if f.marks <= set(special)}
-    found = [name for name in marks if not any(marks[name] < other for other in marks.values())]
-    if len(found) == 1:
-        return FAMILIES[found[0]]
-    problem = f"could be of {' and '.join(found)}" if found else "are of no family that is known"
+    names = [name for name in marks if not any(marks[name] < other for other in marks.values())]
+    if len(names) == 1:
+        return FAMILIES[names[0]]
+    problem = f"could be of {' and '.join(names)}" if names else "are of no family that is known"
     raise CalrecError(
         f"the special tokens of {path} {problem}: give family (one of {', '.join(FAMILIES)}), or "
         f"name bos_token, eos_token and pad_token ('' for none)"
@@ -124,7 +128,7 @@ def _check(path: pathlib.Path, tokens: Mapping[str, str], ids: Mapping[str, int]
 
 
 def read_object(path: pathlib.Path) -> dict:
-    """The JSON object in a file. Raises CalrecError where there is none."""
+    """The JSON object in the file at `path`. Raises CalrecError where there is none."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Items and histories as text, and generated text read back into fields (method: Template)."""
+"""Items and histories as text, and generated text parsed back into fields (method: Template)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ _GAP = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # white space and control charact
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """How text is put together. The strings are `unverified`; that these parts exist is not.
+    """The strings that items and histories are written with.
+
+    The paper has these parts; the default strings themselves are `unverified`.
 
     Attributes:
-      fields: names, in the order in which an item shows them.
-      opening: before the first item of a history.
-      separator: between two items of a history.
-      target_separator: between a history and its target; the end of every prompt.
+      fields: names of the fields that are written, in this order.
+      opening: stands before the first item of a history.
+      separator: stands between two items of a history.
+      target_separator: stands between a history and its target; every prompt ends with it.
 
     Raises:
       CalrecError: `fields` is not a tuple of names that give different labels.
@@ -43,15 +45,16 @@ class Template:
             )
 
     def render_item(self, item: Fields) -> str:
-        """`Title: ... Category: ... Brand: ... Price: ...`; a missing field is left out."""
+        """`Title: ... Category: ... Brand: ... Price: ...`, without fields that are missing."""
         shown = [(name, _one_line(item.get(name) or "")) for name in self.fields]
         return " ".join(f"{_label(name)}: {value}" for name, value in shown if value)
 
     def parse_item(self, text: str) -> dict[str, str]:
-        """The fields of a rendered (or generated) item: what follows each label up to the next.
+        """The fields of a rendered (or generated) item: the text from each label up to the next.
 
-        Labels may come in any order. Only the first label of a name counts, a repeated one is part
-        of the value it stands in; text before the first label is dropped; no label: {}.
+        Labels may come in any order. Where a label is repeated, the first one counts, and the
+        others are part of the value they stand in. Text before the first label is dropped; text
+        without a label gives {}.
         """
         first: dict[str, re.Match[str]] = {}
         for label in self._label_pattern.finditer(text):
@@ -64,11 +67,11 @@ class Template:
         return {name: value for name, value in values.items() if value}
 
     def without_labels(self, text: str) -> str:
-        """A rendered (or generated) item with a space in place of each label, repeated ones too."""
+        """A rendered (or generated) item with a space in place of every label."""
         return self._label_pattern.sub(" ", text)
 
     def render_prompt(self, history: Sequence[Fields]) -> str:
-        """What the model reads before it writes the target."""
+        """The prompt: what the model reads before it generates the target."""
         items = self.separator.join(self.render_item(item) for item in history)
         return self.opening + items + self.target_separator
 
@@ -78,12 +81,12 @@ class Template:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What stands before each field's value, without its colon."""
+        """The label that stands before each field's value, without its colon."""
         return tuple(map(_label, self.fields))
 
     @property
     def fixed_strings(self) -> tuple[str, ...]:
-        """What stands in every text: the sentences, and each field's label as items show it."""
+        """The strings that texts have in common: the sentences, and the fields' labels in items."""
         labels = [f"{label}: " for label in self.labels]
         return (
             self.opening,

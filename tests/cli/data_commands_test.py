@@ -1,4 +1,4 @@
-"""`calrec prepare`, `synthetic` and `vocab` as their users call them, with wrong input too."""
+"""`calrec prepare`, `synthetic` and `vocab` as users call them, also with wrong input."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def prepared(calrec, raw, tmp_path):
     return data_dir, calrec(*prepare, "--domain=things")
 
 
-def test_prepare_prints_statistics_and_tells_of_rejected_lines(prepared):
+def test_prepare_prints_statistics_and_warns_of_rejected_lines(prepared):
     data_dir, (code, out, err) = prepared
     assert code == 0 and json.loads(out)["users"] == 12
     assert err == (f"calrec prepare: 1 lines rejected, see {data_dir}/things/rejects.jsonl\n")
@@ -173,8 +173,8 @@ def test_every_rule_has_a_flag(calrec, raw, tmp_path, monkeypatch):
     different = [f for f, v in dataclasses.asdict(Rules()).items() if getattr(rules, f) != v]
     assert len(different) == len(dataclasses.fields(Rules))
     assert given.pop("args") == ("csv", None, "store", "things", rules)
-    for told in ("report", "warn"):
-        given.pop(told)
+    for callback in ("report", "warn"):
+        given.pop(callback)
     assert given == {
         "events": ("a", "b"),
         "items": ("c",),
@@ -198,7 +198,7 @@ def test_progress_is_a_line_now_and_then(capfd, monkeypatch):
         for now[0] in (3, 9, 12, 13, 21, 22, 40):
             report("reading events", 1000 * now[0])
     assert capfd.readouterr().err == "".join(
-        f"calrec prepare: reading events: {told},000\n" for told in (12, 22, 40)
+        f"calrec prepare: reading events: {thousands},000\n" for thousands in (12, 22, 40)
     )
 
 
@@ -233,7 +233,7 @@ ODD = ["it's", "a b", "50%", "a#b", 'a"b', "a*b", "a[b]", "{a}", "~a", "a:b", "Ã
 
 
 def folders(calrec, raw, name: str, **flags) -> tuple[int, str, str]:
-    """Prepares from and into folders of a name, as a user gives them: from where they are."""
+    """Prepares from and into folders with a given name, by relative paths."""
     shutil.copytree(raw, pathlib.Path(name, "raw"))
     flags = {"source": "jsonl", "input_dir": f"{name}/raw", "data_dir": f"{name}/store"} | flags
     return calrec("prepare", "--domain=things", *(f"--{flag}={v}" for flag, v in flags.items()))
@@ -349,7 +349,7 @@ def test_wrong_input_of_vocab_is_one_line(calrec, prepared, tmp_path, flags, mes
     assert message in err.splitlines()[-1] and "Traceback" not in err
 
 
-def test_vocab_of_items_without_text_is_told(calrec, tmp_path):
+def test_vocab_of_items_without_text_is_one_line(calrec, tmp_path):
     items = {f"i{n}": {"director": f"Someone {n}"} for n in range(3)}
     sequences = [UserSequence("u", "films", tuple(items))]
     splits = {split: sequences for split in ("train", "validation", "test")}

@@ -18,7 +18,7 @@ USERS = 12
 
 @pytest.fixture
 def calrec_inspect(small_store, tmp_path, monkeypatch, capfd):
-    """Looks at the quickstart, with more arguments: (exit code, standard output and error)."""
+    """Inspects the quickstart with more arguments: (exit code, standard output and error)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*argv):
@@ -91,7 +91,7 @@ def test_histories_and_numbers_as_text():
         "fill": 0.925,
         "shown": [[("history", "A\nB"), ("target", "C")]],
     }
-    told = {
+    stage = {
         "mixture": "all",
         "rates": "given: books 2",
         "targets": "last",
@@ -101,7 +101,7 @@ def test_histories_and_numbers_as_text():
         "steps": 2000,
         "domains": [domain],
     }
-    assert list(inspect.stage_text("one", told)) == [
+    assert list(inspect.stage_text("one", stage)) == [
         "one: all, 2,000 steps of 4 rows of 50 tokens, at most 2 examples a row, targets: last, "
         "rates: given: books 2",
         "",

@@ -1,4 +1,4 @@
-"""Examples against a plain reading of what they are."""
+"""Examples against a straightforward implementation of their definition."""
 
 from __future__ import annotations
 

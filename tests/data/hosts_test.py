@@ -1,4 +1,4 @@
-"""Rows of a run, whatever it is of: the same for any number of hosts and from any step on."""
+"""Rows of any run are the same for any number of hosts and from any step on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _films(tmp_path_factory):
 
 @pytest.fixture
 def config(tiny_config, _films):
-    """In use, with all three domains."""
+    """A configuration in use, with all three domains."""
     return tiny_config
 
 
@@ -169,7 +169,7 @@ def test_a_period_of_a_proportional_mixture_is_whole_epochs_of_each_domain(
     config, names, spec, targets, seed, finest
 ):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "_FINEST", finest)  # otherwise a period has 65,536 rows
+        patch.setattr(schedule, "_MIN_PERIOD", finest)  # otherwise a period has 65,536 rows
         batches = plan(MixtureSpec("all", tuple(names)), spec, targets, seed=seed)
     each = sum(of.per_epoch for of in batches.rows)
     times = -(-finest // each)

@@ -1,4 +1,4 @@
-"""Every number that `inspect` tells, counted by hand: from texts, whose bytes are the tokens."""
+"""Every number that `inspect` shows, counted by hand: from texts, whose bytes are the tokens."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def plan(spec, targets, mixture="tiny_mixture", lengths=LENGTHS) -> Batches:
 
 
 @functools.cache  # the store is the same for all tests
-def told(spec, targets, steps=8, shown=1, mixture="tiny_mixture") -> dict[str, dict]:
-    """{domain: what is told of it}."""
-    found = describe(plan(spec, targets, mixture), steps, shown)["domains"]
-    return {domain["name"]: domain for domain in found}
+def described(spec, targets, steps=8, shown=1, mixture="tiny_mixture") -> dict[str, dict]:
+    """{domain: its description}."""
+    stage = describe(plan(spec, targets, mixture), steps, shown)
+    return {domain["name"]: domain for domain in stage["domains"]}
 
 
 @functools.cache
@@ -60,12 +60,12 @@ def texts(name, targets) -> list[tuple[str, str, bool]]:
 
 
 def sizes(name, targets) -> list[int]:
-    """Bytes of each example, and EOS."""
+    """The number of bytes of each example, plus one for EOS, sorted."""
     return sorted(len(prompt) + len(item) + 1 for prompt, item, _ in texts(name, targets))
 
 
 def percentile(values: list[int], percent: int) -> float:
-    """Of sorted values, between the two next to it."""
+    """A percentile of sorted values, interpolated between the two next to it."""
     place = (len(values) - 1) * percent / 100
     low = int(place)
     high = min(low + 1, len(values) - 1)
@@ -78,7 +78,7 @@ def rows_of(spec, examples: int) -> int:
 
 @SPECS
 @TARGETS
-def test_the_stage_is_told(spec, targets, tiny_config):
+def test_the_stage_is_described(spec, targets, tiny_config):
     found = describe(plan(spec, targets), steps=7)
     assert [domain["name"] for domain in found.pop("domains")] == list(NAMES)
     assert found == {
@@ -95,7 +95,7 @@ def test_the_stage_is_told(spec, targets, tiny_config):
 @SPECS
 @TARGETS
 def test_items_sequences_examples_and_rows_are_counted(spec, targets, tiny_config):
-    found = told(spec, targets)
+    found = described(spec, targets)
     for name, train in (("tiny_books", 37), ("tiny_games", 11)):
         assert found[name]["items"] == 20
         assert found[name]["sequences"] == {"train": train, "validation": 5, "test": 5}
@@ -106,7 +106,7 @@ def test_items_sequences_examples_and_rows_are_counted(spec, targets, tiny_confi
 @SPECS
 @TARGETS
 def test_a_proportional_mixture_shares_rows_by_their_numbers(spec, targets, tiny_config):
-    found = told(spec, targets)
+    found = described(spec, targets)
     rows = {name: rows_of(spec, EXAMPLES[targets][name]) for name in NAMES}
     for name in NAMES:
         assert found[name]["share"] == pytest.approx(rows[name] / sum(rows.values()), rel=1e-12)
@@ -114,7 +114,7 @@ def test_a_proportional_mixture_shares_rows_by_their_numbers(spec, targets, tiny
 
 
 def test_an_equal_mixture_has_as_many_examples_of_each(tiny_config):
-    found = told(PACKED, "last", mixture="tiny_equal")
+    found = described(PACKED, "last", mixture="tiny_equal")
     # 37 examples in 8 rows and 11 in 3: for one example of each, 8 / 37 and 3 / 11 rows.
     books, games = 8 / 37, 3 / 11
     assert found["tiny_books"]["share"] == pytest.approx(books / (books + games), abs=1e-5)
@@ -128,7 +128,7 @@ def test_an_equal_mixture_has_as_many_examples_of_each(tiny_config):
 @TARGETS
 @pytest.mark.parametrize("steps", [1, 9])
 def test_epochs_are_those_of_the_batches(spec, targets, steps, tiny_config):
-    found = told(spec, targets, steps)
+    found = described(spec, targets, steps)
     first = [plan(spec, targets).batch(step)["domain_ids"][:, 0] for step in range(steps)]
     seen = collections.Counter(domain for batch in first for domain in batch.tolist())
     for name in NAMES:
@@ -138,7 +138,7 @@ def test_epochs_are_those_of_the_batches(spec, targets, steps, tiny_config):
 
 @TARGETS
 def test_lengths_are_those_of_the_texts(targets, tiny_config):
-    found = told(UNPACKED, targets)
+    found = described(UNPACKED, targets)
     for name in NAMES:
         expected = sizes(name, targets)
         tokens = found[name]["tokens"]
@@ -150,7 +150,7 @@ def test_lengths_are_those_of_the_texts(targets, tiny_config):
 
 @TARGETS
 def test_the_histogram_has_every_example_once(targets, tiny_config):
-    found = told(UNPACKED, targets)
+    found = described(UNPACKED, targets)
     for name in NAMES:
         expected = sizes(name, targets)
         edges, counts = (found[name]["tokens"]["histogram"][part] for part in ("edges", "counts"))
@@ -163,15 +163,15 @@ def test_the_histogram_has_every_example_once(targets, tiny_config):
 @SPECS
 @TARGETS
 def test_fill_is_the_share_of_places_with_a_token(spec, targets, tiny_config):
-    found = told(spec, targets)
+    found = described(spec, targets)
     for name in NAMES:
         places = rows_of(spec, EXAMPLES[targets][name]) * spec.row_length
         assert found[name]["fill"] == pytest.approx(sum(sizes(name, targets)) / places, rel=1e-12)
 
 
 @TARGETS
-def test_what_is_cut_is_told(targets, tiny_config):
-    found = told(UNPACKED, targets)
+def test_what_is_cut_is_counted(targets, tiny_config):
+    found = described(UNPACKED, targets)
     for name in NAMES:
         cut = [left_out for _, _, left_out in texts(name, targets)]
         assert 0 < sum(cut) < len(cut)
@@ -191,7 +191,7 @@ def test_where_everything_fits_nothing_is_cut(tiny_config):
 @SPECS
 @TARGETS
 def test_the_examples_that_are_shown_are_the_templates_text(spec, targets, tiny_config):
-    found = told(spec, targets, shown=1000)
+    found = described(spec, targets, shown=1000)
     for name in NAMES:
         shown = collections.Counter(tuple(map(tuple, spans)) for spans in found[name]["shown"])
         assert shown == collections.Counter(
@@ -199,13 +199,13 @@ def test_the_examples_that_are_shown_are_the_templates_text(spec, targets, tiny_
         )
 
 
-def test_as_many_examples_are_shown_as_are_asked_for(tiny_config):
-    for domain in told(PACKED, "last", shown=3).values():
+def test_as_many_examples_are_shown_as_are_requested(tiny_config):
+    for domain in described(PACKED, "last", shown=3).values():
         assert len(domain["shown"]) == 3
 
 
-def test_random_targets_are_told_too(tiny_config):
-    for name, domain in told(PACKED, "random", shown=1000).items():
+def test_random_targets_are_described_too(tiny_config):
+    for name, domain in described(PACKED, "random", shown=1000).items():
         train = EXAMPLES["last"][name]
         assert domain["examples"] == train == sum(domain["tokens"]["histogram"]["counts"])
         assert domain["rows"] == rows_of(PACKED, train)

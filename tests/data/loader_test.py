@@ -170,8 +170,8 @@ def test_a_stream_that_is_let_go_ends_its_thread(tiny_config):
 
 
 def test_a_short_look_at_an_epoch_sees_all_domains(tiny_config):
-    some = targets(*load(spec=UNPACKED, one_pass=True, num_batches=6))
-    assert {domain for domain, _ in some} == {stable_id("tiny_books"), stable_id("tiny_games")}
+    seen = targets(*load(spec=UNPACKED, one_pass=True, num_batches=6))
+    assert {domain for domain, _ in seen} == {stable_id("tiny_books"), stable_id("tiny_games")}
 
 
 @pytest.mark.parametrize(

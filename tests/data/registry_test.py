@@ -140,8 +140,8 @@ def test_another_packages_module_is_loaded(tmp_path, monkeypatch, tiny_config):
     specs.import_modules(["foreign_domains"])
     assert specs.mixtures["foreign_mix"].domains == ("foreign_books", "tiny_games")
     ours = examples(seqio.get_mixture_or_task("tiny_books"))
-    theirs = examples(seqio.get_mixture_or_task("foreign_books"))
-    assert [e["inputs"].tolist() for e in theirs] == [e["inputs"].tolist() for e in ours]
+    seqio_vocabulary = examples(seqio.get_mixture_or_task("foreign_books"))
+    assert [e["inputs"].tolist() for e in seqio_vocabulary] == [e["inputs"].tolist() for e in ours]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_split_that_is_not_there(tiny_config):
 
 
 class Shouted(vocabularies.ByteVocabulary):
-    """Knows a template's sentences, which it encodes in capitals."""
+    """A vocabulary that encodes a template's sentences in capitals."""
 
     def encode_template(self, text):
         return self.encode(text.upper())

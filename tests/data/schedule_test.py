@@ -1,4 +1,4 @@
-"""Rows of a run by their number alone: epochs are whole, and rates are kept."""
+"""Rows of a run by their number alone: epochs are complete, and rates are kept."""
 
 from __future__ import annotations
 

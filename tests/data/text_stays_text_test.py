@@ -1,4 +1,4 @@
-"""No text becomes a special token, whatever it holds, and it comes back whole."""
+"""No text becomes a special token, whatever it holds, and decoding restores all of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def byte_level(path: pathlib.Path, added: list[AddedToken], **arguments):
-    """BPE, which here has learnt </s> as a piece, too."""
+    """A SentencePiece model of BPE that has also learnt </s> as a piece."""
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -47,7 +47,7 @@ def special(content: str, **more) -> AddedToken:
 
 
 def qwen(path):
-    """With a token that is added and not special, and one that takes white space along."""
+    """A tokenizer with an added token that is not special, and one that absorbs white space."""
     names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     more = [
         AddedToken("<tool_call>", special=False, normalized=False),
@@ -59,7 +59,7 @@ def qwen(path):
 
 
 def ordinary_eos(path):
-    """EOS is an added token that the file does not call special, or a piece of the model."""
+    """EOS may be an added token that the file does not mark as special, or a piece of the model."""
     return byte_level(
         path, [AddedToken("<end>", special=False)], bos_token="</s>", eos_token="<end>"
     )

@@ -35,14 +35,14 @@ TRICKY = (
 
 
 def tricky(test):
-    """`test` with the texts that have been a problem somewhere."""
+    """`test` with additional texts that were a problem in the past."""
     for text in TRICKY:
         test = example(text=text)(test)
     return test
 
 
 def byte_level(path: pathlib.Path, special: list[str], **settings) -> str:
-    """Writes a tokenizer.json of byte-level BPE, as GPT-2, Llama 3 and Qwen have."""
+    """Writes a tokenizer.json of byte-level BPE, as GPT-2, Llama 3 and Qwen have it."""
     tokenizer = tokenizers.Tokenizer(models.BPE(**settings))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -58,7 +58,7 @@ def byte_level(path: pathlib.Path, special: list[str], **settings) -> str:
 
 
 def unigram(path: pathlib.Path, special: list[str]) -> str:
-    """Writes a tokenizer.json of Unigram, with a sign for spaces, as T5 has. Includes <unk>."""
+    """Writes a tokenizer.json of Unigram with a sign for spaces, as T5 has it, and with <unk>."""
     tokenizer = tokenizers.Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -143,11 +143,11 @@ def test_pieces_are_decoded_as_seqio_does(trained, seqio_trained, ids):
 
 def test_attributes_are_seqios(trained, seqio_trained):
     names = ("vocab_size", "pad_id", "eos_id", "unk_id", "bos_id")
-    for ours, theirs in (
+    for ours, seqios in (
         (vocabularies.byte(), seqio.ByteVocabulary()),
         (trained, seqio_trained),
     ):
-        assert [getattr(ours, n) for n in names] == [getattr(theirs, n) for n in names]
+        assert [getattr(ours, n) for n in names] == [getattr(seqios, n) for n in names]
 
 
 def test_special_ids(trained):

@@ -18,7 +18,7 @@ ITEMS = [{"title": title} for title in ("aaa", "b" * 9, "c", "d" * 6, "ee", "f" 
 
 
 def encode(text: str) -> list[int]:
-    """Bytes, each moved by 3 as ids below are special."""
+    """The bytes of a text, each plus 3, since lower ids are special."""
     return [byte + 3 for byte in text.encode()]
 
 

@@ -1,1 +1,1 @@
-"""From raw files to a dataset of the store: rules, engines, statistics, and made-up raw files."""
+"""From raw files to a dataset of the store: rules, engines, statistics; and synthetic raw files."""

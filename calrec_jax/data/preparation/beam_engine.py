@@ -1,10 +1,10 @@
-"""Prepares a domain with Apache Beam, on any of its runners: one machine, or many.
+"""Prepares a domain with Apache Beam, on any of its runners: on one machine, or on many.
 
-What the rules decide is in `sequences`; the dataset is, byte for byte, that of `duckdb_engine`.
+The rules are in `sequences`; the dataset is, byte for byte, that of `duckdb_engine`.
 
-Each step is a pipeline. It hands rows to the next in files, one JSON array a line, and tells the
-driver sums alone, so that the driver's memory does not grow with users, items or events. All
-machines must reach the raw files and the scratch folder by the same names; the driver alone works
+Each step is a pipeline. It passes rows to the next one in files, one JSON array per line, and only
+sums to the driver, so that the driver's memory does not grow with users, items or events. All
+machines must reach the raw files and the scratch folder by the same names; only the driver works
 in the store.
 """
 
@@ -39,7 +39,7 @@ from calrec_jax.data.store.datasets import DomainWriter
 from calrec_jax.data.store.shards import Split
 from calrec_jax.errors import CalrecError, is_full_disk
 
-# "DirectRunner" may download another runner and start it; this one is what it was before.
+# "DirectRunner" may download and start another runner; this is the runner that it used to be.
 _IN_PROCESS = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 _COUNTED = (
     *(name for name in sequences.READ_COUNTS if name != "events_untimed"),
@@ -72,9 +72,10 @@ def run(
     """An `engine.Engine`: see there.
 
     Args:
-      options: Beam's, as "--runner=FlinkRunner". Without a runner all is done in this process.
-      beam_scratch: where a folder for what workers read and write is made, and deleted in the end:
-        a path, or a URL of Beam's file systems; by default `scratch`.
+      options: Beam's options, such as "--runner=FlinkRunner". Without a runner, the pipelines run
+        in this process.
+      beam_scratch: a path, or a URL of Beam's file systems; the folder in which a folder for the
+        workers' files is made, and deleted at the end. None: `scratch`.
 
     Raises:
       CalrecError: also where Beam does not take the options or cannot work in the scratch folder.
@@ -131,7 +132,7 @@ def _run(
 
 
 def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
-    """Options for Beam. Raises CalrecError where Beam does not take them."""
+    """Beam's options from flags. Raises CalrecError where Beam does not accept them."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -139,23 +140,23 @@ def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
             standard = options.view_as(StandardOptions)
             standard.runner = standard.runner or _IN_PROCESS
             options.get_all_options(display_warnings=True)
-            beam.Pipeline(options=options)  # whose runner may be unknown
+            beam.Pipeline(options=options)  # raises if the runner is unknown
     except (SystemExit, ValueError, ImportError, AttributeError) as error:
-        said = complaint.getvalue() if isinstance(error, SystemExit) else str(error)
-        lines = said.splitlines() or [repr(error)]
+        message = complaint.getvalue() if isinstance(error, SystemExit) else str(error)
+        lines = message.splitlines() or [repr(error)]
         given = shlex.join(flags)
         raise CalrecError(f"Beam does not take the options {given}: {lines[-1]}") from error
-    sys.stderr.write(complaint.getvalue())  # of options that the runner may know, or nobody does
+    sys.stderr.write(complaint.getvalue())  # about options that only the runner may know
     return options
 
 
 @dataclasses.dataclass(frozen=True)
 class _Engine:
-    """The steps, in their order.
+    """The steps, in the order in which they run.
 
-    Rows are in folders of `scratch`: "listings" and "events" as they are read; "items", those that
-    can be used; "kept_N", the events that the rules and N passes of the k-core have left; "core_N",
-    the ids of its items.
+    Rows are in folders of `scratch`: "listings" and "events" as they are read; "items", the items
+    that can be used; "kept_N", the events that stay after the rules and N passes of the k-core;
+    "core_N", the ids of the items that stay after N passes.
     """
 
     domain: str
@@ -177,7 +178,7 @@ class _Engine:
             raise
 
     def _rows(self, pipeline: beam.Pipeline, name: str) -> beam.PCollection:
-        """The rows that an earlier step has written."""
+        """The rows that an earlier step has written into the folder `name`."""
         pattern = self.scratch.path(f"{name}/part-*")
         lines = pipeline | f"read {name}" >> beam.io.ReadFromText(pattern)
         return lines | f"decode {name}" >> beam.Map(json.loads)
@@ -186,19 +187,19 @@ class _Engine:
         lines = rows | f"encode {name}" >> beam.Map(json.dumps)
         lines | f"write {name}" >> beam.io.WriteToText(self.scratch.path(f"{name}/part"))
 
-    def _tell(self, value: beam.PCollection, name: str) -> None:
+    def _save(self, value: beam.PCollection, name: str) -> None:
         """Saves the one element of a collection for the driver."""
-        value | f"tell {name}" >> beam.Map(self.scratch.save, name)
+        value | f"save {name}" >> beam.Map(self.scratch.save, name)
 
-    def _tell_sums(self, name: str, *transformed: beam.pvalue.DoOutputsTuple) -> beam.PCollection:
-        """Saves what several `Summing`s have added up, and returns it."""
+    def _save_sums(self, name: str, *transformed: beam.pvalue.DoOutputsTuple) -> beam.PCollection:
+        """Adds up the sums of several `Summing`s, saves the total for the driver and returns it."""
         parts = tuple(outputs.sums for outputs in transformed) | f"all of {name}" >> beam.Flatten()
-        sums = parts | f"add {name}" >> beam.CombineGlobally(Sums.of)
-        self._tell(sums, name)
+        sums = parts | f"add {name}" >> beam.CombineGlobally(Sums.total)
+        self._save(sums, name)
         return sums
 
     def read(self, source: Source, files: RawFiles, rejects_path: pathlib.Path) -> Facts:
-        """Makes "listings" and "events", and `rejects_path` in the order of the files' lines."""
+        """Makes "listings" and "events", and writes `rejects_path` in the order of the files."""
         kinds = {"listings": files.items, "events": files.events}
         with self._pipeline() as pipeline:
             for kind, paths in kinds.items():
@@ -210,22 +211,22 @@ class _Engine:
                     | f"parse {kind}" >> beam.ParDo(read)
                 )
                 self._write_rows(rows, kind)
-        found = Facts()
+        facts = Facts()
         with rejects_path.open("wb") as rejects:
             for name in (f"{kind}_{n}" for kind, paths in kinds.items() for n in range(len(paths))):
-                found.add(self.scratch.load(f"{name}.facts"))
-                with self.scratch.open(f"{name}.rejects") as of_file:
-                    shutil.copyfileobj(of_file, rejects)
-        return found
+                facts.add(self.scratch.load(f"{name}.facts"))
+                with self.scratch.open(f"{name}.rejects") as file_rejects:
+                    shutil.copyfileobj(file_rejects, rejects)
+        return facts
 
     def select(self, now: float) -> tuple[collections.Counter, int]:
-        """Makes "items" of the first listings, and "kept_0" of the events of these items.
+        """Makes "items" from the first listings, and "kept_0" from the events of these items.
 
         Args:
-          now: Unix seconds.
+          now: the current time in Unix seconds.
 
         Returns:
-          What is counted, and the last of `Times`.
+          (counts by name, `Times.at_once`).
         """
         first_listing = transforms.FirstListing(self.rules)
         with self._pipeline() as pipeline:
@@ -244,7 +245,7 @@ class _Engine:
                 | "counts" >> beam.Values()
                 | "most at once" >> beam.CombineGlobally(transforms.most)
             )
-            self._tell(at_once, "at_once")
+            self._save(at_once, "at_once")
             known = (
                 {"problems": items.problems, "rows": events.rows}
                 | "join" >> beam.CoGroupByKey()
@@ -252,7 +253,7 @@ class _Engine:
             )
             self._write_rows(items.usable, "items")
             self._write_rows(known.rows, "kept_0")
-            self._tell_sums("selected", items, events, known)
+            self._save_sums("selected", items, events, known)
         return self.scratch.load("selected").counts, self.scratch.load("at_once")
 
     def _sortable(self, rows: beam.PCollection, now: float) -> beam.pvalue.DoOutputsTuple:
@@ -265,7 +266,7 @@ class _Engine:
         )
 
     def least_ids(self, now: float) -> tuple[str, str] | None:
-        """The least item ids of events that can be sorted and of listings, if there are both."""
+        """(least item id of sortable events, least of listings); None where either has none."""
         with self._pipeline() as pipeline:
             events = self._sortable(self._rows(pipeline, "events"), now)
             ids = {"events": events.rows, "listings": self._rows(pipeline, "listings")}
@@ -275,15 +276,15 @@ class _Engine:
                     | f"ids of {name}" >> beam.Map(operator.itemgetter(0))
                     | f"least of {name}" >> beam.CombineGlobally(transforms.least)
                 )
-                self._tell(least, f"least_{name}")
-        found = [self.scratch.load(f"least_{name}") for name in ids]
-        return None if None in found else tuple(found)
+                self._save(least, f"least_{name}")
+        least_ids = [self.scratch.load(f"least_{name}") for name in ids]
+        return None if None in least_ids else tuple(least_ids)
 
     def shrink_to_core(self) -> collections.Counter:
-        """Leaves of the events what is in the k-core, in as many passes as that takes.
+        """Removes the events outside the k-core, in as many passes as needed.
 
         Returns:
-          "users": how many there were; "events" and "items" of the core; "passes".
+          The numbers of "users" before, of "events" and "items" in the core, and of "passes".
         """
         users = []
         for n in itertools.count(1):
@@ -295,7 +296,7 @@ class _Engine:
                 return core
 
     def _shrink(self, n: int) -> collections.Counter:
-        """Makes "kept_N" and "core_N": without small users and small items, both counted before."""
+        """Makes "kept_N" and "core_N" from "kept_(N-1)", without users and items that are small."""
         k = self.rules.k_core
         with self._pipeline() as pipeline:
             users = (
@@ -311,19 +312,22 @@ class _Engine:
             )
             self._write_rows(items.rows, f"kept_{n}")
             self._write_rows(items.ids, f"core_{n}")
-            self._tell_sums(f"shrunk_{n}", users, items)
+            self._save_sums(f"shrunk_{n}", users, items)
         return self.scratch.load(f"shrunk_{n}").counts
 
     def write(self, writer: DomainWriter, passes: int) -> Sums:
         """Writes the shards of all splits and of the catalogue.
 
         Args:
-          passes: of the k-core.
+          passes: the number of passes of the k-core.
+
+        Returns:
+          The sums over all users and items.
         """
         with self._pipeline() as pipeline:
             users = self._users(pipeline, f"kept_{passes}")
             items = self._catalogue(pipeline, users.uses, f"core_{passes}")
-            sums = beam.pvalue.AsSingleton(self._tell_sums("written", users, items))
+            sums = beam.pvalue.AsSingleton(self._save_sums("written", users, items))
             placed = (
                 users.records | "place sequences" >> beam.Map(transforms.place_sequence, sums),
                 items.listed | "place items" >> beam.Map(transforms.place_item, sums),
@@ -335,31 +339,31 @@ class _Engine:
                 | "write shards" >> beam.Map(transforms.write_shard, self.scratch)
                 | "all shards" >> beam.combiners.ToList()
             )
-            self._tell(written, "shards")
+            self._save(written, "shards")
         sums = self.scratch.load("written")
         splits = self._take_shards(writer, sums)
         writer.take_shards(sorted(sums.items.with_field), splits)
         return sums
 
     def _take_shards(self, writer: DomainWriter, sums: Sums) -> dict[str, Split]:
-        """Brings all shards into the store's workspace. Adds those that have got no record."""
+        """Moves all shards into the store's workspace, and makes those that have no records."""
         written = self.scratch.load("shards")
         splits = {}
         for split in (*SPLITS, "items"):
             config = "items" if split == "items" else "sequences"
             records = sums.items.items if split == "items" else sums.users.examples[split]
             n = shards.num_shards(records, config)
-            found = {
+            sizes = {
                 shard: (length, size) for name, shard, length, size in written if name == split
             }
             for shard in range(n):
                 path = shards.shard_path(writer.folder(config), self.domain, split, shard, n)
-                if shard in found:
+                if shard in sizes:
                     self.scratch.take(transforms.shard_name(split, shard), path)
                 else:
                     path.touch()
-            lengths = [found.get(shard, (0, 0))[0] for shard in range(n)]
-            splits[split] = Split(lengths, sum(size for _, size in found.values()))
+            lengths = [sizes.get(shard, (0, 0))[0] for shard in range(n)]
+            splits[split] = Split(lengths, sum(size for _, size in sizes.values()))
         return splits
 
     def _users(self, pipeline: beam.Pipeline, kept: str) -> beam.pvalue.DoOutputsTuple:
@@ -372,7 +376,9 @@ class _Engine:
             | "make users" >> beam.ParDo(make_user).with_outputs(main="records")
         )
 
-    def _catalogue(self, pipeline: beam.Pipeline, uses, core: str) -> beam.pvalue.DoOutputsTuple:
+    def _catalogue(
+        self, pipeline: beam.Pipeline, uses: beam.PCollection, core: str
+    ) -> beam.pvalue.DoOutputsTuple:
         """The outputs of `SelectItem`; the main one is "listed"."""
         joined = {
             "fields": self._rows(pipeline, "items"),
@@ -389,13 +395,13 @@ class _Engine:
 
 
 def _users_made(sums: Sums) -> int:
-    """How many users had any event left."""
+    """The number of users that had any event left."""
     names = ("users", "users_too_short", "users_without_example")
     return sum(sums.users.counts[name] for name in names)
 
 
 def _first(row: Sequence) -> tuple[Any, Sequence]:
-    """A row, by what comes first in it."""
+    """(the first value of a row, the row), to group rows by it."""
     return row[0], row
 
 

@@ -1,6 +1,6 @@
 """A run's own folder, in which Apache Beam's workers leave files for each other and for the driver.
 
-It is in any file system of Beam's: a folder that all machines mount, or of an object store.
+It may be in any of Beam's file systems: a folder that all machines mount, or in an object store.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from calrec_jax.errors import CalrecError
 
 @dataclasses.dataclass(frozen=True)
 class Scratch:
-    """Files by name. Driver and workers reach them alike, and work may be done twice, or at once.
+    """Files by name, which driver and workers can reach alike.
 
-    So a file gets its name only when it is complete, and one that has a name is as good as another
-    of the same name. What was begun and not ended stays until all is deleted.
+    Workers may do the same work twice, even at the same time. So a file gets its name only when it
+    is complete, and files of the same name are interchangeable. Incomplete files stay until the
+    folder is deleted.
 
     Attributes:
       folder: a path, absolute where there are several machines, or a URL.
@@ -41,7 +42,7 @@ class Scratch:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
-        """Yields what becomes the file `name` if nothing is raised."""
+        """Opens a file to write, which gets the name `name` if nothing is raised."""
         incomplete, complete = self.path(f"incomplete_{uuid.uuid4().hex}"), self.path(name)
         with FileSystems.create(incomplete) as file:
             yield file
@@ -52,11 +53,11 @@ class Scratch:
                 raise
 
     def open(self, name: str) -> BinaryIO:
-        """A file to read, which is closed as a context."""
+        """The file `name`, opened to read; it is closed as a context manager."""
         return FileSystems.open(self.path(name))
 
     def save(self, value: Any, name: str) -> None:
-        """Saves a small value, for `load`."""
+        """Saves a small value for `load`."""
         with self.create(name) as file:
             file.write(pickle.dumps(value))
 
@@ -71,7 +72,7 @@ class Scratch:
             shutil.copyfileobj(local, file, _PIECE)
 
     def take(self, name: str, path: pathlib.Path) -> None:
-        """Brings the file `name` to a local path, for good: it may be gone from here."""
+        """Moves the file `name` to a local path; it may stay here as well."""
         if FileSystems.get_scheme(self.folder) is None:
             shutil.move(self.path(name), path)
             return
@@ -88,7 +89,7 @@ _PIECE = 1 << 20  # bytes
 
 @contextlib.contextmanager
 def temporary_files_in(folder: pathlib.Path) -> Iterator[None]:
-    """Makes `folder`, and has this process's temporary files in it: Beam leaves some behind."""
+    """Makes `folder` the place of this process's temporary files: Beam leaves some behind."""
     folder.mkdir()
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
@@ -99,15 +100,15 @@ def temporary_files_in(folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_folder(parent: str, domain: str) -> Iterator[Scratch]:
-    """A folder in `parent` that is this run's alone, deleted at the end, however the run ends.
+    """A folder of this run alone in `parent`, deleted when the run ends, also when it fails.
 
     Args:
-      parent: a path or a URL; made if need be.
+      parent: a path or a URL; it is made if need be.
 
     Raises:
       CalrecError: nothing can be written there.
     """
-    scratch = _made(parent, domain)
+    scratch = _make(parent, domain)
     try:
         yield scratch
     finally:
@@ -121,7 +122,7 @@ def own_folder(parent: str, domain: str) -> Iterator[Scratch]:
             )
 
 
-def _made(parent: str, domain: str) -> Scratch:
+def _make(parent: str, domain: str) -> Scratch:
     if any(character in "*?[" for character in parent):
         raise CalrecError(
             f"the engine 'beam' cannot work in {parent}: Beam would take * ? and [ for wild "
@@ -131,7 +132,7 @@ def _made(parent: str, domain: str) -> Scratch:
         if FileSystems.get_scheme(parent) is None:
             parent = os.path.abspath(parent)
         scratch = Scratch(FileSystems.join(parent, f"calrec_{domain}_{uuid.uuid4().hex}"))
-        with scratch.create("empty"):  # which Beam cannot write to S3, for one
+        with scratch.create("empty"):  # Beam cannot write it to S3, for example
             pass
     except Exception as error:  # each file system has errors of its own
         raise CalrecError(
@@ -142,6 +143,6 @@ def _made(parent: str, domain: str) -> Scratch:
 
 
 def _delete_folder(folder: str) -> None:
-    """Deletes all that is in a folder, which an object store knows by a slash alone."""
+    """Deletes all files in a folder, which in an object store is only a prefix with a slash."""
     has_folders = FileSystems.get_filesystem(folder).has_dirs()
     FileSystems.delete([folder if has_folders else f"{folder}/"])

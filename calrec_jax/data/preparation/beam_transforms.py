@@ -1,7 +1,7 @@
-"""What Apache Beam's workers do for `beam_engine`: each class or function is one element's work.
+"""The work of Apache Beam's workers for `beam_engine`: each class or function handles one element.
 
-A runner may do it again, or twice at once. So what is counted goes along with the rows it is
-counted of, and files are those of a `Scratch`.
+A runner may repeat this work, or do it twice at the same time. So counts are returned together with
+the rows that they are about, and files are written by `Scratch`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import dataclasses
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 from calrec_jax.data.preparation import sequences
 from calrec_jax.data.preparation.beam_scratch import Scratch
-from calrec_jax.data.preparation.quiet_beam import beam
+from calrec_jax.data.preparation.quiet_beam import TaggedOutput, beam, no_annotations
 from calrec_jax.data.preparation.sequences import BEFORE_OUR_DATA, EventRow, Rules, User
 from calrec_jax.data.preparation.statistics import ItemStatistics, UserStatistics
 from calrec_jax.data.sources import Event, Item, Rejected, Source, read_events, read_items
 from calrec_jax.data.store import shards
 from calrec_jax.data.store.quiet_tensorflow import tf
 from calrec_jax.errors import CalrecError
+from calrec_jax.text.items import Fields
 
 ListingRow = tuple[str, dict[str, str], int]
 """(item id, fields, position)."""
@@ -30,10 +31,10 @@ ListingRow = tuple[str, dict[str, str], int]
 
 @dataclasses.dataclass
 class Sums:
-    """What is added up over rows. A default one is the sum over none.
+    """Sums over rows. Without arguments, the sums over no rows.
 
     Attributes:
-      counts: by name.
+      counts: {name: number}.
       users, items: statistics of what is written.
     """
 
@@ -42,35 +43,42 @@ class Sums:
     items: ItemStatistics = dataclasses.field(default_factory=ItemStatistics)
 
     @staticmethod
-    def of(parts: Iterable[Sums]) -> Sums:
-        """All parts, added up."""
-        whole = Sums()
+    def total(parts: Iterable[Sums]) -> Sums:
+        """The sum of all parts."""
+        total = Sums()
         for part in parts:
-            whole.counts.update(part.counts)
-            whole.users.merge(part.users)
-            whole.items.merge(part.items)
-        return whole
+            total.counts.update(part.counts)
+            total.users.merge(part.users)
+            total.items.merge(part.items)
+        return total
 
 
-class Summing(beam.DoFn):
-    """Its output "sums" is the Sums of each bundle."""
+class PlainDoFn(beam.DoFn):
+    """A DoFn whose annotations are for readers alone: Beam would choose coders by them."""
 
-    def start_bundle(self):
+    def default_type_hints(self) -> None:
+        """None: Beam infers no types."""
+
+
+class Summing(PlainDoFn):
+    """A DoFn with an additional output "sums": the `Sums` of each bundle."""
+
+    def start_bundle(self) -> None:
         self.sums = Sums()
 
-    def finish_bundle(self):
+    def finish_bundle(self) -> Iterator[TaggedOutput]:
         sums = beam.window.GlobalWindows.windowed_value(self.sums)
-        yield beam.pvalue.TaggedOutput("sums", sums)
+        yield TaggedOutput("sums", sums)
 
 
 @dataclasses.dataclass
 class Facts:
-    """What reading finds beside rows; of one file, and of all.
+    """What is counted while one file is read, or all files.
 
     Attributes:
-      counts: what was read and left out, by name.
-      rejected: lines by reason, in the order in which the reasons are met.
-      left_out: fields of items by reason, in such an order, too.
+      counts: {name: number} of what was read and left out.
+      rejected: {reason: number of lines}, in the order in which the reasons occur.
+      left_out: {reason: number of items' fields}, in the same kind of order.
       problem: why the file cannot be read, or None.
     """
 
@@ -79,19 +87,22 @@ class Facts:
     left_out: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     problem: str | None = None
 
-    def add(self, of_file: Facts) -> None:
-        """Adds those of one file, in the order of the files. Raises CalrecError where it failed."""
-        if of_file.problem:
-            raise CalrecError(of_file.problem)
-        self.counts.update(of_file.counts)
-        self.rejected.update(of_file.rejected)
-        self.left_out.update(of_file.left_out)
+    def add(self, other: Facts) -> None:
+        """Adds the facts of one more file. Raises CalrecError where it could not be read.
+
+        Files must be added in their order.
+        """
+        if other.problem:
+            raise CalrecError(other.problem)
+        self.counts.update(other.counts)
+        self.rejected.update(other.rejected)
+        self.left_out.update(other.left_out)
 
 
-class ReadFile(beam.DoFn):
-    """(place, path) of a raw file -> its EventRows or ListingRows.
+class ReadFile(PlainDoFn):
+    """(index, path) of a raw file -> its EventRows or ListingRows.
 
-    Saves {kind}_{place}.facts, the Facts, and {kind}_{place}.rejects, lines of JSON.
+    Saves {kind}_{index}.facts, the Facts, and {kind}_{index}.rejects, lines of JSON.
 
     Args:
       kind: "events" or "listings".
@@ -101,27 +112,29 @@ class ReadFile(beam.DoFn):
         self._kind, self._source = kind, source
         self._rules, self._scratch = rules, scratch
 
-    def process(self, file):
-        place, path = file
+    def process(self, file: tuple[int, str]) -> Iterator[EventRow | ListingRow]:
+        index, path = file
         facts = Facts()
-        name = f"{self._kind}_{place}"
+        name = f"{self._kind}_{index}"
         with self._scratch.create(f"{name}.rejects") as rejects:
             try:
-                yield from self._rows(place, path, facts, rejects)
-            except CalrecError as error:  # for the driver: runners have errors of their own
+                yield from self._rows(index, path, facts, rejects)
+            except CalrecError as error:  # for the driver: a runner would wrap it
                 facts.problem = str(error)
         self._scratch.save(facts, f"{name}.facts")
 
-    def _rows(self, place: int, path: str, facts: Facts, rejects: BinaryIO):
-        read, row_of = (
+    def _rows(
+        self, index: int, path: str, facts: Facts, rejects: BinaryIO
+    ) -> Iterator[EventRow | ListingRow]:
+        read, to_row = (
             (read_events, self._event) if self._kind == "events" else (read_items, self._listing)
         )
-        for line, found in read(self._source, path):
-            if type(found) is Rejected:
-                facts.rejected[found.reason] += 1
-                rejects.write(f"{json.dumps(found._asdict())}\n".encode())
+        for line, parsed in read(self._source, path):
+            if type(parsed) is Rejected:
+                facts.rejected[parsed.reason] += 1
+                rejects.write(f"{json.dumps(parsed._asdict())}\n".encode())
                 continue
-            row = row_of(found, sequences.position(place, line), facts)
+            row = to_row(parsed, sequences.position(index, line), facts)
             if row is not None:
                 yield row
 
@@ -148,7 +161,9 @@ class FirstListing(Summing):
     def __init__(self, rules: Rules):
         self._rules = rules
 
-    def process(self, group):
+    def process(
+        self, group: tuple[str, Iterable[ListingRow]]
+    ) -> Iterator[tuple[str, str | None] | TaggedOutput]:
         item_id, listings = group
         _, first, _ = min(listings, key=lambda listing: listing[2])
         for _, fields, _ in listings:
@@ -159,22 +174,22 @@ class FirstListing(Summing):
         self.sums.counts[problem or "items_usable"] += 1
         yield item_id, problem
         if problem is None:
-            yield beam.pvalue.TaggedOutput("usable", (item_id, first))
+            yield TaggedOutput("usable", (item_id, first))
 
 
 class Sortable(Summing):
     """(user id, EventRows) -> (item id, EventRow) of each that is no duplicate and can be sorted.
 
-    Counts what the times look like, too.
+    Counts events by their times, too.
 
     Args:
-      now: Unix seconds.
+      now: the current time in Unix seconds.
     """
 
     def __init__(self, rules: Rules, now: float):
         self._rules, self._now = rules, now
 
-    def process(self, group):
+    def process(self, group: tuple[str, Iterable[EventRow]]) -> Iterator[tuple[str, EventRow]]:
         _, rows = group
         rows = list(rows)
         self._count_times(rows)
@@ -194,19 +209,19 @@ class Sortable(Summing):
 
 
 def time_of(row: EventRow) -> list[tuple[int, int]]:
-    """[(timestamp, nanosecond)], or [] where an order sorts the event."""
+    """[(timestamp, nanosecond)] of an event without an order; otherwise []."""
     return [(row[3], row[4])] if row[2] is None else []
 
 
 def most(counts: Iterable[int]) -> int:
-    """The greatest of them; 0 of none."""
+    """The greatest of `counts`; 0 where there are none."""
     return max(counts, default=0)
 
 
 class KnownItems(Summing):
     """(item id, {"problems": [problem or None] or [], "rows": EventRows}) -> EventRows."""
 
-    def process(self, group):
+    def process(self, group: tuple[str, Mapping[str, list[Any]]]) -> Iterator[EventRow]:
         _, joined = group
         rows = joined["rows"]
         self.sums.counts["events_listed"] += len(rows) if joined["problems"] else 0
@@ -221,17 +236,19 @@ class KnownItems(Summing):
 
 
 def least(ids: Iterable[str | None]) -> str | None:
-    """The first in the order of text; None where there is none."""
-    return min((found for found in ids if found is not None), default=None)
+    """The first id in the order of text; None where there is none."""
+    return min((each for each in ids if each is not None), default=None)
 
 
 class MarkUser(Summing):
-    """(user id, EventRows) -> (item id, (whether the user has k events, EventRow)), of each."""
+    """(user id, EventRows) -> (item id, (whether the user has k events, EventRow)) for each row."""
 
     def __init__(self, k: int):
         self._k = k
 
-    def process(self, group):
+    def process(
+        self, group: tuple[str, Iterable[EventRow]]
+    ) -> Iterator[tuple[str, tuple[bool, EventRow]]]:
         _, rows = group
         rows = list(rows)
         self.sums.counts["users"] += 1
@@ -241,20 +258,22 @@ class MarkUser(Summing):
 
 
 class LargeItem(Summing):
-    """(item id, what `MarkUser` gives) -> EventRows where the user and the item have k events.
+    """(item id, the outputs of `MarkUser`) -> EventRows where user and item have k events.
 
-    Its output "ids" is (item id, True) of each item that has.
+    Its output "ids" is (item id, True) of each item that has k events.
     """
 
     def __init__(self, k: int):
         self._k = k
 
-    def process(self, group):
+    def process(
+        self, group: tuple[str, Iterable[tuple[bool, EventRow]]]
+    ) -> Iterator[EventRow | TaggedOutput]:
         item_id, marked = group
         if sum(1 for _ in marked) < self._k:
             return
         self.sums.counts["items"] += 1
-        yield beam.pvalue.TaggedOutput("ids", (item_id, True))
+        yield TaggedOutput("ids", (item_id, True))
         for large, row in marked:
             if large:
                 self.sums.counts["events"] += 1
@@ -262,11 +281,15 @@ class LargeItem(Summing):
 
 
 Use = tuple[bool, int, int]
-"""Of an item: (is in a training sequence, how often the target in validation, and in test)."""
+"""(an item is in a training sequence, how often it is a validation target, and a test target)."""
+
+
+SequenceRecord = tuple[str, str, str, bytes]
+"""(split, record key, user id, encoded record)."""
 
 
 class MakeUser(Summing):
-    """(user id, EventRows) -> (split, record key, user id, record) of each sequence.
+    """(user id, EventRows) -> the SequenceRecord of each sequence.
 
     Its output "uses" is (item id, Use) of each item.
     """
@@ -274,7 +297,9 @@ class MakeUser(Summing):
     def __init__(self, domain: str, rules: Rules):
         self._domain, self._rules = domain, rules
 
-    def process(self, group):
+    def process(
+        self, group: tuple[str, Iterable[EventRow]]
+    ) -> Iterator[SequenceRecord | TaggedOutput]:
         user_id, rows = group
         events = map(sequences.from_row, rows)
         user = sequences.make_user(self._domain, user_id, events, self._rules)
@@ -283,7 +308,7 @@ class MakeUser(Summing):
         for split, sequence in user.splits.items():
             yield split, key, user_id, shards.encode_sequence(sequence)
         for use in _uses(user):
-            yield beam.pvalue.TaggedOutput("uses", use)
+            yield TaggedOutput("uses", use)
 
 
 def _uses(user: User) -> Iterator[tuple[str, Use]]:
@@ -297,7 +322,7 @@ def _uses(user: User) -> Iterator[tuple[str, Use]]:
 
 
 def add_uses(uses: Iterable[Use]) -> Use:
-    """Their sum."""
+    """The sum of `uses`."""
     trained, validation, test = False, 0, 0
     for use in uses:
         trained = trained or use[0]
@@ -309,13 +334,13 @@ def add_uses(uses: Iterable[Use]) -> Use:
 class SelectItem(Summing):
     """(item id, {"fields", "core", "use": at most one each}) -> (item id, fields), if it is listed.
 
-    Counts cold targets, too.
+    Counts cold targets, too. "core" is only there with a k-core.
     """
 
     def __init__(self, rules: Rules):
         self._core, self._bought = rules.k_core > 0, rules.catalogue == "bought"
 
-    def process(self, group):
+    def process(self, group: tuple[str, Mapping[str, list[Any]]]) -> Iterator[tuple[str, Fields]]:
         item_id, joined = group
         for trained, validation, test in joined["use"]:
             if not trained:
@@ -331,15 +356,24 @@ class SelectItem(Summing):
         yield item_id, fields
 
 
-def place_sequence(record, sums: Sums):
-    """What `MakeUser` gives -> ((split, shards, shard), (record key, user id, record))."""
+Shard = tuple[str, int, int]
+"""(split, number of its shards, index of the shard)."""
+
+ShardRecord = tuple[str, str, bytes]
+"""(record key, user id or item id, encoded record): sorts in the order of the store."""
+
+
+@no_annotations
+def place_sequence(record: SequenceRecord, sums: Sums) -> tuple[Shard, ShardRecord]:
+    """The shard of an output of `MakeUser`, and its record."""
     split, key, user_id, encoded = record
     n = shards.num_shards(sums.users.examples[split], "sequences")
     return (split, n, shards.shard_of(key, n)), (key, user_id, encoded)
 
 
-def place_item(item, sums: Sums):
-    """What `SelectItem` gives -> as `place_sequence`, of the split "items"."""
+@no_annotations
+def place_item(item: tuple[str, Fields], sums: Sums) -> tuple[Shard, ShardRecord]:
+    """The shard of an output of `SelectItem`, of the split "items", and its record."""
     item_id, fields = item
     key = shards.record_key(item_id)
     n = shards.num_shards(sums.items.items, "items")
@@ -348,20 +382,23 @@ def place_item(item, sums: Sums):
 
 
 def shard_name(split: str, shard: int) -> str:
-    """Of the file in which `write_shard` leaves a shard."""
+    """The name of the file in which `write_shard` leaves a shard."""
     return f"shard_{split}_{shard}"
 
 
-def write_shard(shard_records, scratch: Scratch) -> tuple[str, int, int, int]:
-    """Writes the file of ((split, shards, shard), its records), as `place_sequence` gives them.
+@no_annotations
+def write_shard(
+    shard_records: tuple[Shard, Iterable[ShardRecord]], scratch: Scratch
+) -> tuple[str, int, int, int]:
+    """Writes the file of a shard.
 
     Returns:
-      (split, shard, records, bytes of all of them).
+      (split, index of the shard, number of its records, their size in bytes).
     """
     (split, _, shard), records = shard_records
     encoded = [record for *_, record in sorted(records)]
     with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "shard")  # TensorFlow does not know all file systems of Beam's
+        path = pathlib.Path(folder, "shard")  # TensorFlow does not have all of Beam's file systems
         with tf.io.TFRecordWriter(str(path)) as writer:
             for record in encoded:
                 writer.write(record)

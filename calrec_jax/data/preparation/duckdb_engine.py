@@ -1,7 +1,7 @@
 """Prepares a domain of any size on one machine: DuckDB joins, counts and sorts on the disk.
 
-What the rules decide is in `sequences`. Here the data is only brought to them, in batches, so that
-memory does not grow with the number of events.
+The rules are in `sequences`. This engine only brings the data to them, in batches, so that memory
+does not grow with the number of events.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import operator
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
 
 import duckdb
 import pyarrow as pa
@@ -26,7 +27,15 @@ from calrec_jax.data.preparation import sequences
 from calrec_jax.data.preparation.engine import Prepared, Report
 from calrec_jax.data.preparation.sequences import Positioned, Rules, User
 from calrec_jax.data.preparation.statistics import ItemStatistics, UserStatistics
-from calrec_jax.data.sources import RawFiles, Rejected, Source, read_events, read_items
+from calrec_jax.data.sources import (
+    Event,
+    Item,
+    RawFiles,
+    Rejected,
+    Source,
+    read_events,
+    read_items,
+)
 from calrec_jax.data.store.datasets import DomainWriter
 from calrec_jax.errors import CalrecError, is_full_disk
 from calrec_jax.text.items import Fields
@@ -37,8 +46,8 @@ _SETTINGS = {
     "preserve_insertion_order": False,
     "autoinstall_known_extensions": False,
 }
-_ROWS = 50_000  # in memory at once
-_USES = 500_000  # items whose uses are counted in memory before they go to the disk
+_ROWS = 50_000  # rows in memory at a time
+_USES = 500_000  # items whose uses are counted in memory before they are written to the disk
 
 _EVENTS = pa.schema(
     [
@@ -63,7 +72,7 @@ _USE = pa.schema(
     [
         ("item_id", pa.string()),
         ("trained", pa.bool_()),  # it is in a training sequence
-        ("validation", pa.int64()),  # how often it is a target there
+        ("validation", pa.int64()),  # how often it is a target of this split
         ("test", pa.int64()),
     ]
 )
@@ -83,14 +92,14 @@ def run(
     Raises:
       CalrecError: also where DuckDB cannot work in the scratch folder.
     """
-    scratch = scratch.absolute()  # what is relative may be taken for a URL, or begin with ~
+    scratch = scratch.absolute()  # DuckDB could take a relative path for a URL, or expand its ~
     if any(character in str(scratch) for character in "?\\"):
         raise CalrecError(
             f"the engine 'duckdb' cannot work in {scratch}: DuckDB has another meaning for ? and "
             f"\\ in a path; choose another folder for the store"
         )
     with _database(scratch) as db, (scratch / "rejects.jsonl").open("w") as rejects:
-        raw = _Raw(db, source, rules, report, rejects)
+        raw = _RawReader(db, source, rules, report, rejects)
         raw.read(files)
         counts = dict(raw.counts)
         sequences.check_times(domain, counts.pop("events_untimed"))
@@ -100,7 +109,7 @@ def run(
         ids_apart = queries.ids_apart(db)
         counts |= queries.select_core(db, rules)
         queries.export_events(db, scratch / "events.parquet")
-    # Users are made while the database is closed: its memory is free then.
+    # Users are written while the database is closed, which frees its memory.
     users = _write_users(domain, rules, scratch, writer, report)
     with _database(scratch) as db:
         _Uses.read(db, scratch)
@@ -118,7 +127,7 @@ def _database(scratch: pathlib.Path) -> Iterator[duckdb.DuckDBPyConnection]:
         with duckdb.connect(str(scratch / "tables.duckdb"), config=settings) as db:
             yield db
     except duckdb.Error as error:
-        # What spills may take 90 % of the disk; DuckDB says "out of memory" where that is full.
+        # DuckDB may fill 90 % of the disk with spilled data, and then reports "out of memory".
         if is_full_disk(error) or "max_temp_directory_size" in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         if isinstance(error, duckdb.IOException):
@@ -126,17 +135,27 @@ def _database(scratch: pathlib.Path) -> Iterator[duckdb.DuckDBPyConnection]:
         raise
 
 
-class _Raw:
+class _RawReader:
     """Reads raw files into the tables `events` and `listings`.
 
+    Args:
+      rejects: the open file rejects.jsonl.
+
     Attributes:
-      counts: what was read and left out, by name.
-      rejected: lines by reason.
-      left_out: fields of items by reason.
-      now: Unix seconds.
+      counts: {name: number} of what was read and left out.
+      rejected: {reason: number of lines}.
+      left_out: {reason: number of items' fields}.
+      now: the current time in Unix seconds.
     """
 
-    def __init__(self, db, source: Source, rules: Rules, report: Report, rejects):
+    def __init__(
+        self,
+        db: duckdb.DuckDBPyConnection,
+        source: Source,
+        rules: Rules,
+        report: Report,
+        rejects: TextIO,
+    ):
         self._db, self._source, self._rules = db, source, rules
         self._report, self._rejects = report, rejects
         self.counts = dict.fromkeys(sequences.READ_COUNTS, 0)
@@ -145,7 +164,7 @@ class _Raw:
         self.now = time.time()
 
     def read(self, files: RawFiles) -> None:
-        """Items first: there are fewer, so a mistake in their files shows sooner."""
+        """Reads all files, items first: they are fewer, so a mistake in them is found sooner."""
         self._fill("listings", _LISTINGS, self._listings(files), "items_read")
         self._fill("events", _EVENTS, self._events(files), "events_read")
 
@@ -159,42 +178,49 @@ class _Raw:
             self._report(f"reading {table}", self.counts[count])
 
     def _listings(self, files: RawFiles) -> Iterator[tuple]:
-        for place, line, item in self._parsed(files.items, read_items):
+        for file, line, item in self._parse(files.items, read_items):
             self.counts["items_read"] += 1
             self.left_out.update(item.left_out)
             text = json.dumps(item.fields, sort_keys=True)
             problem = sequences.item_problem(item.fields, self._rules)
-            where = sequences.position(place, line)
+            where = sequences.position(file, line)
             yield item.item_id, text, list(item.fields), problem, where
 
     def _events(self, files: RawFiles) -> Iterator[tuple]:
-        for place, line, event in self._parsed(files.events, read_events):
+        for file, line, event in self._parse(files.events, read_events):
             self.counts["events_read"] += 1
             problem = sequences.event_problem(event, self._rules)
             if problem:
                 self.counts[problem] += 1
             else:
-                yield sequences.to_row(event, sequences.position(place, line))
+                yield sequences.to_row(event, sequences.position(file, line))
 
-    def _parsed(self, paths, read) -> Iterator[tuple]:
-        for place, path in enumerate(paths):
-            for line, found in read(self._source, path):
-                if type(found) is not Rejected:
-                    yield place, line, found
+    def _parse(
+        self,
+        paths: Sequence[str],
+        read: Callable[[Source, str], Iterator[tuple[int, Event | Item | Rejected]]],
+    ) -> Iterator[tuple[int, int, Any]]:
+        """(index of the file, line, event or item) of each line that can be used."""
+        for file, path in enumerate(paths):
+            for line, parsed in read(self._source, path):
+                if type(parsed) is not Rejected:
+                    yield file, line, parsed
                 else:
-                    self._reject(found)
+                    self._reject(parsed)
 
     def _reject(self, rejected: Rejected) -> None:
         self.rejected[rejected.reason] += 1
         self._rejects.write(json.dumps(rejected._asdict()) + "\n")
 
 
-def _create(db, table: str, schema: pa.Schema) -> None:
+def _create(db: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema) -> None:
     db.register("batch", schema.empty_table())
     db.execute(f"CREATE TABLE {table} AS FROM batch")
 
 
-def _write_users(domain, rules: Rules, scratch, writer: DomainWriter, report) -> UserStatistics:
+def _write_users(
+    domain: str, rules: Rules, scratch: pathlib.Path, writer: DomainWriter, report: Report
+) -> UserStatistics:
     statistics, uses = UserStatistics(), _Uses(scratch)
     for done, (user_id, events) in enumerate(_users(scratch / "events.parquet"), start=1):
         user = sequences.make_user(domain, user_id, events, rules)
@@ -220,7 +246,7 @@ def _rows(path: pathlib.Path) -> Iterator[tuple]:
 
 
 class _Uses:
-    """Which items are in training sequences, and which are targets; on the disk when many are."""
+    """Counts which items are in training sequences and which are targets; partly on the disk."""
 
     def __init__(self, scratch: pathlib.Path):
         self._scratch, self._files = scratch, 0
@@ -242,7 +268,7 @@ class _Uses:
             self.flush()
 
     def flush(self) -> None:
-        """Moves to the disk what was counted since the last time."""
+        """Moves the counts since the last flush to the disk."""
         validation, test = self._targets["validation"], self._targets["test"]
         rows = [(i, i in self._trained, validation[i], test[i]) for i in self._used]
         columns = zip(*rows, strict=True) if rows else [[]] * len(_USE)
@@ -254,14 +280,16 @@ class _Uses:
 
     @staticmethod
     def read(db: duckdb.DuckDBPyConnection, scratch: pathlib.Path) -> None:
-        """Makes the table `uses`, where an item may be several times."""
+        """Makes the table `uses`, which may have several rows for an item."""
         _create(db, "uses", _USE)
         for path in sorted(scratch.glob("uses_*.parquet")):
             db.register("batch", pq.read_table(path))
             db.execute("INSERT INTO uses FROM batch")
 
 
-def _write_items(db, path: pathlib.Path, writer: DomainWriter, report: Report) -> ItemStatistics:
+def _write_items(
+    db: duckdb.DuckDBPyConnection, path: pathlib.Path, writer: DomainWriter, report: Report
+) -> ItemStatistics:
     statistics = ItemStatistics()
     queries.export_catalogue(db, path)
 

@@ -1,8 +1,8 @@
-"""What DuckDB does to the raw tables: joins, counts, the k-core, sorting.
+"""DuckDB's queries over the raw tables: joins, counts, the k-core, sorting.
 
 Tables and views, in the order in which they are made: `events` and `listings` are read from files;
-`items` is the first listing of each; `known` are the events whose item is kept, `kept` those in the
-k-core; `catalogue` are the items that are written.
+`items` has the first listing of each item; `known` has the events whose item is kept, `kept` those
+of them in the k-core; `catalogue` has the items that are written.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import duckdb
 from calrec_jax.data.preparation.engine import Times
 from calrec_jax.data.preparation.sequences import BEFORE_OUR_DATA, Rules
 
-_ROW_GROUP = 50_000  # rows that a reader has in memory at once
+_ROW_GROUP = 50_000  # rows that a reader has in memory at a time
 
 
 def number(db: duckdb.DuckDBPyConnection, query: str) -> int:
-    """The one value that a query gives."""
+    """The one value that a query returns."""
     (value,) = db.execute(query).fetchone()
     return value
 
 
 def select_items(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """Makes `items` from `listings`; counts what was listed, and what the rules leave out."""
+    """Makes `items` from `listings`; counts repeated listings and the items that are left out."""
     db.execute(
         "CREATE TABLE items AS SELECT listings.* FROM listings SEMI JOIN "
         "(SELECT min(position) AS position FROM listings GROUP BY item_id) USING (position)"
@@ -46,7 +46,7 @@ def select_items(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def describe_times(db: duckdb.DuckDBPyConnection, now: float) -> Times:
-    """What the times in `events` look like; `now` is in Unix seconds."""
+    """Counts `events` by their times; `now` is in Unix seconds."""
     counts = db.execute(
         f"SELECT count(timestamp), count(*) FILTER (timestamp > {now}), "
         f"count(*) FILTER (timestamp < {BEFORE_OUR_DATA}), "
@@ -61,12 +61,12 @@ def describe_times(db: duckdb.DuckDBPyConnection, now: float) -> Times:
 
 
 def delete_duplicates(db: duckdb.DuckDBPyConnection) -> int:
-    """Leaves in `events` the first of those that are equal in all but their position.
+    """Deletes from `events` all but the first of those that are equal in all but their position.
 
-    Few events have a hash that is there twice, so that few are compared.
+    Only events whose hash occurs twice are compared, which are few.
 
     Returns:
-      How many are gone.
+      The number of deleted events.
     """
     columns = 'user_id, item_id, "order", timestamp, nanosecond'
     return number(
@@ -79,10 +79,10 @@ def delete_duplicates(db: duckdb.DuckDBPyConnection) -> int:
 
 
 def delete_without_order(db: duckdb.DuckDBPyConnection) -> int:
-    """Takes events without an order out of `events` where others of the user have one.
+    """Deletes events without an order from `events` where others of the user have one.
 
     Returns:
-      How many are gone.
+      The number of deleted events.
     """
     return number(
         db,
@@ -92,7 +92,7 @@ def delete_without_order(db: duckdb.DuckDBPyConnection) -> int:
 
 
 def select_events(db: duckdb.DuckDBPyConnection, rules: Rules) -> dict[str, int]:
-    """Makes `known` from `events` and `items`; counts what is left out, of `events`, too."""
+    """Makes `known` from `events` and `items`; deletes from `events`. Counts what is left out."""
     duplicated = 0 if rules.keep_duplicates else delete_duplicates(db)
     without_order = delete_without_order(db)
     db.execute(
@@ -114,7 +114,7 @@ def select_events(db: duckdb.DuckDBPyConnection, rules: Rules) -> dict[str, int]
 
 
 def ids_apart(db: duckdb.DuckDBPyConnection) -> tuple[str, str] | None:
-    """The least item ids of events and of items, if there are both and they have none in common."""
+    """(least item id of events, least of items) if they have none in common; otherwise None."""
     common = "SELECT 1 FROM events SEMI JOIN items USING (item_id) LIMIT 1"
     if db.execute(common).fetchone():
         return None
@@ -123,12 +123,12 @@ def ids_apart(db: duckdb.DuckDBPyConnection) -> tuple[str, str] | None:
 
 
 def select_core(db: duckdb.DuckDBPyConnection, rules: Rules) -> dict[str, int]:
-    """Makes `kept` from `known`, and `core_items`: the ids that the k-core keeps."""
+    """Makes `kept` from `known`, and `core_items`, the ids of the items in the k-core."""
     if not rules.k_core:
         db.execute("CREATE VIEW kept AS FROM known")
         db.execute("CREATE VIEW core_items AS SELECT item_id FROM items WHERE problem IS NULL")
         return dict.fromkeys(("events_not_in_core", "users_not_in_core", "items_not_in_core"), 0)
-    for name in ("user", "item"):  # numbers, which are faster to count than text
+    for name in ("user", "item"):  # numbers are faster to count than text
         db.execute(
             f"CREATE TABLE {name}_numbers AS SELECT {name}_id, row_number() OVER () AS {name} "
             f"FROM (SELECT DISTINCT {name}_id FROM known)"
@@ -154,13 +154,17 @@ def select_core(db: duckdb.DuckDBPyConnection, rules: Rules) -> dict[str, int]:
     }
 
 
-def _size_of_core(db) -> tuple[int, int]:
-    """(events, users)."""
+def _size_of_core(db: duckdb.DuckDBPyConnection) -> tuple[int, int]:
+    """(number of events, number of users) in `core`."""
     return db.execute("SELECT count(*), count(DISTINCT user) FROM core").fetchone()
 
 
-def _shrink_core(db, k: int) -> bool:
-    """Takes events of small users and small items out of `core`; whether there were any."""
+def _shrink_core(db: duckdb.DuckDBPyConnection, k: int) -> bool:
+    """Removes events of users or items with less than `k` events from `core`.
+
+    Returns:
+      Whether there were any.
+    """
     before = number(db, "SELECT count(*) FROM core")
     for name in ("user", "item"):
         db.execute(
@@ -175,7 +179,7 @@ def _shrink_core(db, k: int) -> bool:
 
 
 def export_events(db: duckdb.DuckDBPyConnection, path: pathlib.Path) -> None:
-    """Writes `kept` as Parquet, by users in the order of the store."""
+    """Writes `kept` as Parquet, with users in the order of the store."""
     _export(db, "kept", "md5(user_id), user_id", path)
 
 
@@ -183,7 +187,7 @@ def select_catalogue(db: duckdb.DuckDBPyConnection, bought: bool) -> dict[str, i
     """Makes `catalogue` from `items`.
 
     Args:
-      bought: only those in the table `uses`.
+      bought: whether to take only the items in the table `uses`.
     """
     db.execute("CREATE VIEW listed AS FROM items SEMI JOIN core_items USING (item_id)")
     uses = "SEMI JOIN uses USING (item_id)" if bought else ""
@@ -193,7 +197,7 @@ def select_catalogue(db: duckdb.DuckDBPyConnection, bought: bool) -> dict[str, i
 
 
 def field_names(db: duckdb.DuckDBPyConnection) -> list[str]:
-    """Names of the fields that any item of `catalogue` has, sorted."""
+    """The names of all fields that items of `catalogue` have, sorted."""
     rows = db.execute("SELECT DISTINCT unnest(names) AS name FROM catalogue").fetchall()
     return sorted(name for (name,) in rows)
 
@@ -203,7 +207,7 @@ def export_catalogue(db: duckdb.DuckDBPyConnection, path: pathlib.Path) -> None:
     _export(db, "catalogue", "md5(item_id), item_id", path)
 
 
-def _export(db, table: str, order: str, path: pathlib.Path) -> None:
+def _export(db: duckdb.DuckDBPyConnection, table: str, order: str, path: pathlib.Path) -> None:
     target = str(path).replace("'", "''")
     db.execute(
         f"COPY (SELECT * FROM {table} ORDER BY {order}) TO '{target}' "
@@ -212,7 +216,7 @@ def _export(db, table: str, order: str, path: pathlib.Path) -> None:
 
 
 def cold_targets(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """How many targets of validation and test are in no training sequence, from `uses`."""
+    """The number of validation and test targets that are in no training sequence, from `uses`."""
     row = db.execute(
         "SELECT coalesce(sum(validation), 0), coalesce(sum(test), 0) FROM ("
         "SELECT sum(validation) AS validation, sum(test) AS test FROM uses "

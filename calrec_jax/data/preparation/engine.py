@@ -1,4 +1,4 @@
-"""What every engine takes, finds and raises: one semantics, whoever reads, joins and sorts."""
+"""The interface of engines: all of them take the same arguments and write the same dataset."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from calrec_jax.data.sources import RawFiles, Source
 from calrec_jax.data.store.datasets import DomainWriter
 
 Report = Callable[[str, int], None]
-"""Told what is being done, and to how many events, users or items it has been done."""
+"""Called with the current phase and the number of events, users or items that it has done."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """What times look like.
+    """Counts of events by their times.
 
     Attributes:
-      known: how many events have one.
-      future: how many are dated after now.
-      early: how many before 1990.
-      alone: how many have a time and no order, so that the time sorts them.
-      at_once: how many of these have the most frequent time.
+      known: events that have a time.
+      future: events dated after now.
+      early: events dated before 1990.
+      alone: events that have no order and are sorted by time alone.
+      at_once: how many of the latter have the most frequent of their times.
     """
 
     known: int
@@ -37,17 +37,18 @@ class Times:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What an engine has found while it wrote a domain.
+    """What an engine reports of a domain that it has written.
 
     Attributes:
-      counts: what was read, and what the rules left out before users were made, by name.
-      rejected: lines by the reason why they were not used; they are in rejects.jsonl.
-      fields_left_out: fields of listings by the reason why they were not used.
-      times: of the events that stay until duplicates are sought.
-      users, items: what was written.
-      cold: {"validation", "test"}: how many targets are in no training sequence.
-      ids_apart: where no event has an item that is listed, the first item id of each in the order
-        of text: (of events, of items).
+      counts: {name: number} of what was read, and of what the rules left out before they were
+        applied to users.
+      rejected: {reason: number} of lines that were not used; the lines are in rejects.jsonl.
+      fields_left_out: {reason: number} of fields of listings that were not used.
+      times: counts over the events that were read, before duplicates are removed.
+      users, items: statistics of what was written.
+      cold: {"validation", "test": the number of targets that are in no training sequence}.
+      ids_apart: None if events have items that are listed; otherwise (the least item id of events,
+        the least of listings), for a message.
     """
 
     counts: dict[str, int]
@@ -61,7 +62,7 @@ class Prepared:
 
 
 class Engine(Protocol):
-    """Brings raw files to the rules of `sequences`; all engines write the same records."""
+    """Applies the rules of `sequences` to raw files; all engines write the same records."""
 
     def __call__(
         self,
@@ -76,13 +77,14 @@ class Engine(Protocol):
         """Reads the raw files, applies the rules and writes all records.
 
         Args:
-          domain: whose sequences they are.
-          source, files: what is read, and how.
-          scratch: a workspace of the store, for what is temporary and for rejects.jsonl.
+          domain: the name of the domain.
+          source: the format of the files.
+          files: the raw files.
+          scratch: a workspace of the store, for temporary files and for rejects.jsonl.
           writer: takes the records; the caller finishes it.
-          report: told how far it is.
+          report: called with the progress.
 
         Raises:
-          CalrecError: a file cannot be read, or events lack the time that the rules need.
+          CalrecError: a file cannot be read, or events lack the times that the rules need.
           OSError, tf.errors.OpError: the disk is full or not writable.
         """

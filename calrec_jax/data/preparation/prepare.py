@@ -1,4 +1,4 @@
-"""From raw files to a dataset of the store, with its statistics and its rejected lines."""
+"""Prepares a domain: makes a dataset of the store from raw files, with statistics."""
 
 from __future__ import annotations
 
@@ -39,30 +39,31 @@ def prepare(
     report: Report = lambda phase, done: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Any]:
-    """Reads raw files, applies `rules`, writes the dataset `domain` into `data_dir`.
+    """Reads raw files, applies `rules`, and writes the dataset `domain` into `data_dir`.
 
     Memory does not grow with the number of events. stats.json and rejects.jsonl (raw lines that
     were not used, each with its reason) are written into the dataset's folder. The same files give
     the same bytes, with any engine.
 
     Args:
-      source, columns, event_columns, item_columns, time_unit, delimiter: how to read, see
-        `sources.get_source`.
-      input_dir, events, items: what to read, see `sources.find_files`.
-      engine: "duckdb" (one machine), or "beam" (Apache Beam, an extra: one or many).
+      source, columns, event_columns, item_columns, time_unit, delimiter: the format of the files,
+        see `sources.get_source`.
+      input_dir, events, items: the files, see `sources.find_files`.
+      engine: "duckdb" (one machine), or "beam" (Apache Beam, an optional dependency: one machine
+        or many).
       beam_options, beam_scratch: see `beam_engine.run`.
-      report: told how far it is.
-      warn: told of what looks wrong, but can be.
+      report: called with the progress.
+      warn: called with a message about what is possible, but looks wrong.
 
     Returns:
-      What stats.json holds.
+      The content of stats.json.
 
     Raises:
       CalrecError: unknown source, missing file, empty domain, impossible name, full disk, or
         another process that prepares the same domain.
     """
-    run = _run_of(engine, beam_options, beam_scratch)
-    made_by = get_source(
+    run = _get_engine(engine, beam_options, beam_scratch)
+    files_source = get_source(
         source,
         columns,
         time_unit,
@@ -73,11 +74,11 @@ def prepare(
     datasets.check_name(domain)
     downloads = datasets.domain_dir(data_dir, ".downloads")
     folder = None if input_dir is None else os.fspath(input_dir)
-    files = find_files(made_by, folder, events, items, download_dir=downloads)
+    files = find_files(files_source, folder, events, items, download_dir=downloads)
     with datasets.workspace(data_dir, domain) as scratch:
         writer = datasets.DomainWriter(scratch, domain)
-        prepared = run(domain, made_by, files, rules, scratch, writer, report)
-        _warn(prepared, made_by, warn)
+        prepared = run(domain, files_source, files, rules, scratch, writer, report)
+        _warn(prepared, files_source, warn)
         _check_columns("--item_columns", item_columns or {}, prepared)
         _check_columns("--columns", columns or {}, prepared)
         _check(domain, rules, prepared)
@@ -90,13 +91,13 @@ def prepare(
 
 
 def _warn(prepared: Prepared, source: Source, warn: Callable[[str], None]) -> None:
-    """Tells of what looks wrong, before it takes the place of what was there."""
+    """Warns of what looks wrong, before the dataset replaces an older one."""
     times, without_order = prepared.times, prepared.counts["events_without_order"]
     if 2 * times.early > times.known:
-        told = f"{times.early} of {times.known} events with a time are dated before 1990"
+        message = f"{times.early} of {times.known} events with a time are dated before 1990"
         if isinstance(source, Table):
-            told += f": numbers are read as {UNITS[source.time_unit]}, see --time_unit"
-        warn(told)
+            message += f": numbers are read as {UNITS[source.time_unit]}, see --time_unit"
+        warn(message)
     if times.alone > 1 and 2 * times.at_once > times.alone:
         warn(
             f"{times.at_once} of {times.alone} events without an order have the same time: it does "
@@ -110,7 +111,7 @@ def _warn(prepared: Prepared, source: Source, warn: Callable[[str], None]) -> No
         warn(f"{times.future} events are dated in the future; --latest=DATE leaves them out")
 
 
-def _run_of(engine: str, beam_options: Sequence[str], beam_scratch: str | None) -> Engine:
+def _get_engine(engine: str, beam_options: Sequence[str], beam_scratch: str | None) -> Engine:
     if engine == "beam":
         from calrec_jax.data.preparation import beam_engine
 
@@ -125,7 +126,7 @@ def _run_of(engine: str, beam_options: Sequence[str], beam_scratch: str | None) 
 def _describe(
     domain: str, source: str, files: RawFiles, rules: Rules, prepared: Prepared
 ) -> dict[str, Any]:
-    """What stats.json holds, as JSON gives it back."""
+    """The content of stats.json, as reading the file gives it."""
     stats = {
         "domain": domain,
         "source": source,
@@ -146,7 +147,7 @@ def _describe(
 
 
 def _check(domain: str, rules: Rules, prepared: Prepared) -> None:
-    """Raises CalrecError for a dataset that nothing can be learnt or measured with."""
+    """Raises CalrecError for a dataset that cannot be trained on or evaluated on."""
     users, examples = prepared.users.counts["users"], prepared.users.examples
     if not prepared.counts["events_read"]:
         problem = f"{domain} is empty: its files hold no event"
@@ -159,10 +160,10 @@ def _check(domain: str, rules: Rules, prepared: Prepared) -> None:
             f"brand or price"
         )
     elif prepared.ids_apart:
-        of_events, of_items = prepared.ids_apart
+        event_id, listed_id = prepared.ids_apart
         problem = (
             f"{domain} is empty: no event has an item that is listed; item ids are like "
-            f"{of_events!r} in the files of events, and like {of_items!r} in those of items"
+            f"{event_id!r} in the files of events, and like {listed_id!r} in those of items"
         )
     elif not users:
         problem = f"{domain} is empty: {_what_was_removed(rules, prepared)}"
@@ -183,19 +184,19 @@ def _check(domain: str, rules: Rules, prepared: Prepared) -> None:
 
 
 def _items_listed(prepared: Prepared) -> int:
-    """How many different items there are."""
+    """The number of different items in the files."""
     return prepared.counts["items_read"] - prepared.counts["items_listed_again"]
 
 
 def _check_columns(flag: str, columns: Mapping[str, str], prepared: Prepared) -> None:
-    """Raises CalrecError where a field of items was mapped to a column that no line has."""
+    """Raises CalrecError where a field of items is mapped to a column that no item has."""
     if not (prepared.items.items or prepared.counts["items_without_text"]):
-        return  # all were left out by the rules
-    others = {"user_id", "item_id", "order", "timestamp"}
-    for name, theirs in columns.items():
-        if name not in others and not prepared.items.with_field[name]:
+        return  # the rules left out all items
+    not_fields = {"user_id", "item_id", "order", "timestamp"}
+    for name, column in columns.items():
+        if name not in not_fields and not prepared.items.with_field[name]:
             raise CalrecError(
-                f"{flag} has {name}={theirs}, and no item has anything in {theirs!r}: is it "
+                f"{flag} has {name}={column}, and no item has anything in {column!r}: is it "
                 f"spelt as in the files?"
             )
 
@@ -211,16 +212,17 @@ _REMOVED = {
 
 
 def _what_was_removed(rules: Rules, prepared: Prepared) -> str:
-    counts, of_users = prepared.counts, prepared.users.counts
+    counts, user_counts = prepared.counts, prepared.users.counts
     reasons = [f"{counts['events_without_item']} have no item with text"]
     reasons += [f"{counts[name]} {reason}" for name, reason in _REMOVED.items() if counts[name]]
-    told = (
+    message = (
         f"of {counts['events_read']} events {', '.join(reasons)}, and "
-        f"{of_users['users_too_short']} users have fewer than {rules.min_events} events left"
+        f"{user_counts['users_too_short']} users have fewer than {rules.min_events} events left"
     )
-    if of_users["users_without_example"]:
-        told += f", and {of_users['users_without_example']} no target with a history in any period"
-    return told
+    without_example = user_counts["users_without_example"]
+    if without_example:
+        message += f", and {without_example} no target with a history in any period"
+    return message
 
 
 def _what_was_rejected(prepared: Prepared) -> str:

@@ -1,4 +1,4 @@
-"""Apache Beam, without the pages that it logs."""
+"""Apache Beam, without the many lines that it logs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from calrec_jax.errors import CalrecError
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Hides warnings of the root logger: Beam tells what it could not import, and does not need."""
+    """Hides warnings of the root logger: Beam warns of optional libraries that are missing."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     root.setLevel(logging.ERROR)
@@ -28,13 +28,23 @@ try:
         from apache_beam.io.filesystem import BeamIOError
         from apache_beam.io.filesystems import FileSystems
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+        from apache_beam.pvalue import TaggedOutput
+        from apache_beam.typehints.decorators import no_annotations
 except ModuleNotFoundError as error:
     raise CalrecError(
         f"the engine 'beam' needs Apache Beam, and {error.name} is not installed: "
         f"pip install 'calrec_jax[beam]'"
     ) from error
 
-# It writes pages of what is raised as well.
+# It would also log each exception over many lines.
 logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
 
-__all__ = ["BeamIOError", "FileSystems", "PipelineOptions", "StandardOptions", "beam"]
+__all__ = [
+    "BeamIOError",
+    "FileSystems",
+    "PipelineOptions",
+    "StandardOptions",
+    "TaggedOutput",
+    "beam",
+    "no_annotations",
+]

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from calrec_jax.data.vocabularies import optional_library
 from calrec_jax.errors import CalrecError
 
-_MOST_PIECES = 1_000_000  # the library may never end with more
-_SPECIAL = ("<pad>", "</s>", "<unk>", "<s>")  # by their ids
-_RESERVED = "\u2585"  # texts that hold it are not learnt from
-_PRESET_LENGTH, _MOST_LENGTH = 4192, 2**30  # bytes of a text; longer ones are left out
+_MAX_PIECES = 1_000_000  # with more, the library may never end
+_SPECIAL = ("<pad>", "</s>", "<unk>", "<s>")  # in the order of their ids
+_RESERVED = "\u2585"  # the library ignores texts that hold it
+_DEFAULT_LENGTH, _MAX_LENGTH = 4192, 2**30  # bytes of a text; the library ignores longer ones
 
 
 def train(
@@ -22,18 +22,18 @@ def train(
     vocab_size: int,
     whole_pieces: Sequence[str] = (),
 ) -> None:
-    """Trains a unigram model on `texts` and writes it to `path`. The same texts, the same file.
+    """Trains a unigram model on `texts` and writes it to `path`. The same texts give the same file.
 
-    It has `vocab_size` pieces at most.
-
-    It is lossless: no normalisation, no dummy prefix, all white space kept, unknown characters as
-    bytes. Only NUL and U+2581, as which SentencePiece writes a space, do not come back. U+2585,
-    which it keeps for itself, is always bytes. pad 0, EOS 1, unknown 2, BOS 3.
+    The model is lossless: no normalisation, no dummy prefix, all white space kept, unknown
+    characters as bytes. The exceptions are NUL and U+2581, which SentencePiece uses for the space;
+    U+2585, which it reserves, is always encoded as bytes. Ids: pad 0, EOS 1, unknown 2, BOS 3.
 
     Args:
-      texts: each is learnt from, however long it is.
+      texts: the model is trained on all of them, however long they are.
+      path: the file to write, ending in .model.
+      vocab_size: the greatest number of pieces; few texts give fewer.
       whole_pieces: strings that become one piece each, wherever they stand: the sentences and
-        labels of a template, which would else take most of a prompt's tokens.
+        labels of a template, which would otherwise take most of a prompt's tokens.
 
     Raises:
       CalrecError: `vocab_size` is too small for the texts, or over a million; the texts are empty,
@@ -44,16 +44,16 @@ def train(
     path = pathlib.Path(path)
     if path.suffix != ".model":
         raise CalrecError(f"{path}: a SentencePiece model's file ends in .model")
-    if vocab_size > _MOST_PIECES:
-        raise CalrecError(f"no vocabulary of {vocab_size} pieces is made: {_MOST_PIECES} are most")
+    if vocab_size > _MAX_PIECES:
+        raise CalrecError(f"no vocabulary of {vocab_size} pieces is made: {_MAX_PIECES} are most")
     parts = [part for text in texts for part in text.split(_RESERVED) if part]
     model = io.BytesIO()
     try:
         library.SentencePieceTrainer.train(
             sentence_iterator=iter(parts),
             **_lengths(parts),
-            model_writer=model,  # a file's name would go into the model, and into its fingerprint
-            vocab_size=max(vocab_size, len(_SPECIAL)),  # below them, it does not say what it needs
+            model_writer=model,  # a file's name would become part of the model
+            vocab_size=max(vocab_size, len(_SPECIAL)),  # with fewer, errors do not name the minimum
             hard_vocab_limit=False,  # few texts give fewer pieces
             model_type="unigram",
             user_defined_symbols=_symbols(whole_pieces),
@@ -66,7 +66,7 @@ def train(
             eos_id=1,
             unk_id=2,
             bos_id=3,
-            num_threads=1,  # more would make the outcome depend on the machine
+            num_threads=1,  # with more, the model would depend on the machine
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -78,9 +78,9 @@ def train(
 
 
 def _lengths(texts: Sequence[str]) -> dict[str, int]:
-    """Arguments with which no text is left out; where what is preset will do, none.
+    """The arguments with which the library ignores no text; {} where its defaults suffice.
 
-    The file would hold them, and be another one for the same texts.
+    Arguments are part of the model's file: needless ones would change it for the same texts.
 
     Raises:
       CalrecError: there is no text, or one that is longer than the library takes.
@@ -90,15 +90,15 @@ def _lengths(texts: Sequence[str]) -> dict[str, int]:
         raise CalrecError(
             "no vocabulary without text: the items have none of the fields that the template shows"
         )
-    if longest > _MOST_LENGTH:
+    if longest > _MAX_LENGTH:
         raise CalrecError(
-            f"no vocabulary from a text of {longest} bytes, {_MOST_LENGTH} are most: shorten it"
+            f"no vocabulary from a text of {longest} bytes, {_MAX_LENGTH} are most: shorten it"
         )
-    return {"max_sentence_length": longest} if longest > _PRESET_LENGTH else {}
+    return {"max_sentence_length": longest} if longest > _DEFAULT_LENGTH else {}
 
 
 def _symbols(whole_pieces: Sequence[str]) -> list[str]:
-    """`whole_pieces` as the library takes them, each once."""
+    """`whole_pieces` as the library takes them, without duplicates."""
     for piece in whole_pieces:
         if piece in _SPECIAL or re.fullmatch("<0x[0-9A-F]{2}>", piece):
             raise CalrecError(
@@ -109,7 +109,7 @@ def _symbols(whole_pieces: Sequence[str]) -> list[str]:
 
 
 def _reason(message: str) -> str:
-    """Of the library's error, in a line that says what to do."""
+    """The reason that the library's error gives, and what to do about it."""
     needed = re.search(r"smaller than required_chars. \d+ vs (\d+)", message)
     if needed:
         least = needed[1]

@@ -1,6 +1,6 @@
 """The rules by which events become sequences: pure functions of one user, or of one item.
 
-An engine reads, joins, counts and groups; whatever decides is here, so that all engines agree.
+Engines only read, join, count and group; all decisions are made here, so that engines agree.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ READ_COUNTS = (
     "events_too_late",
     "events_untimed",
 )
-"""Names of what is counted of single items and events, before any are joined."""
+"""Names of the counts of single items and events, which are made while files are read."""
 
 BEFORE_OUR_DATA = 631_152_000
-"""1990 in Unix seconds: times before it are most often of another unit than was said."""
+"""1990 in Unix seconds: earlier times are most often in another unit than --time_unit."""
 
 Positioned = tuple[int, Event]
-"""(where the event was read, see `position`; the event)."""
+"""(position in the files, see `position`; event)."""
 
 EventRow = tuple[str, str, str | None, int | None, int, int]
-"""(user id, item id, order in digits, timestamp, nanosecond, position), as engines hold events.
+"""An event as engines hold it: (user id, item id, order, timestamp, nanosecond, position).
 
-Of the same order the digits are the same.
+The order is a text of digits, which is the same for equal orders.
 """
 
 
@@ -44,32 +44,33 @@ Of the same order the digits are the same.
 class Rules:
     """How raw events become sequences (method: Protocol). Recorded with every dataset.
 
-    They are applied in this order: sample, latest, duplicates, events without an order (see
+    The rules are applied in this order: sample, latest, duplicates, events without an order (see
     `sortable`), items (text, require), k-core, sorting, merging, min_events, split, max_history.
 
     Attributes:
-      keep_duplicates: events that are equal in user, item, order and time stay; else they are one
-        event, the first in the files.
-      merge_repeats: consecutive events of a user with the same item are one event, the first
+      keep_duplicates: whether events that are equal in user, item, order and time all stay;
+        otherwise only the first in the files does.
+      merge_repeats: whether only the first of consecutive events of a user with the same item stays
         (unverified: the exact rule).
-      min_events: users with fewer events after that are left out.
-      k_core: users and items with fewer events are left out; counted before merging. 0: none are.
-      k_core_iterated: again and again, until all that are left have `k_core` events; or once, users
-        and items counted on the same events.
-      same_time: what sorts events of the same order or time: "file" (as the files and their lines
-        are), "item_id", or "random" (by a hash that `seed` changes).
-      require: fields that an item must have; those that lack one are left out with their events.
+      min_events: users with fewer events after merging are left out.
+      k_core: users and items with fewer events before merging are left out; 0: none are.
+      k_core_iterated: whether this is repeated until all users and items have `k_core` events;
+        otherwise it is done once, with users and items counted on the same events.
+      same_time: what sorts events of the same order or time: "file" (their position in the files),
+        "item_id", or "random" (a hash of the event and `seed`).
+      require: the fields that an item must have; items that lack one are left out with their
+        events.
       split: "leave_one_out", or "temporal" (see `temporal_windows`).
       validation_from, test_from: Unix seconds, where the periods of the temporal split begin.
-      latest: Unix seconds; events after it are left out. None: all stay.
-      max_history: at most so many items come before a target. None: all.
-      sample: the share of users that is kept, chosen by a hash of the id alone.
-      seed: another one samples other users, and sorts events of the same time otherwise.
-      catalogue: "listed" (all items of the items files that `require` and the k-core keep), or
-        "bought" (of these, the ones in any sequence).
+      latest: Unix seconds; later events are left out. None: all stay.
+      max_history: the greatest number of items before a target. None: no limit.
+      sample: the share of users that is kept, chosen by a hash of the id and `seed`.
+      seed: the seed of `sample` and of the random order of events of the same time.
+      catalogue: "listed" (all items in the files that `require` and the k-core keep), or "bought"
+        (those of them that are in any sequence).
 
     Raises:
-      CalrecError: values that are impossible, or that contradict each other.
+      CalrecError: values are impossible, or contradict each other.
     """
 
     keep_duplicates: bool = False
@@ -131,36 +132,36 @@ class Rules:
         return self.split == "temporal" or self.latest is not None
 
 
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise CalrecError(f"{name} {value!r} is none of {', '.join(known)}")
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise CalrecError(f"{name} {value!r} is none of {', '.join(choices)}")
 
 
 def position(file: int, line: int) -> int:
-    """Where an event or a listing was read, as one number that sorts like (file, line).
+    """The position of an event or a listing in the files, a number that sorts like (file, line).
 
     Args:
-      file: its place among the files of its kind, from 0.
-      line: from 1.
+      file: the index of the file among those of its kind, from 0.
+      line: the line's number, from 1.
     """
     return file << 40 | line
 
 
 def in_sample(user_id: str, rules: Rules) -> bool:
-    """Whether a user is kept, whoever else there is."""
+    """Whether a user is kept; this does not depend on other users."""
     return rules.sample >= 1 or _hash(rules.seed, user_id) < rules.sample * 2**64
 
 
-def _hash(*parts) -> int:
-    """64 bits of MD5, which every engine and language has."""
+def _hash(*parts: str | int) -> int:
+    """The first 64 bits of MD5, which every engine and language has."""
     digest = hashlib.md5("\x1f".join(map(str, parts)).encode(), usedforsecurity=False).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def event_problem(event: Event, rules: Rules) -> str | None:
-    """Why an event is left out, told from it alone: the name of what counts such, or None.
+    """Why an event, considered alone, is left out: the name of the count of such events, or None.
 
-    "events_untimed" are no matter of leaving out: the rules cannot do without their time.
+    "events_untimed" are not simply left out: the rules need their times, see `check_times`.
     """
     if not in_sample(event.user_id, rules):
         return "events_not_sampled"
@@ -182,9 +183,9 @@ def check_times(domain: str, untimed: int) -> None:
 
 
 def item_problem(fields: Fields, rules: Rules) -> str | None:
-    """Why an item is left out, told from its first listing alone, or None.
+    """Why an item with the first listing `fields` is left out: the name of the count, or None.
 
-    An item without any text cannot be written down.
+    An item without any text is left out because prompts could not contain it.
     """
     if not fields:
         return "items_without_text"
@@ -193,17 +194,17 @@ def item_problem(fields: Fields, rules: Rules) -> str | None:
     return None
 
 
-def to_row(event: Event, place: int) -> EventRow:
-    """An event that was read at `place`."""
+def to_row(event: Event, where: int) -> EventRow:
+    """The row of an event at the position `where`."""
     user_id, item_id, order, timestamp, nanosecond = event
     digits = None if order is None else str(order)
-    return user_id, item_id, digits, timestamp, nanosecond, place
+    return user_id, item_id, digits, timestamp, nanosecond, where
 
 
 def from_row(row: EventRow) -> Positioned:
-    """What `to_row` was given."""
-    user_id, item_id, digits, timestamp, nanosecond, place = row
-    return place, Event(user_id, item_id, _number(digits), timestamp, nanosecond)
+    """The position and the event that `to_row` made `row` from."""
+    user_id, item_id, digits, timestamp, nanosecond, where = row
+    return where, Event(user_id, item_id, _number(digits), timestamp, nanosecond)
 
 
 def _number(digits: str | None) -> int | decimal.Decimal | None:
@@ -213,7 +214,7 @@ def _number(digits: str | None) -> int | decimal.Decimal | None:
 
 
 def without_duplicates(rows: Iterable[EventRow], rules: Rules) -> list[EventRow]:
-    """One user's events; of those that differ in nothing but their place the first."""
+    """One user's events; of those that differ only in their position, the first."""
     if rules.keep_duplicates:
         return list(rows)
     first: dict[tuple, EventRow] = {}
@@ -223,9 +224,9 @@ def without_duplicates(rows: Iterable[EventRow], rules: Rules) -> list[EventRow]
 
 
 def sortable(rows: Sequence[EventRow]) -> list[EventRow]:
-    """One user's events, those without an order left out where others have one.
+    """One user's events, without those that have no order if others have one.
 
-    A rank and a time do not compare. Another user's events may all have times alone.
+    An order cannot be compared with a time. Users whose events have times alone keep all of them.
     """
     ordered = [row for row in rows if row[2] is not None]
     return ordered or list(rows)
@@ -234,32 +235,32 @@ def sortable(rows: Sequence[EventRow]) -> list[EventRow]:
 def sort_events(user_id: str, events: Iterable[Positioned], rules: Rules) -> list[Event]:
     """One user's events, oldest first.
 
-    They are sorted by `order`, else by time: all have an order, or none (see `sortable`). The
-    temporal split sorts by time first: nothing may come before what is older.
+    They are sorted by `order`, or by time where they have none: either all have an order or none
+    (see `sortable`). The temporal split sorts by time first, since its windows are periods of time.
     """
 
-    def key(positioned: Positioned):
-        place, event = positioned
+    def key(positioned: Positioned) -> tuple:
+        where, event = positioned
         time = event.timestamp, event.nanosecond
         when = time if event.order is None else event.order
         if rules.split == "temporal":
             when = time, when
         if rules.same_time == "item_id":
-            return when, event.item_id, place
+            return when, event.item_id, where
         if rules.same_time == "random":
-            return when, _hash(rules.seed, user_id, event.item_id, place), place
-        return when, place
+            return when, _hash(rules.seed, user_id, event.item_id, where), where
+        return when, where
 
     return [event for _, event in sorted(events, key=key)]
 
 
 def merge_repeats(events: Sequence[Event]) -> list[Event]:
-    """The events without those that repeat the item of the one before."""
+    """The events without those that have the same item as the event before."""
     return [e for i, e in enumerate(events) if i == 0 or e.item_id != events[i - 1].item_id]
 
 
 Windows = dict[str, tuple[int, int]]
-"""{split: (start, end)}, parts of a user's events; the last of each is its target."""
+"""{split: (start, end)}: parts of a user's events, of which the last event is the target."""
 
 
 def leave_one_out_windows(events: Sequence[Event]) -> Windows:
@@ -270,7 +271,7 @@ def leave_one_out_windows(events: Sequence[Event]) -> Windows:
 
 
 def temporal_windows(events: Sequence[Event], validation_from: int, test_from: int) -> Windows:
-    """train = events before validation_from; else the first event of a period and all before it.
+    """train: the events before validation_from; others: the first event of a period and all before.
 
     A split whose window has no history is left out.
     """
@@ -287,16 +288,16 @@ def temporal_windows(events: Sequence[Event], validation_from: int, test_from: i
 
 @dataclasses.dataclass(frozen=True)
 class User:
-    """What the rules make of one user.
+    """One user after the rules were applied.
 
     Attributes:
-      events: sorted and merged.
-      repeats_merged: how many events merging took away.
-      splits: {split: sequence}, without the splits in which the user has no example. Empty where
-        the user is left out.
-      windows: the parts of `events` that `splits` hold.
-      events_unused: events that are in no sequence.
-      problem: why the user is left out, the name of what counts such; else None.
+      events: the user's events, sorted and merged.
+      repeats_merged: the number of events that merging removed.
+      splits: {split: sequence}, without splits in which the user has no example; {} if the user is
+        left out.
+      windows: the parts of `events` that are in `splits`.
+      events_unused: the number of events that are in no sequence.
+      problem: why the user is left out: the name of the count of such users; otherwise None.
     """
 
     user_id: str
@@ -309,7 +310,7 @@ class User:
 
 
 def make_user(domain: str, user_id: str, events: Iterable[Positioned], rules: Rules) -> User:
-    """The splits of one user, from all of the user's events that earlier rules left."""
+    """Applies the rules to one user, given all of the user's events that earlier rules kept."""
     in_order = sort_events(user_id, events, rules)
     merged = merge_repeats(in_order) if rules.merge_repeats else in_order
     repeats = len(in_order) - len(merged)
@@ -338,7 +339,7 @@ def _sequence(domain: str, user_id: str, events: Sequence[Event]) -> UserSequenc
 
 
 def _covered(windows: Windows) -> int:
-    """How many events are in any window."""
+    """The number of events that are in at least one window."""
     covered = reach = 0
     for start, end in sorted(windows.values()):
         covered += max(0, end - max(start, reach))

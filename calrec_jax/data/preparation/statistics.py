@@ -1,4 +1,4 @@
-"""What describes a dataset: sums that are made user by user, and merge in any order."""
+"""Statistics that describe a dataset: sums over users and items, which merge in any order."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ import numpy as np
 from calrec_jax.data.store.checksums import checksum, item_digest, sequence_digest
 from calrec_jax.text.items import SPLITS, Fields
 
-if TYPE_CHECKING:  # whoever reads the store needs no sources
+if TYPE_CHECKING:  # code that only reads the store must not import the sources
     from calrec_jax.data.preparation.sequences import User
     from calrec_jax.data.sources import Event
 
-FIELDS = ("title", "category", "brand", "price")  # those of the default template
+FIELDS = ("title", "category", "brand", "price")  # the default template's
 
 
 @dataclasses.dataclass
 class UserStatistics:
-    """Sums over users. A default one is the sum over none.
+    """Sums over users. Without arguments, the sums over no users.
 
     Attributes:
-      counts: users left out by each rule, users and events that are left, and others by name.
-      examples, digests: by split.
-      lengths: how many users have so many events.
-      pairs, same_time: of consecutive events with known times: all, and those at the same time.
-      timed_targets, same_time_targets: the same, of test targets and the item before.
-      first, last: Unix seconds of the oldest and the newest event, where any time is known.
+      counts: {name: number}: users left out by each rule, users and events that stay, and more.
+      examples: {split: number of sequences}.
+      digests: {split: sum of the sequences' digests}.
+      lengths: {number of events: number of users that have so many}.
+      pairs, same_time: pairs of consecutive events with known times; those whose times are equal.
+      timed_targets, same_time_targets: test targets with known times; those whose time is that of
+        the item before.
+      first, last: Unix seconds of the oldest and the newest event; None where no time is known.
     """
 
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -68,13 +70,13 @@ class UserStatistics:
             if before.timestamp is not None and event.timestamp is not None:
                 self.pairs += 1
                 self.same_time += _same_time(before, event)
-        known = [event.timestamp for event in events if event.timestamp is not None]
-        if known:
-            self.first = _least(self.first, min(known))
-            self.last = _greatest(self.last, max(known))
+        times = [event.timestamp for event in events if event.timestamp is not None]
+        if times:
+            self.first = _least(self.first, min(times))
+            self.last = _greatest(self.last, max(times))
 
     def merge(self, other: UserStatistics) -> None:
-        """Adds what `other` has counted."""
+        """Adds the sums of `other`."""
         for name in ("counts", "examples", "digests", "lengths"):
             getattr(self, name).update(getattr(other, name))
         for name in ("pairs", "same_time", "timed_targets", "same_time_targets"):
@@ -83,7 +85,7 @@ class UserStatistics:
         self.last = _greatest(self.last, other.last)
 
     def result(self) -> dict[str, Any]:
-        """What stats.json tells of users."""
+        """The entries of stats.json about users."""
         return {
             "users": self.counts["users"],
             "events": self.counts["events"],
@@ -105,12 +107,12 @@ class UserStatistics:
 
 @dataclasses.dataclass
 class ItemStatistics:
-    """Sums over the items of the catalogue. A default one is the sum over none.
+    """Sums over the items of the catalogue. Without arguments, the sums over no items.
 
     Attributes:
-      items: how many.
-      with_field: how many have each field.
-      digests: their sum.
+      items: the number of items.
+      with_field: {field: number of items that have it}.
+      digests: the sum of the items' digests.
     """
 
     items: int = 0
@@ -118,19 +120,19 @@ class ItemStatistics:
     digests: int = 0
 
     def add(self, item_id: str, fields: Fields) -> None:
-        """Counts one item; fields are those that are not empty."""
+        """Counts one item with `fields`, of which none is empty."""
         self.items += 1
         self.with_field.update(fields.keys())
         self.digests += item_digest(item_id, fields)
 
     def merge(self, other: ItemStatistics) -> None:
-        """Adds what `other` has counted."""
+        """Adds the sums of `other`."""
         self.items += other.items
         self.with_field.update(other.with_field)
         self.digests += other.digests
 
     def result(self) -> dict[str, Any]:
-        """What stats.json tells of items."""
+        """The entries of stats.json about items."""
         names = dict.fromkeys((*FIELDS, *sorted(self.with_field)))
         return {
             "items": self.items,
@@ -145,10 +147,12 @@ class ItemStatistics:
 
 
 def describe_lengths(lengths: Mapping[int, int]) -> dict[str, float | int | None]:
-    """Mean, median, 90th percentile (the least length that so many users do not exceed) and max.
+    """Mean, median, 90th percentile and maximum of users' numbers of events.
+
+    A percentile is the least length that so many percent of the users do not exceed.
 
     Args:
-      lengths: {length: how many users have it}.
+      lengths: {length: number of users that have it}.
     """
     users = sum(lengths.values())
     if not users:
@@ -173,11 +177,11 @@ def _percentile(lengths: Mapping[int, int], percent: int, users: int) -> int:
 def cold_target_shares(
     cold: Mapping[str, int], examples: Mapping[str, int]
 ) -> dict[str, float | None]:
-    """Shares of targets that are in no training sequence, of test and, by name, of validation.
+    """The shares of test and validation targets that are in no training sequence.
 
     Args:
-      cold: how many such targets "validation" and "test" have.
-      examples: how many targets.
+      cold: {"validation", "test": number of such targets}.
+      examples: {"validation", "test": number of all targets}.
     """
     return {
         "cold_target_share": _share(cold["test"], examples["test"]),
@@ -190,12 +194,12 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def _date(seconds: int | None) -> str | None:
-    """ISO date; of any year, however wrong: a time of 64 bits may be milliseconds by mistake."""
+    """The ISO date, of any year: times that are milliseconds by mistake are far in the future."""
     return None if seconds is None else str(np.datetime64(seconds, "s").astype("datetime64[D]"))
 
 
 def _same_time(a: Event, b: Event) -> bool:
-    """To the nanosecond, which the store does not keep."""
+    """Whether times are equal, to the nanosecond (the store keeps only seconds)."""
     return (a.timestamp, a.nanosecond) == (b.timestamp, b.nanosecond)
 
 

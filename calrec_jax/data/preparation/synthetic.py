@@ -1,11 +1,11 @@
-"""The embedded store: seeded, made-up domains that behave like real ones where it matters.
+"""The embedded store: seeded synthetic domains that behave like real ones where it matters.
 
 An item is a product: a brand, a kind and a step ("Velmo Trowel Starter"). Users follow one rule
 that all domains share: they stay with a brand, and go through the steps of a kind in order; after
-the last step they go on with the first step of the kind's successor. Now and then they go on with
-an earlier product of their history, or buy something unrelated. Real data's troubles are there too:
-consecutive repeats, missing fields, duplicate listings, items never seen in training, and users
-with too few events.
+the last step follows the first step of the kind's successor. Now and then users apply the rule to
+an earlier product of their history instead of the last one, or buy something unrelated. The domains
+also have the defects of real data: consecutive repeats, missing fields, duplicate listings, items
+never seen in training, and users with too few events.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import gzip
 import json
 import pathlib
 import random
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from calrec_jax.data.sources import Event
 from calrec_jax.errors import CalrecError
@@ -25,7 +27,7 @@ DOMAINS = {
     "synthetic_office": "Stapler Folder Marker Notebook Lamp Chair Binder Scanner Desk Pen",
     "synthetic_sports": "Racket Helmet Jersey Bottle Mat Rope Paddle Goggles Whistle Net",
 }
-"""Kinds of product by domain; each kind's successor is the next, the last one's the first."""
+"""{domain: kinds of product}; a kind's successor is the next one, and the last one's the first."""
 
 STEPS = ("Starter", "Standard", "Plus", "Pro")
 _BRANDS = (
@@ -37,7 +39,12 @@ _COLOURS = "Red Blue Green Black White Grey".split()
 
 @dataclasses.dataclass(frozen=True)
 class RawDomain:
-    """A domain as it is written: {item id: fields} and events in the file's order."""
+    """The raw data of a domain.
+
+    Attributes:
+      items: {item id: fields}.
+      events: the events in the order of the raw file.
+    """
 
     name: str
     items: dict[str, dict[str, str]]
@@ -49,17 +56,20 @@ class SyntheticConfig:
     """Sizes and shares of the embedded store.
 
     Attributes:
-      users: of each domain but the last.
-      target_users: of `target`, the domain that stage II is for: fewer, so that stage I helps.
-      brands: of each domain; neighbours in the list of domains share half of theirs. Items of a
-        domain: brands x 10 kinds x 4 steps, plus duplicates.
-      follow, go_back: shares of purchases that follow the rule from the last item, or from an
-        earlier one; the rest is unrelated.
-      repeat, duplicate, too_short, cold: shares of purchases that are there twice (going back may
-        repeat the last one too), of items listed twice, of users with too few events, of items sold
-        only as the last purchase of a history.
-      missing: shares of items without category, brand, price.
-      min_length, max_length: events of a user, before repeats.
+      seed: the seed of all random choices.
+      users: the number of users of each domain but `target`.
+      target_users: the number of users of `target`: fewer, so that stage I helps.
+      target: the domain that stage II is for.
+      brands: the number of brands of each domain; neighbours in the list of domains share half of
+        their brands. A domain has brands x 10 kinds x 4 steps items, plus duplicates.
+      follow: the share of purchases that follow the rule from the last item.
+      go_back: the share of purchases that follow it from an earlier item; the rest is unrelated.
+      repeat: the share of purchases that occur twice in a row (going back may also repeat an item).
+      duplicate: the share of items that are listed twice.
+      too_short: the share of users with too few events.
+      cold: the share of items that are only sold as the last purchase of a history.
+      missing: the shares of items without category, brand and price.
+      min_length, max_length: the number of events of a user, before repeats.
     """
 
     seed: int = 0
@@ -87,11 +97,11 @@ class SyntheticConfig:
 
 
 Product = tuple[str, int, int]
-"""(brand, place of the kind, place of the step)."""
+"""(brand, index of the kind, index of the step)."""
 
 
 def next_product(product: Product, kinds: int) -> Product:
-    """The rule: the next step of the same product, after the last one the successor's first."""
+    """The rule that users follow: the next step of the kind, or the first of its successor."""
     brand, kind, step = product
     if step + 1 < len(STEPS):
         return brand, kind, step + 1
@@ -101,18 +111,18 @@ def next_product(product: Product, kinds: int) -> Product:
 def generate(config: SyntheticConfig = SyntheticConfig()) -> dict[str, RawDomain]:
     """All domains, by name. The same config gives the same domains on every machine."""
     return {
-        name: _Domain(name, place, config).generate() for place, name in enumerate(sorted(DOMAINS))
+        name: _Domain(name, index, config).generate() for index, name in enumerate(sorted(DOMAINS))
     }
 
 
 class _Domain:
-    """One domain being made: its products, their listings, and its users."""
+    """Generates one domain: its products, their listings, and its users."""
 
-    def __init__(self, name: str, place: int, config: SyntheticConfig):
+    def __init__(self, name: str, index: int, config: SyntheticConfig):
         self.name, self.config = name, config
         self.rng = random.Random(f"{config.seed}/{name}")
         self.kinds = DOMAINS[name].split()
-        first = place * config.brands // 2
+        first = index * config.brands // 2
         self.brands = [_BRANDS[(first + i) % len(_BRANDS)] for i in range(config.brands)]
         self.products = [
             (brand, kind, step)
@@ -128,14 +138,14 @@ class _Domain:
         for item_id, product in zip(self._item_ids(), self.products, strict=False):
             self.items[item_id] = self._fields(product)
             self.listings[product] = [item_id]
-        self._duplicate_some()
+        self._list_duplicates()
         c = self.config
         users = c.target_users if self.name == c.target else c.users
         events = [event for user in range(users) for event in self._user(f"u{user:06d}")]
         return RawDomain(self.name, self.items, events)
 
     def _item_ids(self) -> list[str]:
-        """Ids in no order that tells anything about the products."""
+        """Random ids, whose order says nothing about the products."""
         letter, n = self.name.split("_")[1][0].upper(), 2 * len(self.products)
         return [f"{letter}{i:05d}" for i in self.rng.sample(range(10 * n), n)]
 
@@ -153,7 +163,7 @@ class _Domain:
                 del fields[name]
         return fields
 
-    def _duplicate_some(self) -> None:
+    def _list_duplicates(self) -> None:
         spare = self._item_ids()[len(self.products) :]
         n = int(self.config.duplicate * len(self.products))
         for product in self.rng.sample(self.products, n):
@@ -197,7 +207,7 @@ class _Domain:
 
 
 def write_raw(raw: RawDomain, directory: pathlib.Path) -> None:
-    """Writes a domain as the interactions.jsonl.gz and items.jsonl.gz of the source `jsonl`."""
+    """Writes interactions.jsonl.gz and items.jsonl.gz, which the source `jsonl` reads."""
     directory.mkdir(parents=True, exist_ok=True)
     _write_lines(
         directory / "items.jsonl.gz",
@@ -206,8 +216,8 @@ def write_raw(raw: RawDomain, directory: pathlib.Path) -> None:
     _write_lines(directory / "interactions.jsonl.gz", (event._asdict() for event in raw.events))
 
 
-def _write_lines(path: pathlib.Path, records) -> None:
-    # No file name and no time in the header: the same bytes every time.
+def _write_lines(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
+    # No file name and no time in gzip's header, so that the bytes are always the same.
     with path.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
         for record in records:
             packed.write((json.dumps(record) + "\n").encode())

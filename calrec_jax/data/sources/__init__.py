@@ -1,4 +1,4 @@
-"""Sources: raw dumps in the formats that are known, read line by line into events and items.
+"""Sources: raw dumps in the supported formats, read line by line into events and items.
 
 A line that cannot be used becomes a `Rejected` with its reason; input is parsed and never
 evaluated.
@@ -29,17 +29,19 @@ def get_source(
     item_columns: Mapping[str, str] | None = None,
     delimiter: str | None = None,
 ) -> Source:
-    """The source called `name`. All else is for jsonl, csv and parquet alone.
+    """The source called `name`. The other arguments are for jsonl, csv and parquet alone.
 
     Args:
-      columns: {our name: their column}, of both kinds of files. Our names are user_id, item_id,
-        order and timestamp, and those of text fields.
-      time_unit: of their timestamps that are numbers: "s", "ms", "us" or "ns".
-      event_columns, item_columns: as `columns`, of one kind of files; they go before it.
-      delimiter: the character between the cells of csv, if the header line is not to tell it.
+      columns: {our name: column in the files}, for events and items alike. Our names are user_id,
+        item_id, order and timestamp, and those of text fields.
+      time_unit: the unit of timestamps that are numbers: "s", "ms", "us" or "ns".
+      event_columns, item_columns: as `columns`, for events or for items alone; they take precedence
+        over it.
+      delimiter: the character between the cells of csv; None: inferred from the header line.
 
     Raises:
-      CalrecError: there is no such source, or it takes no columns and so on, or not these.
+      CalrecError: there is no such source, it does not take these arguments, or their values are
+        impossible.
     """
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1)

@@ -1,4 +1,4 @@
-"""The Amazon review dumps of 2014, 2018 and 2023: one object a line."""
+"""The Amazon review dumps of 2014, 2018 and 2023: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from calrec_jax.data.sources.source import Row, Rows, Source
 
 @dataclasses.dataclass(frozen=True)
 class Amazon(Source):
-    """One year's dump.
+    """The format of one year's dump.
 
     Attributes:
-      user_key, item_keys, time_key: of reviews; the first of `item_keys` that is there counts, in
-        items too.
-      milliseconds: whether the time is in them; else in seconds.
-      category_keys: the first of them that holds a category counts.
-      brand_key: where it holds none, a brand in "details" is taken.
-      python_literals: whether a line may be a Python literal ({'asin': ...}) in place of JSON.
+      user_key, item_keys, time_key: keys of a review. The first of `item_keys` that is present is
+        used, also for items.
+      milliseconds: whether times are in milliseconds, and not in seconds.
+      category_keys: the first of them that holds a category is used.
+      brand_key: where it holds no brand, the one in "details" is used.
+      python_literals: whether a line may be a Python literal ({'asin': ...}) instead of JSON.
     """
 
     user_key: str = "reviewerID"
@@ -88,7 +88,7 @@ class Amazon(Source):
 
 
 def _literal_object(text: str) -> dict[str, Any]:
-    """The dict that a Python literal writes. It is parsed, and never evaluated."""
+    """The dict that a Python literal stands for. It is parsed, and never evaluated."""
     try:
         record = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -104,7 +104,7 @@ def _brand_in_details(record: Mapping[str, Any]) -> str:
 
 
 def _price(record: Mapping[str, Any]) -> str:
-    """As the dump of 2018 writes prices, whose strings are kept as they are."""
+    """The price as the dump of 2018 writes it; strings are kept as they are."""
     value = records.given(record, "price")
     if records.is_number(value):
         return f"${float(value):.2f}"

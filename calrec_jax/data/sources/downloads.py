@@ -1,4 +1,4 @@
-"""Files of the web: downloaded once, by TFDS's download manager, and checked ever after."""
+"""Files of the web: downloaded once, by TFDS's download manager, and checked at every later use."""
 
 from __future__ import annotations
 
@@ -11,34 +11,36 @@ import re
 import shutil
 import sys
 import urllib.parse
+from typing import Any
 
 from calrec_jax.data.sources.source import first_line
 from calrec_jax.errors import CalrecError
 
 CHECKSUMS = "checksums.tsv"
-_RETRIES = 3  # in two seconds; TFDS's ten would keep who misspells a host waiting for minutes
+_RETRIES = 3  # in two seconds; with TFDS's ten, a misspelt host takes minutes to fail
 _PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
 
 
 def is_web(path: str) -> bool:
-    """Whether it is an http or https URL."""
+    """Whether `path` is an http or https URL."""
     return path.startswith(("http://", "https://"))
 
 
 def download(url: str, download_dir: pathlib.Path) -> str:
-    """Downloads a file, unless it was before.
+    """Downloads a file, unless it was downloaded before.
 
-    The size and the SHA-256 of a first download are kept in DOWNLOAD_DIR/checksums.tsv; what is
-    there later must be the same.
+    The size and the SHA-256 of the first download are kept in DOWNLOAD_DIR/checksums.tsv, and the
+    file must have them whenever it is used later.
 
     Args:
-      url: http or https; `#sha256=HEX` after it says what the file must hold.
+      url: http or https; `#sha256=HEX` at its end is the SHA-256 that the file must have.
 
     Returns:
-      The local path; its name is made of the URL's and ends as the URL does.
+      The local path; its name is derived from the URL and has the URL's ending.
 
     Raises:
-      CalrecError: it cannot be downloaded to its end, or is not what it was or should be.
+      CalrecError: the file cannot be downloaded completely, or its content is not the one that was
+        recorded or given.
     """
     url, pinned = _split_pin(url)
     recorded = _recorded(download_dir / CHECKSUMS).get(url)
@@ -58,7 +60,7 @@ def download(url: str, download_dir: pathlib.Path) -> str:
 
 
 def _split_pin(url: str) -> tuple[str, str | None]:
-    """(the URL, the SHA-256 that it must have or None)."""
+    """(the URL without its pin, the SHA-256 that the file must have or None)."""
     address, fragment = urllib.parse.urldefrag(url)
     if not fragment:
         return address, None
@@ -74,7 +76,7 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def _recorded(path: pathlib.Path) -> dict[str, str]:
-    """{URL: SHA-256} of what was downloaded before."""
+    """{URL: SHA-256} of the files that were downloaded before."""
     if not path.exists():
         return {}
     try:
@@ -108,12 +110,16 @@ def _again(url: str, download_dir: pathlib.Path) -> pathlib.Path:
         ) from error
 
 
-def _fetch(url: str, download_dir: pathlib.Path, **options) -> pathlib.Path:
-    """What TFDS's download manager makes of it; a failed download leaves nothing behind."""
+def _fetch(url: str, download_dir: pathlib.Path, **options: Any) -> pathlib.Path:
+    """Downloads with TFDS's download manager; a failed download leaves nothing behind.
+
+    Args:
+      options: further arguments of the download manager.
+    """
     from calrec_jax.data.store.quiet_tensorflow import tfds
 
     importlib.import_module(f"{tfds.__name__}.core.download.downloader").MAX_RETRIES = _RETRIES
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would tell of each
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would log a line per retry
     tfds.display_progress_bar(sys.stderr.isatty())
     try:
         download_dir.mkdir(parents=True, exist_ok=True)

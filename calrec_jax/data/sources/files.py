@@ -1,4 +1,4 @@
-"""Where raw files are found, and how they are opened: local ones, and those of fsspec's URLs."""
+"""Finds and opens raw files, on local disks and at fsspec URLs."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ _OTHER_KINDS = {
     b"\xff\xfe": "UTF-16: save it as UTF-8, which alone is read",
     b"\xfe\xff": "UTF-16: save it as UTF-8, which alone is read",
 }
-
-
-_MARKERS = ("_SUCCESS", "_committed_*", "_started_*", "_metadata", "_common_metadata")
+_MARKERS = ("_SUCCESS", "_committed_*", "_started_*", "_metadata", "_common_metadata")  # Spark's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,19 +56,19 @@ def find_files(
     """Finds the files of events and of items, and downloads those of the web.
 
     Args:
-      input_dir: a folder, local or an fsspec URL, where files that are not named are looked for
-        by `source`'s names.
-      events, items: files instead of those in `input_dir`. Each is a local path, an fsspec URL
-        (gs://bucket/name), either with the wild cards *, ? and [, or an http(s) URL, after which
-        #sha256=HEX may say what it must hold. A folder stands for its parts, see `_parts`.
+      input_dir: a folder (a local path or an fsspec URL), searched by `source`'s patterns for the
+        files that `events` and `items` do not name.
+      events, items: the files to read instead. Each is a local path or an fsspec URL
+        (gs://bucket/name), both with the wild cards *, ? and [, or an http(s) URL, which may end in
+        #sha256=HEX (see `downloads.download`). A folder stands for its parts, see `_parts`.
       download_dir: where files of the web are kept.
 
     Returns:
-      Each kind in the order given; what one pattern matches is sorted.
+      The files in the order given; those that one pattern matches are sorted.
 
     Raises:
       CalrecError: nothing matches a pattern, a folder or a URL cannot be read, a download fails,
-        or which files of a folder are meant is not clear.
+        or it is ambiguous which files of a folder to read.
     """
     return RawFiles(
         _find(source, "events", input_dir, events, download_dir),
@@ -78,10 +76,17 @@ def find_files(
     )
 
 
-def _find(source: Source, kind: str, input_dir, given, download_dir) -> tuple[str, ...]:
-    if given:
-        found = [path for pattern in given for path in _matches(pattern, download_dir)]
-        return tuple(dict.fromkeys(found))
+def _find(
+    source: Source,
+    kind: str,
+    input_dir: str | None,
+    patterns: Sequence[str],
+    download_dir: str | os.PathLike,
+) -> tuple[str, ...]:
+    """The files of `kind`, "events" or "items": those that `patterns` name, or of `input_dir`."""
+    if patterns:
+        matches = [path for pattern in patterns for path in _matches(pattern, download_dir)]
+        return tuple(dict.fromkeys(matches))
     if input_dir is None:
         raise CalrecError(f"no files of {kind}: name them with --{kind}, or give --input_dir")
     return _in_folder(source, kind, os.fspath(input_dir))
@@ -89,11 +94,11 @@ def _find(source: Source, kind: str, input_dir, given, download_dir) -> tuple[st
 
 def _in_folder(source: Source, kind: str, folder: str) -> tuple[str, ...]:
     patterns = source.item_names if kind == "items" else source.event_names
-    fitting = {_name(path): path for path in _folder(folder) if _fits(_name(path), patterns)}
+    fitting = {_name(path): path for path in _list_folder(folder) if _fits(_name(path), patterns)}
     if kind == "events":
         fitting = {n: path for n, path in fitting.items() if not _fits(n, source.item_names)}
-    found = {name: files for name, path in fitting.items() if (files := _files_of(path))}
-    names = sorted(found)
+    files_by_name = {name: files for name, path in fitting.items() if (files := _expand(path))}
+    names = sorted(files_by_name)
     if not names:
         plain = [pattern for pattern in patterns if not pattern.endswith(".gz")]
         raise CalrecError(
@@ -106,7 +111,7 @@ def _in_folder(source: Source, kind: str, folder: str) -> tuple[str, ...]:
         raise CalrecError(
             f"{folder} has both {one} and {other}: name the one to read with --{kind}"
         )
-    return tuple(path for name in names for path in found[name])
+    return tuple(path for name in names for path in files_by_name[name])
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
@@ -118,58 +123,58 @@ def _name(path: str) -> str:
     return os.path.basename(path.rstrip("/"))
 
 
-def _folder(folder: str) -> list[str]:
-    """What is in a folder: files, and folders, with a slash at their end."""
+def _list_folder(folder: str) -> list[str]:
+    """The files and folders in a folder; the paths of folders end in a slash."""
     if is_web(folder):
         raise CalrecError(
             f"{folder} is no folder that can be listed: name the files with --events and --items"
         )
     if "://" in folder:
-        return _remote(folder.rstrip("/") + "/*")
+        return _remote_matches(folder.rstrip("/") + "/*")
     if os.path.isfile(folder):
         raise CalrecError(f"{folder} is a file, no folder: name files with --events and --items")
     if not os.path.isdir(folder):
         raise CalrecError(f"there is no folder {folder}")
-    return [_marked(str(path)) for path in pathlib.Path(folder).iterdir()]
+    return [_with_slash(str(path)) for path in pathlib.Path(folder).iterdir()]
 
 
-def _marked(path: str) -> str:
-    """A local path, with a slash at its end where it is a folder."""
+def _with_slash(path: str) -> str:
+    """A local path, ending in a slash where it is a folder."""
     return path.rstrip("/") + "/" if os.path.isdir(path) else path
 
 
-def _matches(pattern: str, download_dir) -> list[str]:
-    """The files that one pattern stands for, sorted; at least one."""
+def _matches(pattern: str, download_dir: str | os.PathLike) -> list[str]:
+    """The files that one pattern stands for, sorted. Raises CalrecError where there is none."""
     pattern = os.fspath(pattern)
     if is_web(pattern):
         return [download(pattern, pathlib.Path(download_dir))]
     if "://" in pattern:
-        matching = _remote(pattern)
+        matching = _remote_matches(pattern)
     elif os.path.exists(pattern):
-        matching = [_marked(pattern)]
+        matching = [_with_slash(pattern)]
     else:
-        matching = map(_marked, glob.glob(pattern, recursive=True))
+        matching = map(_with_slash, glob.glob(pattern, recursive=True))
         matching = [path for path in matching if not _is_marker(path)]
-    found = [file for path in sorted(matching) for file in _files_of(path)]
-    if not found:
+    files = [file for path in sorted(matching) for file in _expand(path)]
+    if not files:
         name = pattern.rstrip("/")
         hint = f": it is a folder; name its files ({name}/*)" if os.path.isdir(pattern) else ""
         raise CalrecError(f"no file matches {pattern}{hint}")
-    return found
+    return files
 
 
-def _files_of(path: str) -> list[str]:
-    """The file itself; of a folder, its parts."""
+def _expand(path: str) -> list[str]:
+    """[path] of a file, or the parts of a folder, whose path ends in a slash."""
     return _parts(path) if path.endswith("/") else [path]
 
 
 def _parts(folder: str) -> list[str]:
-    """The files part* of a folder, sorted, as Spark writes a table; none where it has none.
+    """The files part* of a folder, as Spark writes a table, sorted; [] where it has none.
 
     Raises:
-      CalrecError: it holds something else, too: how to read that is not known.
+      CalrecError: the folder has parts and other files: which of them to read is not clear.
     """
-    inside = sorted(path for path in _folder(folder) if not _name(path).startswith("."))
+    inside = sorted(path for path in _list_folder(folder) if not _name(path).startswith("."))
     inside = [path for path in inside if not _is_marker(path)]
     parts = [path for path in inside if _name(path).startswith("part") and path[-1] != "/"]
     others = [path for path in inside if path not in parts]
@@ -182,16 +187,16 @@ def _parts(folder: str) -> list[str]:
 
 
 def _is_marker(path: str) -> bool:
-    """Whether it is a file that Spark writes beside a table's parts."""
+    """Whether `path` is one of the files that Spark writes beside a table's parts."""
     return any(fnmatch.fnmatchcase(_name(path), marker) for marker in _MARKERS)
 
 
-def _remote(pattern: str) -> list[str]:
-    """The URLs that match a URL, which may have wild cards; those of folders end in a slash."""
+def _remote_matches(pattern: str) -> list[str]:
+    """The URLs that match a URL with wild cards; those of folders end in a slash."""
     with _remote_errors(pattern):
         system, path = fsspec.core.url_to_fs(pattern)
-        found = system.glob(path, detail=True)
-        names = {name: "/" * (info["type"] == "directory") for name, info in found.items()}
+        matches = system.glob(path, detail=True)
+        names = {name: "/" * (info["type"] == "directory") for name, info in matches.items()}
         # Some file systems keep the protocol in their names.
         urls = [
             (name if "://" in name else system.unstrip_protocol(name)).rstrip("/") + slash
@@ -219,7 +224,7 @@ def _remote_errors(url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened_as_is(path: str) -> Iterator[BinaryIO]:
-    """A file as it is, which must be seekable. Raises CalrecError where it cannot be opened."""
+    """Opens a file without unpacking it; it is seekable. Raises CalrecError where it cannot be."""
     if "://" in path:
         with _remote_errors(path):
             system, name = fsspec.core.url_to_fs(path)
@@ -235,7 +240,7 @@ def opened_as_is(path: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Turns what a damaged file raises while it is read into one line."""
+    """Turns the errors that a damaged file raises while it is read into CalrecErrors."""
     try:
         yield
     except CalrecError:
@@ -248,7 +253,7 @@ def reading(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[BinaryIO]:
-    """A text file's bytes, unpacked where it is gzip (by content), without a byte order mark.
+    """Opens a text file for bytes, unpacked if its content is gzip, without a byte order mark.
 
     Raises:
       CalrecError: the file cannot be opened, or (while the context lasts) not read to its end.

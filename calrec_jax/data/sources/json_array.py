@@ -12,13 +12,13 @@ from calrec_jax.errors import CalrecError
 
 _BEGINNING = re.compile(rb"\s*\[\s*\{")
 _SPACE = re.compile(r"[ \t\r\n]*")
-_PIECE = 2**20  # bytes that are read at once
+_PIECE = 2**20  # bytes per read
 
 _find_end = json.JSONDecoder().raw_decode
 
 
 def begins(start: bytes) -> bool:
-    """Whether a file that starts so is an array of objects."""
+    """Whether a file whose first bytes are `start` is an array of objects."""
     return _BEGINNING.match(start) is not None
 
 
@@ -26,11 +26,12 @@ def elements(file: BinaryIO, path: str, longest: int) -> Iterator[tuple[int, byt
     """(number from 1, element as it is written) of the array in `file`.
 
     Args:
-      path: of the file, for errors.
-      longest: characters that an element may have, about.
+      path: the file's path, for errors.
+      longest: roughly how many characters an element may have.
 
     Raises:
-      CalrecError: it is broken. Where the next element begins is not known then.
+      CalrecError: the array is broken. It cannot be read further: where the next element begins is
+        then unknown.
     """
     text = _Text(file, longest)
     text.take("[")
@@ -49,7 +50,7 @@ def elements(file: BinaryIO, path: str, longest: int) -> Iterator[tuple[int, byt
 
 
 class _Text:
-    """A file's text, from the place up to which it was taken."""
+    """A file's text, which is consumed from its beginning to its end."""
 
     def __init__(self, file: BinaryIO, longest: int):
         self._file, self._longest = file, longest
@@ -63,7 +64,7 @@ class _Text:
         self._place = 0
 
     def ended(self) -> bool:
-        """Whether nothing but white space is left, which is taken."""
+        """Skips white space; whether that was all that was left."""
         while True:
             self._place = _SPACE.match(self._text, self._place).end()
             if self._place < len(self._text) or self._whole:
@@ -71,10 +72,10 @@ class _Text:
             self._read_on()
 
     def take(self, character: str) -> bool:
-        """Takes `character` if it is the next one after white space; whether it was."""
-        found = not self.ended() and self._text[self._place] == character
-        self._place += found
-        return found
+        """Takes `character` if it is the next one after white space. Returns whether it was."""
+        is_next = not self.ended() and self._text[self._place] == character
+        self._place += is_next
+        return is_next
 
     def value(self) -> str | None:
         """Takes a JSON value as it is written; None where there is none."""
@@ -82,7 +83,7 @@ class _Text:
             try:
                 _, end = _find_end(self._text, self._place)
             except (RecursionError, ValueError):
-                end = len(self._text)  # it may go on in what is not read yet
+                end = len(self._text)  # the value may continue in what is not read yet
             else:
                 if end < len(self._text) or self._whole:
                     begin, self._place = self._place, end

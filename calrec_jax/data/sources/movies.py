@@ -18,10 +18,10 @@ _NO_GENRES = "(no genres listed)"
 
 @dataclasses.dataclass(frozen=True)
 class Movies(Source):
-    """MovieLens or MovieTweetings. A file whose first line has "::" is taken for one with these.
+    """MovieLens or MovieTweetings. A file has "::" between its values if its first line has.
 
     Attributes:
-      latin1: whether lines with "::" that are no UTF-8 are Latin-1, as those of ml-1m.
+      latin1: whether lines with "::" that are not UTF-8 are read as Latin-1, which ml-1m is in.
     """
 
     latin1: bool = False
@@ -79,7 +79,7 @@ def _rows(path: str, needed: tuple[str, ...]) -> Rows:
     _, first = next(rows.lines(path), (0, b""))
     if b"::" in first:
         return rows.lines(path)
-    hint = "--source=csv reads columns of other names, which --columns tells it"
+    hint = "--source=csv reads columns of other names, given with --columns"
     return rows.csv_rows(path, rows.Columns(needed, hint=hint))
 
 

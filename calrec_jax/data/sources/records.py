@@ -1,6 +1,6 @@
-"""What a raw line becomes, and how the values in it are checked and cleaned.
+"""The records that raw lines become, and how the values in a line are checked and cleaned.
 
-Everything here is pure: the same value gives the same outcome whatever was read before.
+All functions are pure: the same value gives the same outcome whatever was read before.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MAX_PRICE_LENGTH = 40  # "$1,234.56 - $2,345.67" is 21; longer ones are remains of a web page
-TEXT_LENGTH = 500  # of a rejected line, in characters
-_WIDEST_ID = 2**128  # wider than integers of databases; Python would not write the longest
+MAX_PRICE_LENGTH = 40  # "$1,234.56 - $2,345.67" has 21; longer ones are remains of a web page
+TEXT_LENGTH = 500  # characters of a rejected line that are kept
+_WIDEST_ID = 2**128  # above the integers of databases; Python refuses to write the longest ones
 _EXACT_FLOAT = 2**53
 _MARKUP = re.compile(r"</?[A-Za-z!][^<>]*>")
 _EDGES = re.compile(r"(<!--|-->|</?(?:script|style)\b[^<>]*>)", re.IGNORECASE)
-# JavaScript and CSS that stand in a text without their tags, as in the Amazon dump of 2018.
+# JavaScript and CSS that stand in a text without <script> or <style>, as in Amazon's dump of 2018.
 _CODE = re.compile(
     r"""
     \bvar\ \w+\ ?=[^=;]{0,200};  # var aPageStart = (new Date()).getTime();
@@ -42,17 +42,17 @@ _CURRENCIES = "$\u20ac\u00a3\u00a5\u20b9"
 _EXACT = decimal.Context(prec=decimal.MAX_PREC)
 
 Number = int | decimal.Decimal
-"""A number of 64 bits as it was written: whole ones are int."""
+"""A 64-bit number, exactly as it was written; whole numbers are int."""
 
 
-# Named tuples, not dataclasses: there are millions, and these are made three times as fast.
+# Named tuples, not dataclasses: there are millions, and named tuples are made three times as fast.
 class Event(NamedTuple):
     """One purchase or rating. It has an order, a timestamp or both.
 
     Attributes:
-      order: sorts a user's events (a rank, for example), or None.
+      order: a number that sorts a user's events, such as a rank, or None.
       timestamp: Unix seconds between 1970 and 2100, rounded down, or None.
-      nanosecond: of that second, from 0.
+      nanosecond: the nanosecond within that second, from 0.
     """
 
     user_id: str
@@ -66,8 +66,9 @@ class Item(NamedTuple):
     """One listing of an item.
 
     Attributes:
-      fields: {field: clean text}, without those that are empty or left out.
-      left_out: why fields that are there cannot be used, one of few fixed reasons for each.
+      fields: {field: clean text}, without fields that are empty or left out.
+      left_out: for each field that is present but cannot be used, the reason: one of a few fixed
+        texts.
     """
 
     item_id: str
@@ -76,7 +77,7 @@ class Item(NamedTuple):
 
 
 class Instant:
-    """A date or a time that is no number in its file: `nanoseconds` since 1970, UTC."""
+    """A value of a date or time type, as Parquet has them: `nanoseconds` since 1970, UTC."""
 
     __slots__ = ("nanoseconds",)
 
@@ -84,7 +85,7 @@ class Instant:
         self.nanoseconds = nanoseconds
 
     def __str__(self) -> str:
-        """ISO 8601, of any year: a date, and where it is no midnight a time with its fraction."""
+        """The date in ISO 8601, of any year; unless it is midnight, with the time of day."""
         seconds, nanosecond = divmod(self.nanoseconds, 10**9)
         when = np.datetime64(seconds, "s")
         if not (seconds % 86_400 or nanosecond):
@@ -98,9 +99,10 @@ class Rejected(NamedTuple):
 
     Attributes:
       file: the file's name, without its folder.
-      line: from 1; of a row over several lines, the first; of a Parquet file, the row.
-      reason: one of few fixed ones, so that they can be counted.
-      text: the first 500 characters of the line, in valid Unicode.
+      line: the line's number from 1: the first one of a row over several lines, and the row's
+        number in a Parquet file.
+      reason: one of a few fixed texts, so that rejected lines can be counted by reason.
+      text: the first 500 characters of the line, as valid Unicode.
     """
 
     file: str
@@ -110,15 +112,18 @@ class Rejected(NamedTuple):
 
 
 class Reject(Exception):
-    """Why a line cannot be used; becomes a `Rejected` where the file and the line are known."""
+    """The reason why a line cannot be used. The reader of the file turns it into a `Rejected`."""
 
 
 class LeftOut(Reject):
-    """Why a field of an item cannot be used; the item stays, without it."""
+    """The reason why a field of an item cannot be used; the item stays, without the field."""
 
 
 def clean_text(value: str) -> str:
-    """HTML entities resolved; markup, styles, scripts and comments removed; white space folded."""
+    """`value` with HTML entities resolved, without markup, and with white space folded.
+
+    Styles, scripts and comments are removed together with their contents.
+    """
     if "&" in value:
         value = html.unescape(value)
     if "<" in value:
@@ -128,12 +133,12 @@ def clean_text(value: str) -> str:
 
 def is_code(text: str) -> bool:
     """Whether a clean text is the remains of a web page: JavaScript or CSS."""
-    may_be = ";" in text or "{" in text or "()" in text  # sooner told
-    return may_be and _CODE.search(text) is not None
+    may_be_code = ";" in text or "{" in text or "()" in text  # faster than the pattern
+    return may_be_code and _CODE.search(text) is not None
 
 
 def given(record: Mapping[str, Any], key: str) -> Any:
-    """What `key` holds; None too for the NaN with which pandas writes what is missing."""
+    """The value under `key`; None where it is missing, also for NaN, as pandas writes that."""
     value = record.get(key)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -151,11 +156,11 @@ def identifier(record: Mapping[str, Any], key: str) -> str:
 def id_text(value: Any, key: str) -> str:
     """An id, found under `key`, as text: a string without white space around it, or digits.
 
-    An integer may come as a float or a decimal (12.0, as which pandas has it in a column where one
-    is missing), or as one of NumPy's.
+    An integer may be of NumPy, or a float or a decimal: pandas writes 12.0 in a column in which
+    another value is missing.
 
     Raises:
-      Reject: there is none, it is neither a string nor an integer, or it is not Unicode.
+      Reject: the id is missing, neither a string nor an integer, or not Unicode.
     """
     if isinstance(value, str):
         value = value.strip()
@@ -174,7 +179,7 @@ def id_text(value: Any, key: str) -> str:
 
 
 def _integer_of(value: float | decimal.Decimal, key: str) -> int | None:
-    """The integer that `value` is; None for NaN and the infinities. Raises Reject for fractions."""
+    """`value` as an integer; None for NaN and the infinities. Raises Reject for fractions."""
     if not math.isfinite(value):
         return None
     if value != int(value):
@@ -187,17 +192,18 @@ def _integer_of(value: float | decimal.Decimal, key: str) -> int | None:
 def text(record: Mapping[str, Any], key: str) -> str:
     """The clean text under `key`, a string, a number or a list of them; "" where there is none.
 
-    What a list holds is joined by spaces, without what is missing or the remains of a web page.
+    The elements of a list are joined by spaces, without those that are missing or the remains of a
+    web page.
 
     Raises:
-      LeftOut: it is something else, or the remains of a page.
+      LeftOut: the value is of another type, or the remains of a web page.
       Reject: it is not Unicode.
     """
     return _clean(given(record, key), key)
 
 
 def path(record: Mapping[str, Any], key: str) -> str:
-    """A category path, from the root to the leaf; of a list of paths, the first. Else as `text`."""
+    """A category path from the root to the leaf, as `text`; of a list of paths, the first one."""
     value = given(record, key)
     if isinstance(value, list) and value and isinstance(value[0], list):
         value = value[0]
@@ -205,19 +211,19 @@ def path(record: Mapping[str, Any], key: str) -> str:
 
 
 def price(written: str) -> str:
-    """A price as it is written ("$12.99 - $20.00"); "" for what is certainly none.
+    """A price as it is written ("$12.99 - $20.00"); "" for a text that is certainly not a price.
 
-    That is what is longer than any price, a word for a missing value ("None", "$nan"), and marks
+    Such are texts longer than any price, words for a missing value ("None", "$nan"), and texts
     without a letter, a digit or a currency ("\u2014").
     """
     if len(written) > MAX_PRICE_LENGTH or written.strip(_CURRENCIES + " ").lower() in _NO_PRICE:
         return ""
-    is_one = any(mark.isalnum() or mark in _CURRENCIES for mark in written)
-    return written if is_one else ""
+    is_price = any(mark.isalnum() or mark in _CURRENCIES for mark in written)
+    return written if is_price else ""
 
 
 def text_of_price(record: Mapping[str, Any], key: str) -> str:
-    """The price under `key`, as `text`. Raises LeftOut also for what is no price."""
+    """The price under `key`, as `text` reads it. Raises LeftOut also where it is no price."""
     written = text(record, key)
     if written and not price(written):
         raise LeftOut(f"{key} is no price")
@@ -229,7 +235,11 @@ def item(
     record: Mapping[str, Any],
     readers: Mapping[str, Callable[[Mapping[str, Any]], str]],
 ) -> Item:
-    """An item with the fields that `readers` find in `record`, by name; without empty ones."""
+    """The item in `record`, without empty fields.
+
+    Args:
+      readers: {field: function that reads it from a record}.
+    """
     fields, left_out = {}, []
     for name, read in readers.items():
         try:
@@ -243,7 +253,7 @@ def item(
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is one that can be written in a few digits (True is no number)."""
+    """Whether `value` is a number of 64 bits or a float (True is no number)."""
     if type(value) is int:
         return _is_int64(value)
     if isinstance(value, decimal.Decimal):
@@ -252,12 +262,12 @@ def is_number(value: Any) -> bool:
 
 
 def _is_int64(value: Number) -> bool:
-    # Python would refuse to write the longest integers at all.
+    # Python refuses to write the longest integers.
     return -(2**63) <= value < 2**63
 
 
 def _shown(value: str) -> str:
-    """`value` without the styles, scripts and comments that are closed, which no browser shows."""
+    """`value` without what no browser shows: styles, scripts and comments that are closed."""
     pieces = _EDGES.split(value)  # text, edge, text, edge, ..., text
     edges = range(1, len(pieces), 2)
     closes = {n: _closing(pieces[n]) for n in edges if pieces[n].startswith(("</", "-->"))}
@@ -275,7 +285,7 @@ def _shown(value: str) -> str:
 
 
 def _closing(edge: str) -> str:
-    """What closes a script, a style or a comment, told from one of its edges."""
+    """The name of what closes a script, a style or a comment, given one of its edges."""
     if edge in ("<!--", "-->"):
         return "-->"
     return "script" if "script" in edge[:8].lower() else "style"
@@ -299,7 +309,7 @@ def _clean(value: Any, key: str) -> str:
 
 
 def _digits(value: float | Number) -> str:
-    """The shortest text that gives a number back."""
+    """The shortest text from which the number can be read back."""
     if not isinstance(value, decimal.Decimal):
         return str(value)
     value = value.normalize(_EXACT)
@@ -307,11 +317,11 @@ def _digits(value: float | Number) -> str:
 
 
 def _joined(values: list, key: str) -> str:
-    there = [_string(value, key) for value in values if value is not None and value == value]
-    cleaned = clean_text(" ".join(there))
+    texts = [_string(value, key) for value in values if value is not None and value == value]
+    cleaned = clean_text(" ".join(texts))
     if is_code(cleaned):
-        each = map(clean_text, there)
-        cleaned = " ".join(value for value in each if value and not is_code(value))
+        each_cleaned = map(clean_text, texts)
+        cleaned = " ".join(value for value in each_cleaned if value and not is_code(value))
         if not cleaned or is_code(cleaned):
             raise LeftOut(f"{key} is the remains of a web page")
     return cleaned
@@ -326,7 +336,7 @@ def _string(value: Any, key: str) -> str:
 
 
 def _unicode(value: str, key: str) -> str:
-    """`value`, unless it holds half a surrogate pair ("\\ud83d"), which no file can hold."""
+    """`value`. Raises Reject where it holds half a surrogate pair ("\\ud83d"), as no file can."""
     if value.isascii():
         return value
     try:

@@ -1,4 +1,4 @@
-"""Numbered rows of JSON, CSV and Parquet files, read piece by piece and never whole."""
+"""Numbered rows of JSON, CSV and Parquet files, which are read piece by piece."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -22,17 +22,20 @@ from calrec_jax.data.sources.records import Instant, Reject, Rejected
 from calrec_jax.data.sources.source import Rows, excerpt, first_line
 from calrec_jax.errors import CalrecError
 
+if TYPE_CHECKING:
+    import pyarrow
+
 MAX_LINE = 16 * 2**20  # bytes
 _TOO_LONG = "longer than 16 MiB"
 _DELIMITERS = (",", "\t", ";", "|")
 _TYPED = re.compile(r"(.+):(?:token|token_seq|float|float_seq)")  # RecBole's
-_BATCH = 4096  # rows of a Parquet file that are held at a time
+_BATCH = 4096  # rows of a Parquet file in memory at a time
 
 
 def _number(digits: str) -> float | decimal.Decimal:
-    """A number with a fraction, exactly where it has more digits than a float keeps."""
+    """A number with a fraction: a float, or an exact decimal where it has too many digits."""
     if len(digits) > 16:
-        with contextlib.suppress(decimal.InvalidOperation):  # beyond all exponents
+        with contextlib.suppress(decimal.InvalidOperation):  # the exponent is too large
             return decimal.Decimal(digits)
     return float(digits)
 
@@ -41,9 +44,9 @@ _decode_json = json.JSONDecoder(parse_float=_number).decode
 
 
 def lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line with its end) of a text file, plain or gzip, without blank lines.
+    """(number from 1, line with its newline) of a text file, plain or gzip, without blank lines.
 
-    Of a line that is longer than 16 MiB only a part comes, which `line_text` rejects.
+    A line longer than 16 MiB is cut to a part that `line_text` rejects.
 
     Raises:
       CalrecError: the file cannot be read to its end.
@@ -59,7 +62,7 @@ def _not_blank(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """All lines, the blank ones, too."""
+    """(number from 1, line) of all lines, including blank ones."""
     readline = functools.partial(file.readline, MAX_LINE + 1)
     for number, line in enumerate(iter(readline, b""), start=1):
         if len(line) > MAX_LINE:
@@ -70,10 +73,13 @@ def _numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def json_lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """As `lines`; of a file that is one JSON array of objects, (number from 1, element).
+    """The `lines` of a file, or the elements of a file that is one JSON array of objects.
+
+    Yields:
+      (number from 1, line or element).
 
     Raises:
-      CalrecError: the file cannot be read to its end, or is an array that is broken.
+      CalrecError: the file cannot be read to its end, or the array is broken.
     """
     with opened(path) as file:
         if json_array.begins(file.peek()):
@@ -83,7 +89,7 @@ def json_lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 
 def line_text(line: bytes) -> str:
-    """A line as UTF-8. Raises Reject where it is not, or too long."""
+    """A line decoded as UTF-8. Raises Reject where it is not UTF-8, or too long."""
     if len(line) > MAX_LINE:
         raise Reject(_TOO_LONG)
     try:
@@ -105,13 +111,13 @@ def json_object(line: bytes) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Columns of a table that are read.
+    """The columns that are read of a table.
 
     Attributes:
-      needed: must all be there.
-      one_of: of these one must be there.
-      others: may be there.
-      hint: what a user can do where one is missing.
+      needed: columns that must be present.
+      one_of: columns of which at least one must be present.
+      others: columns that may be present.
+      hint: what the user can do where a column is missing.
     """
 
     needed: tuple[str, ...]
@@ -119,36 +125,40 @@ class Columns:
     others: tuple[str, ...] = ()
     hint: str = ""
 
-    def lacking(self, there: Sequence[str]) -> list[str]:
-        """Those of them that must be `there` and are not, as an error names them."""
-        lacking = [name for name in self.needed if name not in there]
-        if not lacking and self.one_of and not set(self.one_of) & set(there):
-            lacking = [" or ".join(self.one_of)]
-        return lacking
+    def missing_from(self, header: Sequence[str]) -> list[str]:
+        """The columns that must be in `header` and are not, as an error names them."""
+        missing = [name for name in self.needed if name not in header]
+        if not missing and self.one_of and not set(self.one_of) & set(header):
+            missing = [" or ".join(self.one_of)]
+        return missing
 
-    def among(self, there: Sequence[str], path: str) -> list[str]:
-        """Those of them that are `there`. Raises CalrecError where one is missing, or twice."""
-        lacking = self.lacking(there)
-        if lacking:
+    def select(self, header: Sequence[str], path: str) -> list[str]:
+        """The columns of `header` that are read.
+
+        Raises:
+          CalrecError: a column is missing, or there twice.
+        """
+        missing = self.missing_from(header)
+        if missing:
             raise CalrecError(
-                f"{path} has no column {', '.join(lacking)}, but {', '.join(there)}; {self.hint}"
+                f"{path} has no column {', '.join(missing)}, but {', '.join(header)}; {self.hint}"
             )
-        read = dict.fromkeys((*self.needed, *self.one_of, *self.others))
-        twice = [name for name in read if there.count(name) > 1]
+        names = dict.fromkeys((*self.needed, *self.one_of, *self.others))
+        twice = [name for name in names if header.count(name) > 1]
         if twice:
             raise CalrecError(f"{path} has more than one column {', '.join(twice)}")
-        return [name for name in read if name in there]
+        return [name for name in names if name in header]
 
 
-class _Feed:
-    """Lines as csv.reader takes them. It remembers those of the row that is being read."""
+class _LineFeed:
+    """Feeds lines to csv.reader, and remembers the lines of the row that is being read."""
 
     def __init__(self, numbered: Iterator[tuple[int, bytes]]):
         self._numbered = numbered
         self._returned: list[tuple[int, bytes]] = []
         self.row: list[tuple[int, bytes]] = []
 
-    def __iter__(self) -> _Feed:
+    def __iter__(self) -> _LineFeed:
         return self
 
     def __next__(self) -> str:
@@ -159,71 +169,76 @@ class _Feed:
         return line.decode(errors="surrogateescape")
 
     def give_back(self, first: int = 1) -> None:
-        """All lines of the row from the `first` (from 0) on will come again, for other rows."""
+        """Takes back the row's lines from the `first` (from 0) on: they are fed again."""
         self._returned += self.row[first:][::-1]
         del self.row[first:]
 
 
 def csv_rows(path: str, columns: Columns, delimiter: str | None = None) -> Rows:
-    """Rows of a CSV file with a header line, each {column: cell}, the columns not read included.
+    """Rows of a CSV file with a header line, each {column: cell} of all columns of the file.
 
-    Blank lines are none. Types in the header (`item_id:token`, as RecBole writes them) are no part
-    of the columns' names; cells are then as they stand, without quoting.
+    Blank lines are skipped. Types in the header (`item_id:token`, as RecBole writes them) are not
+    part of the columns' names; in such a file quotes have no meaning.
 
     Args:
-      delimiter: one character between cells; by default the one of , tab ; and | with which the
-        header line names the columns.
+      columns: the columns that must be there.
+      delimiter: the character between cells; None: the one of comma, tab, ; and | that gives the
+        header line the needed columns.
 
     Raises:
       CalrecError: a column is missing, or the file cannot be read to its end.
     """
     name = os.path.basename(path)
     with opened(path) as file:
-        feed = _Feed(itertools.dropwhile(lambda line: line[1].isspace(), _numbered(file)))
-        delimiter = delimiter or _delimiter_of(feed, columns)
-        there, quoting = _header(feed, delimiter, path)
-        columns.among(there, path)
+        feed = _LineFeed(itertools.dropwhile(lambda line: line[1].isspace(), _numbered(file)))
+        delimiter = delimiter or _infer_delimiter(feed, columns)
+        header, quoting = _read_header(feed, delimiter, path)
+        columns.select(header, path)
         for cells in _csv_cells(feed, delimiter, quoting):
             number, line = feed.row[0]
             if isinstance(cells, str):
                 yield number, Rejected(name, number, cells, excerpt(line))
-            elif len(cells) == len(there):
-                yield number, dict(zip(there, cells, strict=True))
+            elif len(cells) == len(header):
+                yield number, dict(zip(header, cells, strict=True))
             elif len(cells) > 1 or not line.isspace():
                 reason = "not as many cells as columns"
-                whole = b"".join(line for _, line in feed.row)
-                yield number, Rejected(name, number, reason, excerpt(whole))
+                row = b"".join(line for _, line in feed.row)
+                yield number, Rejected(name, number, reason, excerpt(row))
 
 
-def _delimiter_of(feed: _Feed, columns: Columns) -> str:
-    """The first with which the header has what `columns` need; else that of most cells.
+def _infer_delimiter(feed: _LineFeed, columns: Columns) -> str:
+    """The first delimiter that gives the header the needed columns; otherwise the most cells.
 
-    The header line will come again.
+    The header line is fed again afterwards.
     """
     headers = {}
     for delimiter in _DELIMITERS:
         cells = next(_csv_cells(feed, delimiter), ())
-        headers[delimiter] = () if isinstance(cells, str) else _names(cells)[0]
+        headers[delimiter] = () if isinstance(cells, str) else _column_names(cells)[0]
         feed.give_back(0)
-    for delimiter, there in headers.items():
-        if not columns.lacking(there):
+    for delimiter, header in headers.items():
+        if not columns.missing_from(header):
             return delimiter
     return max(headers, key=lambda delimiter: len(headers[delimiter]))
 
 
-def _header(feed: _Feed, delimiter: str, path: str) -> tuple[list[str], int]:
-    """The columns' names, and how cells are quoted. Raises CalrecError where there are none."""
+def _read_header(feed: _LineFeed, delimiter: str, path: str) -> tuple[list[str], int]:
+    """(the columns' names, csv's constant for how cells are quoted).
+
+    Raises:
+      CalrecError: there is no header line.
+    """
     cells = next(_csv_cells(feed, delimiter), None)
     if cells is None:
         raise CalrecError(f"{path} is empty: its first line must name the columns")
     if isinstance(cells, str):
         raise CalrecError(f"{path} is {cells} in its first line, which must name the columns")
-    there, typed = _names(cells)
-    return there, csv.QUOTE_NONE if typed else csv.QUOTE_MINIMAL
+    names, typed = _column_names(cells)
+    return names, csv.QUOTE_NONE if typed else csv.QUOTE_MINIMAL
 
 
-def _names(header: Sequence[str]) -> tuple[list[str], bool]:
-    """The columns' names, and whether each had its type behind it, which is taken away."""
+def _column_names(header: Sequence[str]) -> tuple[list[str], bool]:
+    """(the columns' names without types, whether all of them were written with a type)."""
     typed = [_TYPED.fullmatch(cell.strip()) for cell in header]
     if header and all(typed):
         return [match[1] for match in typed], True
@@ -231,9 +246,9 @@ def _names(header: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _csv_cells(
-    feed: _Feed, delimiter: str, quoting: int = csv.QUOTE_MINIMAL
+    feed: _LineFeed, delimiter: str, quoting: int = csv.QUOTE_MINIMAL
 ) -> Iterator[list[str] | str]:
-    """The cells of each row, or why its first line is none; `feed.row` holds its lines."""
+    """The cells of each row, or why it is rejected; its lines are in `feed.row`."""
     reader = csv.reader(feed, strict=True, delimiter=delimiter, quoting=quoting)
     while True:
         feed.row = []
@@ -251,7 +266,7 @@ def _csv_cells(
 
 
 def _has_escapes(cells: list[str]) -> bool:
-    """Whether bytes that are no UTF-8 are in `cells`, which were decoded with "surrogateescape"."""
+    """Whether `cells`, decoded with "surrogateescape", held bytes that are not UTF-8."""
     try:
         "".join(cells).encode()
     except UnicodeEncodeError:
@@ -273,7 +288,7 @@ def parquet_rows(path: str, columns: Columns) -> Rows:
     try:
         with reading(path), opened_as_is(path) as file:
             parquet = pyarrow.parquet.ParquetFile(file)
-            wanted = columns.among(parquet.schema_arrow.names, path)
+            wanted = columns.select(parquet.schema_arrow.names, path)
             number = 0
             for batch in parquet.iter_batches(_BATCH, columns=wanted):
                 names = batch.schema.names
@@ -285,8 +300,8 @@ def parquet_rows(path: str, columns: Columns) -> Rows:
         raise CalrecError(f"{path} cannot be read to its end: {first_line(error)}") from error
 
 
-def _values(column) -> list:
-    """A column as Python's values. Bytes that are no UTF-8 become halves of surrogate pairs."""
+def _values(column: pyarrow.Array) -> list[Any]:
+    """A column's values as Python's. Bytes that are not UTF-8 become halves of surrogate pairs."""
     import pyarrow
 
     kind, per_unit = column.type, _nanoseconds(column.type)
@@ -294,10 +309,10 @@ def _values(column) -> list:
         units = column.cast(pyarrow.int32() if kind.bit_width == 32 else pyarrow.int64())
         return [None if v is None else Instant(v * per_unit) for v in units.to_pylist()]
     if kind in (pyarrow.float16(), pyarrow.float32()):
-        # 12.99 of 32 bits is 12.989999771118164 of 64: the number is what its digits say.
-        of_type = np.float16 if kind == pyarrow.float16() else np.float32
-        return [None if v is None else float(str(of_type(v))) for v in column.to_pylist()]
-    if _holds_bytes(kind):  # strings that are not marked as such
+        # 12.99 in 32 bits is 12.989999771118164 in 64: the shortest digits are the number meant.
+        dtype = np.float16 if kind == pyarrow.float16() else np.float32
+        return [None if v is None else float(str(dtype(v))) for v in column.to_pylist()]
+    if _holds_bytes(kind):  # strings whose type the file does not mark as text
         return _decoded(column)
     try:
         return column.to_pylist()
@@ -305,8 +320,8 @@ def _values(column) -> list:
         return _decoded(column.cast(pyarrow.large_binary()))
 
 
-def _nanoseconds(kind) -> int:
-    """Nanoseconds in the unit of a type of dates or times; 0 for other types."""
+def _nanoseconds(kind: pyarrow.DataType) -> int:
+    """Nanoseconds in the unit of a date or time type; 0 for other types."""
     import pyarrow
 
     if pyarrow.types.is_timestamp(kind):
@@ -316,7 +331,7 @@ def _nanoseconds(kind) -> int:
     return 10**6 if pyarrow.types.is_date64(kind) else 0
 
 
-def _holds_bytes(kind) -> bool:
+def _holds_bytes(kind: pyarrow.DataType) -> bool:
     import pyarrow
 
     types = pyarrow.types
@@ -325,6 +340,6 @@ def _holds_bytes(kind) -> bool:
     return types.is_fixed_size_binary(kind) or any(test(kind) for test in tests)
 
 
-def _decoded(column) -> list[str | None]:
+def _decoded(column: pyarrow.Array) -> list[str | None]:
     values = column.to_pylist()
     return [None if v is None else v.decode(errors="surrogateescape") for v in values]

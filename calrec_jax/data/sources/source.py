@@ -1,4 +1,4 @@
-"""What a source is: one format of raw files, with how it is found, read and parsed."""
+"""The interface of a source: one format of raw files, and how it is found, read and parsed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 from calrec_jax.data.sources.records import TEXT_LENGTH, Event, Item, Reject, Rejected
 
 Row = bytes | Mapping[str, Any]
-"""A line as it is, or a row's values by column."""
+"""A raw line, or a row's values by column."""
 
 Rows = Iterator[tuple[int, Row | Rejected]]
+"""(number from 1, row or why it cannot be read) of each row of a file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +23,11 @@ class Source(abc.ABC):
     """One format of raw files.
 
     Attributes:
-      name: as users write it.
+      name: the source's name on the command line.
       event_names, item_names: patterns for the names of its files in a folder. A file that both
         match holds items.
-      several: whether all of several files of one kind in a folder are read; else that is an error.
+      several: whether a folder may hold several files of events, or of items, which are then all
+        read; otherwise that is an error.
     """
 
     name: str
@@ -43,14 +45,14 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def parse_event(self, row: Row) -> Event:
-        """The event in a row. Raises Reject where there is none that can be used."""
+        """The event in a row. Raises Reject where it cannot be used."""
 
     @abc.abstractmethod
     def parse_item(self, row: Row) -> Item:
-        """The item in a row. Raises Reject where there is none that can be used."""
+        """The item in a row. Raises Reject where it cannot be used."""
 
     def fitted(self, path: str) -> Source:
-        """This source as it reads one file of events. Raises as `read_events` does."""
+        """This source, adapted to one file of events. Raises as `read_events` does."""
         return self
 
 
@@ -58,7 +60,7 @@ def read_events(source: Source, path: str) -> Iterator[tuple[int, Event | Reject
     """Reads one file of events, lazily.
 
     Args:
-      path: of a local file, or its fsspec URL.
+      path: a local path or an fsspec URL.
 
     Yields:
       (line number from 1, event or why there is none), in the file's order.
@@ -71,11 +73,13 @@ def read_events(source: Source, path: str) -> Iterator[tuple[int, Event | Reject
 
 
 def read_items(source: Source, path: str) -> Iterator[tuple[int, Item | Rejected]]:
-    """Reads one file of items, lazily; an item listed twice comes twice. Else as `read_events`."""
+    """Reads one file of items, as `read_events` does; an item that is listed twice comes twice."""
     return _read(path, source.item_rows, source.parse_item)
 
 
-def _read(path, rows: Callable[[str], Rows], parse: Callable[[Row], Any]) -> Iterator:
+def _read(
+    path: str | os.PathLike, rows: Callable[[str], Rows], parse: Callable[[Row], Any]
+) -> Iterator[tuple[int, Any]]:
     path = os.fspath(path)
     name = os.path.basename(path)
     for number, row in rows(path):
@@ -86,20 +90,20 @@ def _read(path, rows: Callable[[str], Rows], parse: Callable[[Row], Any]) -> Ite
 
 
 def text_names(stem: str, *endings: str) -> tuple[str, ...]:
-    """Names of text files, plain and as gzip."""
+    """The names of text files with this stem and these endings, plain and gzipped."""
     return tuple(f"{stem}.{ending}{gz}" for ending in endings for gz in ("", ".gz"))
 
 
 def excerpt(row: Row) -> str:
-    """The first 500 characters of a row, in valid Unicode and without the end of the line."""
+    """The first 500 characters of a row, as valid Unicode and without the newline."""
     if isinstance(row, bytes):
-        whole = row[: 4 * TEXT_LENGTH].decode(errors="replace").rstrip("\r\n")
+        text = row[: 4 * TEXT_LENGTH].decode(errors="replace").rstrip("\r\n")
     else:
-        whole = json.dumps(row, ensure_ascii=False, default=str)
-        whole = whole.encode(errors="replace").decode()
-    return whole[:TEXT_LENGTH]
+        text = json.dumps(row, ensure_ascii=False, default=str)
+        text = text.encode(errors="replace").decode()
+    return text[:TEXT_LENGTH]
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, in one line."""
+    """The first line of a library's error message, or the error's type where it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Tables of one's own: JSON, CSV or Parquet, with a mapping of their columns to ours."""
+"""Tables of the user's own: JSON, CSV or Parquet, with a mapping from our names to columns."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _EVENT_NAMES = ("user_id", "item_id", *_TIME_NAMES)
 _NOT_OF_ITEMS = ("user_id", *_TIME_NAMES)
 _TEXT_NAMES = ("title", "category", "brand", "price")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_FIRST_ROWS = 1000  # by which a file's numbers are told from dates in digits
+_FIRST_ROWS = 1000  # rows that decide whether a file's numbers are dates in digits
 
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
-    """How files are written that have no fixed format: the arguments of `sources.get_source`."""
+    """How files without a fixed format are written: the arguments of `sources.get_source`."""
 
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     event_columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -34,7 +34,7 @@ class TableOptions:
 
     @property
     def mappings(self) -> dict[str, Mapping[str, str]]:
-        """{flag of the command: mapping}."""
+        """{flag of `calrec prepare`: mapping}."""
         names = ("columns", "event_columns", "item_columns")
         return {f"--{name}": getattr(self, name) for name in names}
 
@@ -44,10 +44,11 @@ class Table(Source):
     """Events with user_id, item_id, order and/or timestamp; items with item_id and text fields.
 
     Attributes:
-      event_columns, item_columns: ((our name, theirs), ...), of each kind of files. A name that is
-        not in it is the same in both; of items, one that is no usual field is one more.
-      time_unit: of timestamps that are numbers: "s", "ms", "us" or "ns".
-      dates: whether such numbers are dates, 20240401 or 2024, in place of times in `time_unit`.
+      event_columns, item_columns: ((our name, column in the files), ...) for events and for items.
+        A column that is not mapped has our name. Other names in `item_columns` than the usual ones
+        become additional fields.
+      time_unit: the unit of timestamps that are numbers: "s", "ms", "us" or "ns".
+      dates: whether such numbers are dates, 20240401 or 2024, and not times in `time_unit`.
     """
 
     event_columns: tuple[tuple[str, str], ...] = ()
@@ -56,7 +57,7 @@ class Table(Source):
     dates: bool = False
 
     def configured(self, options: TableOptions) -> Table:
-        """The same format, read with `options`. Raises CalrecError where these are impossible."""
+        """This format, read with `options`. Raises CalrecError where these are impossible."""
         for flag, columns in options.mappings.items():
             _check_columns(flag, columns)
         if options.time_unit not in times.UNITS:
@@ -65,12 +66,12 @@ class Table(Source):
             )
         if options.delimiter is not None:
             raise CalrecError(f"{self.name} has no delimiter: --delimiter is for csv")
-        of_events = {ours: c for ours, c in options.columns.items() if ours in _EVENT_NAMES}
-        of_items = {ours: c for ours, c in options.columns.items() if ours not in _NOT_OF_ITEMS}
+        events = {name: c for name, c in options.columns.items() if name in _EVENT_NAMES}
+        items = {name: c for name, c in options.columns.items() if name not in _NOT_OF_ITEMS}
         return dataclasses.replace(
             self,
-            event_columns=tuple((of_events | dict(options.event_columns)).items()),
-            item_columns=tuple((of_items | dict(options.item_columns)).items()),
+            event_columns=tuple((events | dict(options.event_columns)).items()),
+            item_columns=tuple((items | dict(options.item_columns)).items()),
             time_unit=options.time_unit,
         )
 
@@ -91,14 +92,14 @@ class Table(Source):
         return records.item(item_id, record, self._readers)
 
     def fitted(self, path: str) -> Table:
-        """Takes numbers for dates where all those of the first 1000 rows are such (20240401)."""
-        first = itertools.islice(self.event_rows(path), _FIRST_ROWS)
-        numbers = [number for _, row in first if (number := self._number(row)) is not None]
+        """This format; numbers are dates if all of the first 1000 rows' numbers are (20240401)."""
+        first_rows = itertools.islice(self.event_rows(path), _FIRST_ROWS)
+        numbers = [number for _, row in first_rows if (number := self._number(row)) is not None]
         dates = bool(numbers) and None not in map(times.date_in_digits, numbers)
         return dataclasses.replace(self, dates=dates)
 
     def _number(self, row: Row | Rejected) -> records.Number | None:
-        """The timestamp of a row of events, where it is a number."""
+        """The timestamp of a row of events if it is a number, otherwise None."""
         if type(row) is Rejected:
             return None
         try:
@@ -111,7 +112,7 @@ class Table(Source):
 
     @functools.cached_property
     def _event_keys(self) -> dict[str, str]:
-        """{our name: their column} of all that is read of events."""
+        """{our name: column} of all that is read of events."""
         return {name: name for name in _EVENT_NAMES} | dict(self.event_columns)
 
     @functools.cached_property
@@ -120,7 +121,7 @@ class Table(Source):
 
     @functools.cached_property
     def _text_keys(self) -> dict[str, str]:
-        """{field: their column} of items."""
+        """{field: column} of items."""
         keys = {name: name for name in _TEXT_NAMES} | dict(self.item_columns)
         return {name: key for name, key in keys.items() if name != "item_id"}
 
@@ -157,7 +158,7 @@ class Table(Source):
 
 
 class JsonLines(Table):
-    """One JSON object a line, or one array of them."""
+    """One JSON object per line, or one array of objects."""
 
     def event_rows(self, path: str) -> Rows:
         return rows.json_lines(path)
@@ -174,13 +175,13 @@ class Csv(Table):
     """Separated values in UTF-8, with a header line; an empty cell is a missing value.
 
     Attributes:
-      delimiter: the character between cells; None: the header line tells it.
+      delimiter: the character between cells; None: inferred from the header line.
     """
 
     delimiter: str | None = None
 
     def configured(self, options: TableOptions) -> Csv:
-        """As `Table.configured`."""
+        """This format, read with `options`, as `Table.configured` says."""
         delimiter = options.delimiter
         if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
             raise CalrecError(f"{delimiter!r} cannot be a delimiter: give one character, or tab")
@@ -195,7 +196,7 @@ class Csv(Table):
 
 
 class Parquet(Table):
-    """Parquet. Its dates and times are instants; without a time zone they are taken as UTC."""
+    """Parquet. Its dates and times become instants; without a time zone they are taken as UTC."""
 
     def event_rows(self, path: str) -> Rows:
         return rows.parquet_rows(path, self._columns_of_events())
@@ -205,22 +206,22 @@ class Parquet(Table):
 
 
 def _check_columns(flag: str, columns: Mapping[str, str]) -> None:
-    """Raises CalrecError where a mapping is none of columns to what is read of these files."""
-    for name, theirs in columns.items():
+    """Raises CalrecError where `columns`, given with `flag`, cannot be a mapping for its files."""
+    for name, column in columns.items():
         if not _NAME.fullmatch(name):
             raise CalrecError(
                 f"{name!r} cannot name a field: use lower-case letters, digits and underscores, "
                 f"beginning with a letter"
             )
-        if not theirs:
+        if not column:
             raise CalrecError(f"{flag} names no column for {name}")
         if flag == "--event_columns" and name not in _EVENT_NAMES:
             raise CalrecError(
-                f"{flag} has {name}={theirs}: events have {', '.join(_EVENT_NAMES)} alone"
+                f"{flag} has {name}={column}: events have {', '.join(_EVENT_NAMES)} alone"
             )
         if flag == "--item_columns" and name in _NOT_OF_ITEMS:
             raise CalrecError(
-                f"{flag} has {name}={theirs}: items have item_id and text fields alone"
+                f"{flag} has {name}={column}: items have item_id and text fields alone"
             )
 
 

@@ -1,1 +1,1 @@
-"""Datasets on disk: the TFDS store that `calrec prepare` writes, and arrays saved in its place."""
+"""Datasets on disk: the TFDS store that `calrec prepare` writes, and arrays that can replace it."""

@@ -1,15 +1,16 @@
-"""Domains saved as arrays: what batches are made of, to train and evaluate where TensorFlow is not.
+"""Domains saved as arrays, to train and evaluate where TensorFlow is not installed.
 
-`calrec batches` writes a folder that takes the place of a store (DATA_DIR): the catalogue's tokens,
-the sequences of all splits as places in it, and the mixtures. Batches that are packed from it are
-those of the store, bit for bit, at any step; arrays are memory-mapped. NumPy and JSON alone.
+`calrec batches` writes a folder that can replace a store as DATA_DIR: the catalogue's tokens, the
+sequences of all splits as places in it, and the mixtures. Batches that are packed from it are bit
+for bit those of the store, at any step. It is written with NumPy and JSON, and arrays are
+memory-mapped.
 
     FOLDER/arrays.json              vocabulary, mixtures, domains with their templates and checksums
-    FOLDER/DOMAIN/catalogue.jsonl   {item_id, fields} a line, in the order of the tokens
-    FOLDER/DOMAIN/text_*.npy        int32 tokens: items (values, splits), the template's sentences
-    FOLDER/DOMAIN/SPLIT_places.npy, SPLIT_splits.npy     int32, int64: see `PlacedSequences`
-    FOLDER/DOMAIN/SPLIT_timestamps.npy                   int64, one a place; -1 where not known
-    FOLDER/DOMAIN/SPLIT_users.jsonl                      a user id a line
+    FOLDER/DOMAIN/catalogue.jsonl   {item_id, fields} per line, in the order of the tokens
+    FOLDER/DOMAIN/text_*.npy        the fields of `TextTokens`
+    FOLDER/DOMAIN/SPLIT_places.npy, SPLIT_splits.npy     the fields of `PlacedSequences`
+    FOLDER/DOMAIN/SPLIT_timestamps.npy                   int64, one per place; -1 where not known
+    FOLDER/DOMAIN/SPLIT_users.jsonl                      a user id per line
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
 
 from calrec_jax import files
 from calrec_jax.data import vocabularies
+from calrec_jax.data.vocabularies import AnyVocabulary
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import SPLITS, Catalogue, PlacedSequences, UserSequence
 from calrec_jax.text.prompts import TextTokens
@@ -65,14 +67,14 @@ def write_domain(
 
 def write_index(
     folder: pathlib.Path,
-    vocabulary: Any,
+    vocabulary: AnyVocabulary,
     domains: Mapping[str, Mapping[str, Any]],
     mixtures: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Writes arrays.json, last of all: without it the folder is none.
+    """Writes arrays.json, as the last file: a folder without it is not taken for saved arrays.
 
     Args:
-      domains: {name: {"dataset", "template" (as written), "own_template", "checksums", "sizes"}}.
+      domains: {name: {"dataset", "template" (as used), "own_template", "checksums", "sizes"}}.
       mixtures: {name: {"domains", "rates", "temperature"}}.
     """
     index = {
@@ -87,16 +89,16 @@ def write_index(
 def sizes(
     catalogue: Catalogue, text: TextTokens, sequences: Mapping[str, Sequence[UserSequence]]
 ) -> dict[str, int]:
-    """How long the arrays and files of a domain are, to know one that is not whole."""
-    found = {"catalogue": len(catalogue), "text_values": len(text.values)}
+    """{array or file: its length} of a domain, by which an incomplete one is recognised."""
+    lengths = {"catalogue": len(catalogue), "text_values": len(text.values)}
     for split in SPLITS:
-        found[f"{split}_users"] = len(sequences[split])
-        found[f"{split}_places"] = sum(len(user.item_ids) for user in sequences[split])
-    return found
+        lengths[f"{split}_users"] = len(sequences[split])
+        lengths[f"{split}_places"] = sum(len(user.item_ids) for user in sequences[split])
+    return lengths
 
 
 def as_placed(sequences: Sequence[UserSequence], catalogue: Catalogue) -> PlacedSequences:
-    """The items of `sequences` as places.
+    """`sequences` with their items as places in `catalogue`.
 
     Raises:
       CalrecError: an item is not in the catalogue.
@@ -108,7 +110,7 @@ def as_placed(sequences: Sequence[UserSequence], catalogue: Catalogue) -> Placed
 
 
 def read_index(folder: str | os.PathLike) -> dict[str, Any]:
-    """What arrays.json holds.
+    """The content of arrays.json.
 
     Raises:
       CalrecError: it is damaged, or of another version of calrec_jax.
@@ -130,76 +132,76 @@ def read_index(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_catalogue(folder: str | os.PathLike, name: str) -> Catalogue:
-    """The catalogue of a domain. Raises CalrecError where there is none."""
-    return _Saved.of(folder, name).catalogue()
+    """The catalogue of a domain. Raises CalrecError where there is no such domain."""
+    return _SavedDomain.open(folder, name).catalogue()
 
 
 def read_text(
-    folder: str | os.PathLike, name: str, template: Template, vocabulary: Any
+    folder: str | os.PathLike, name: str, template: Template, vocabulary: AnyVocabulary
 ) -> TextTokens:
     """The tokens of a domain's text, memory-mapped.
 
     Raises:
       CalrecError: they were saved with another template or vocabulary.
     """
-    saved = _Saved.of(folder, name)
-    asked = {
+    domain = _SavedDomain.open(folder, name)
+    expected = {
         "vocabulary": vocabularies.fingerprint(vocabulary),
         "template": files.as_json(dataclasses.asdict(template)),
     }
-    there = {"vocabulary": saved.vocabulary, "template": saved.entry["template"]}
-    for part, value in there.items():
-        if value != asked[part]:
+    saved = {"vocabulary": domain.vocabulary, "template": domain.entry["template"]}
+    for part, value in saved.items():
+        if value != expected[part]:
             raise CalrecError(
-                f"{saved.folder} was saved with {part} {value}, this run has {asked[part]}: run "
-                f"`calrec batches` again, or give the same"
+                f"{domain.folder} was saved with {part} {value}, this run has {expected[part]}: "
+                f"run `calrec batches` again, or give the same"
             )
-    sizes = saved.entry["sizes"]
-    long = {"values": sizes["text_values"], "splits": sizes["catalogue"] + 1}
+    sizes = domain.entry["sizes"]
+    lengths = {"values": sizes["text_values"], "splits": sizes["catalogue"] + 1}
     fields = (field.name for field in dataclasses.fields(TextTokens))
-    return TextTokens(**{f: saved.array(f"text_{f}", long.get(f)) for f in fields})
+    return TextTokens(**{f: domain.array(f"text_{f}", lengths.get(f)) for f in fields})
 
 
 def read_placed(
     folder: str | os.PathLike, name: str, split: str, catalogue: Catalogue
 ) -> PlacedSequences:
-    """The sequences of a split as places, memory-mapped."""
-    return _Saved.of(folder, name).placed_sequences(split)
+    """The sequences of a split as places in the catalogue, memory-mapped."""
+    return _SavedDomain.open(folder, name).placed_sequences(split)
 
 
 def read_sequences(folder: str | os.PathLike, name: str, split: str) -> list[UserSequence]:
-    """The sequences of a split, as `reader` gives them."""
-    saved = _Saved.of(folder, name)
-    catalogue, histories = saved.catalogue(), saved.placed_sequences(split)
+    """The sequences of a split, the same as `reader.read_sequences` reads from the store."""
+    domain = _SavedDomain.open(folder, name)
+    catalogue, histories = domain.catalogue(), domain.placed_sequences(split)
     splits = histories.splits.tolist()
     ids = [catalogue.item_ids[place] for place in histories.places.tolist()]
-    times = saved.array(f"{split}_timestamps", len(ids)).tolist()
-    found = []
-    for place, user_id in enumerate(saved.lines(f"{split}_users")):
-        of = slice(*splits[place : place + 2])
-        known = tuple(times[of]) if -1 not in times[of] else None
-        found.append(UserSequence(user_id, catalogue.domain, tuple(ids[of]), known))
-    return found
+    times = domain.array(f"{split}_timestamps", len(ids)).tolist()
+    sequences = []
+    for i, user_id in enumerate(domain.lines(f"{split}_users")):
+        span = slice(*splits[i : i + 2])
+        timestamps = tuple(times[span]) if -1 not in times[span] else None
+        sequences.append(UserSequence(user_id, catalogue.domain, tuple(ids[span]), timestamps))
+    return sequences
 
 
 def num_examples(folder: str | os.PathLike, name: str, split: str) -> int:
     """How many sequences a split holds."""
-    return _Saved.of(folder, name).num_examples(split)
+    return _SavedDomain.open(folder, name).num_examples(split)
 
 
 def checksums(folder: str | os.PathLike, name: str) -> dict[str, str]:
-    """Checksums of the dataset that the arrays were made of."""
-    return _Saved.of(folder, name).entry["checksums"]
+    """The checksums of the dataset that the arrays were made from."""
+    return _SavedDomain.open(folder, name).entry["checksums"]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Saved:
-    """One domain of a folder, whose parts are read as they are asked for.
+class _SavedDomain:
+    """One domain of a folder. Its parts are read when they are needed.
 
     Attributes:
-      folder: of the domain.
-      vocabulary: its fingerprint.
-      entry: of the domain in the index.
+      folder: the domain's folder.
+      vocabulary: the fingerprint of the vocabulary.
+      entry: the domain's entry in the index.
     """
 
     folder: pathlib.Path
@@ -207,12 +209,12 @@ class _Saved:
     entry: Mapping[str, Any]
 
     @classmethod
-    def of(cls, folder: str | os.PathLike, name: str) -> _Saved:
-        """Domain `name`. Raises CalrecError where there is none."""
+    def open(cls, folder: str | os.PathLike, name: str) -> _SavedDomain:
+        """The domain `name`. Raises CalrecError where there is none."""
         index = read_index(folder)
         if name not in index["domains"]:
-            there = ", ".join(sorted(index["domains"]))
-            raise CalrecError(f"{folder} has no domain {name!r}, only {there}")
+            names = ", ".join(sorted(index["domains"]))
+            raise CalrecError(f"{folder} has no domain {name!r}, only {names}")
         return cls(pathlib.Path(folder) / name, index["vocabulary"], index["domains"][name])
 
     def catalogue(self) -> Catalogue:
@@ -230,24 +232,32 @@ class _Saved:
         places = self.array(f"{split}_places", self.entry["sizes"][f"{split}_places"])
         return PlacedSequences(places, splits)
 
-    def array(self, part: str, long: int | None) -> np.ndarray:
-        """An array, memory-mapped. Raises CalrecError unless it is `long` (None: any length)."""
+    def array(self, part: str, length: int | None) -> np.ndarray:
+        """An array, memory-mapped.
+
+        Raises:
+          CalrecError: it is damaged, or has not `length` entries (None: any number).
+        """
         path = self.folder / f"{part}.npy"
-        return _whole(path, _load(path), long)
+        array = _load(path)
+        _check_length(path, array, length)
+        return array
 
     def lines(self, part: str) -> list[Any]:
-        """The values of a file of JSON lines. Raises CalrecError where some are missing."""
+        """The values of a file of JSON lines. Raises CalrecError where lines are missing."""
         path = self.folder / f"{part}.jsonl"
-        return _whole(path, _read_lines(path), self.entry["sizes"][part])
+        lines = _read_lines(path)
+        _check_length(path, lines, self.entry["sizes"][part])
+        return lines
 
 
-def _whole(path: pathlib.Path, found, long: int | None):
-    if long is not None and len(found) != long:
+def _check_length(path: pathlib.Path, content: Sized, length: int | None) -> None:
+    """Raises CalrecError where the content of a file has not `length` entries (None: any)."""
+    if length is not None and len(content) != length:
         raise CalrecError(
-            f"{path} is damaged: it has {len(found)} entries, and {long} were written: run `calrec "
-            f"batches` again"
+            f"{path} is damaged: it has {len(content)} entries, and {length} were written: run "
+            f"`calrec batches` again"
         )
-    return found
 
 
 def _load(path: str | os.PathLike) -> np.ndarray:

@@ -1,16 +1,17 @@
-"""Checksums of a dataset's records, which no order of them changes."""
+"""Checksums of a dataset's records, which do not depend on the records' order."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from calrec_jax.text.items import Fields, UserSequence
 
 _canonical = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
 
-def _digest(*record) -> int:
+def _digest(*record: Any) -> int:
     digest = hashlib.blake2b(_canonical(record).encode(), digest_size=16).digest()
     return int.from_bytes(digest, "big")
 
@@ -26,5 +27,5 @@ def item_digest(item_id: str, fields: Fields) -> int:
 
 
 def checksum(digests: int) -> str:
-    """A sum of digests modulo 2**128, in hexadecimal: no order of the records changes it."""
+    """A sum of digests modulo 2**128, in hexadecimal."""
     return f"{digests % 2**128:032x}"

@@ -1,8 +1,8 @@
-"""The store: a TFDS dataset a domain, readable by plain `tfds.load` anywhere.
+"""The store: one TFDS dataset per domain, which plain `tfds.load` can read anywhere.
 
-A dataset has two configs, since TFDS wants the same features in all splits of one:
-`tfds.load("DOMAIN/sequences", data_dir=...)` has splits train, validation and test of user
-sequences {user_id, item_ids, timestamps}, the last item being the target;
+A dataset has two configs, since TFDS requires the same features in all splits of a config.
+`tfds.load("DOMAIN/sequences", data_dir=...)` has the splits train, validation and test of user
+sequences {user_id, item_ids, timestamps}, whose last item is the target.
 `tfds.load("DOMAIN/items", ...)` has the one split `items`, the catalogue. A missing field is "",
 missing timestamps are an empty list. Records are sorted by the MD5 of the user's or the item's id.
 """
@@ -26,11 +26,11 @@ from calrec_jax.errors import CalrecError, is_full_disk, local_path
 from calrec_jax.locks import try_flock
 from calrec_jax.text.items import SPLITS, Catalogue, Fields, UserSequence
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")  # files have it in their names, which have a limit
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")  # part of the names of files, whose length is limited
 
 
 def check_name(domain: str) -> None:
-    """Raises CalrecError where TFDS could not take `domain` as a dataset's name."""
+    """Raises CalrecError where `domain` cannot be the name of a TFDS dataset."""
     if not _NAME.fullmatch(domain):
         raise CalrecError(
             f"{domain!r} cannot name a domain: use lower-case letters, digits and underscores, "
@@ -39,15 +39,15 @@ def check_name(domain: str) -> None:
 
 
 def domain_dir(data_dir: str | pathlib.Path, domain: str) -> pathlib.Path:
-    """Where the dataset of `domain` lies. Raises CalrecError where the store is a URL."""
+    """The folder of the dataset of `domain`. Raises CalrecError where the store is a URL."""
     return local_path(data_dir, "the store") / domain
 
 
 @contextlib.contextmanager
 def workspace(data_dir: str | pathlib.Path, domain: str) -> Iterator[pathlib.Path]:
-    """A folder in which to make a dataset: beside its place, this process's alone, gone at the end.
+    """A temporary folder of this process alone, beside the dataset's place, to make the dataset in.
 
-    What a killed process left in it is wiped.
+    What a killed process left in it is deleted first.
 
     Raises:
       CalrecError: the domain's name is impossible, another process is making this dataset, or the
@@ -68,19 +68,19 @@ def workspace(data_dir: str | pathlib.Path, domain: str) -> Iterator[pathlib.Pat
             f"cannot write {target}: {_reason(error)}; nothing that was there before is lost"
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # a store that was made holds something
+        with contextlib.suppress(OSError):  # a folder that is not empty stays
             for path in missing:
                 path.rmdir()
 
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path, target: pathlib.Path) -> Iterator[None]:
-    """Holds the lock in `folder`, which is empty but for it."""
+    """Holds the lock in `folder`, which is made if need be, and emptied but for the lock."""
     lock = folder / "lock"
     with contextlib.ExitStack() as stack:
         while True:
             folder.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # a run that ends takes its folder away
+            with contextlib.suppress(FileNotFoundError):  # a run that ends deletes its folder
                 file = stack.enter_context(lock.open("w"))
                 if try_flock(file) is False:
                     raise CalrecError(
@@ -89,19 +89,19 @@ def _locked(folder: pathlib.Path, target: pathlib.Path) -> Iterator[None]:
                 if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                     break
         old = folder / "old"
-        if old.exists() and not target.exists():  # killed between two moves
+        if old.exists() and not target.exists():  # an earlier run was killed within `publish`
             old.rename(target)
         _wipe(folder)
         try:
             yield
         finally:
             lock.unlink()
-            with contextlib.suppress(OSError):  # the next run is there already
+            with contextlib.suppress(OSError):  # the next run already uses the folder
                 folder.rmdir()
 
 
 def _wipe(folder: pathlib.Path) -> None:
-    """Removes all but the lock."""
+    """Deletes all that is in `folder` but the lock."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -116,12 +116,12 @@ def _reason(error: Exception) -> str:
 
 
 class DomainWriter:
-    """Writes the records of a domain, users and items each in the order of the store.
+    """Writes the records of a domain. Users, and items, must come in the order of the store.
 
     That order is by `shards.record_key` of the id, then by the id.
 
     Args:
-      folder: a workspace.
+      folder: a folder made by `workspace`.
     """
 
     def __init__(self, folder: pathlib.Path, domain: str):
@@ -146,7 +146,7 @@ class DomainWriter:
         """Writes the catalogue.
 
         Args:
-          names: of the fields that any item has.
+          names: the names of all fields that items have.
           items: (item id, fields).
         """
         writer = shards.SplitWriter(self._folder, "items")
@@ -157,26 +157,28 @@ class DomainWriter:
         self._splits["items"] = writer.finish(self.folder("items"), self._domain, "items")
 
     def folder(self, config: str) -> pathlib.Path:
-        """Where the shards of "sequences" or of "items" are to be; made if need be."""
+        """The folder for the shards of "sequences" or "items", made if need be."""
         folder = self._made / config / VERSION
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def take_shards(self, names: Sequence[str], splits: Mapping[str, shards.Split]) -> None:
-        """Takes all splits from who wrote their shards into `folder`; nothing is to be added then.
+        """Registers all splits when their shards were written into `folder` by other code.
+
+        No users or items may be added then.
 
         Args:
-          names: of the fields that any item has.
-          splits: of users' sequences, and "items".
+          names: the names of all fields that items have.
+          splits: {"train", "validation", "test", "items": the split}.
         """
         self._names = names
         self._splits.update(splits)
 
     def finish(self, metadata: Mapping[str, Any]) -> pathlib.Path:
-        """Ends the dataset when all users and items are written.
+        """Completes the dataset after all users and items are written.
 
         Args:
-          metadata: JSON values, kept with both configs as `builder.info.metadata`.
+          metadata: JSON values; they become `builder.info.metadata` of both configs.
 
         Returns:
           The folder that holds the dataset, for `publish`.
@@ -204,19 +206,23 @@ class DomainWriter:
             {"items": self._splits["items"]},
             metadata,
         )
-        # What `tfds.load(DOMAIN)` means.
+        # The config that `tfds.load(DOMAIN)` loads.
         (self._made / ".config").mkdir()
         default = {"default_config_name": "sequences"}
         (self._made / ".config" / "metadata.json").write_text(json.dumps(default))
         return self._made
 
 
-def publish(folder: pathlib.Path, made: pathlib.Path, data_dir, domain: str) -> pathlib.Path:
-    """Moves a finished dataset to its place, and what is there away; back again if that fails.
+def publish(
+    folder: pathlib.Path, made: pathlib.Path, data_dir: str | os.PathLike, domain: str
+) -> pathlib.Path:
+    """Moves a finished dataset to its place in the store, instead of an older one there.
+
+    If that fails, the older one stays.
 
     Args:
       folder: the workspace.
-      made: what `DomainWriter.finish` returned.
+      made: the folder that `DomainWriter.finish` returned.
     """
     target, old = domain_dir(data_dir, domain), folder / "old"
     try:
@@ -236,16 +242,16 @@ def write_domain(
     splits: Mapping[str, Sequence[UserSequence]],
     extra_files: Mapping[str, str],
 ) -> pathlib.Path:
-    """Writes the dataset of `catalogue.domain` from memory, in place of one that is there.
+    """Writes the dataset of `catalogue.domain` from memory, instead of an older one in the store.
 
-    A write that ends early leaves what was there before.
+    The older one is kept if writing fails.
 
     Args:
-      splits: {"train", "validation", "test"}, each a list of sequences.
-      extra_files: {name: text}, written into the dataset's folder.
+      splits: {"train", "validation", "test": sequences}.
+      extra_files: {name: text} of further files in the dataset's folder.
 
     Raises:
-      CalrecError: as `workspace`.
+      CalrecError: as `workspace` raises it.
     """
     domain = catalogue.domain
     with workspace(data_dir, domain) as folder:
@@ -266,7 +272,9 @@ def _sort_key(record_id: str) -> tuple[str, str]:
     return shards.record_key(record_id), record_id
 
 
-def _checksums(catalogue: Catalogue, splits) -> dict[str, str]:
+def _checksums(
+    catalogue: Catalogue, splits: Mapping[str, Sequence[UserSequence]]
+) -> dict[str, str]:
     items = zip(catalogue.item_ids, catalogue.fields, strict=True)
     return {
         **{name: checksum(sum(map(sequence_digest, splits[name]))) for name in SPLITS},
@@ -281,30 +289,32 @@ def load(data_dir: str | pathlib.Path, domain: str, config: str, split: str) -> 
       config: "sequences" or "items".
 
     Raises:
-      CalrecError: there is no such dataset; the line says how to make it.
+      CalrecError: there is no such dataset; the message says how to make it.
     """
     split_info(data_dir, domain, config, split)
-    # TFDS would keep small datasets in memory, and warn of those that are not read to their end.
+    # TFDS would cache small datasets in memory, and warn of those that are not read to their end.
     read_config = tfds.ReadConfig(try_autocache=False)
     return builder(data_dir, domain, config).as_dataset(
         split=split, shuffle_files=False, read_config=read_config
     )
 
 
-def split_info(data_dir, domain: str, config: str, split: str) -> tfds.core.SplitInfo:
-    """What TFDS knows of a split. Raises as `load` does."""
+def split_info(
+    data_dir: str | os.PathLike, domain: str, config: str, split: str
+) -> tfds.core.SplitInfo:
+    """TFDS's description of a split. Raises as `load` does."""
     splits = builder(data_dir, domain, config).info.splits
     if split not in splits:
         raise CalrecError(f"{domain} has no split {split!r}, only {sorted(splits)}")
     return splits[split]
 
 
-def builder(data_dir, domain: str, config: str) -> tfds.core.DatasetBuilder:
-    """What reads a config of a domain's dataset.
+def builder(data_dir: str | os.PathLike, domain: str, config: str) -> tfds.core.DatasetBuilder:
+    """The TFDS builder that reads a config of a domain's dataset.
 
     Raises:
-      CalrecError: there is none (the line says how to make it), or can be none of that name, or it
-        is damaged.
+      CalrecError: there is no such dataset (the message says how to make it), the name cannot be
+        one, or the dataset is damaged.
     """
     check_name(domain)
     directory = domain_dir(data_dir, domain) / config / VERSION
@@ -316,7 +326,7 @@ def builder(data_dir, domain: str, config: str) -> tfds.core.DatasetBuilder:
         )
     try:
         return tfds.builder_from_directory(directory)
-    except Exception as error:  # of JSON, of protocol buffers, of names in them
+    except Exception as error:  # JSON and protocol buffers have errors of many types
         raise CalrecError(
             f"damaged dataset: {directory} cannot be opened: prepare {domain} again"
         ) from error

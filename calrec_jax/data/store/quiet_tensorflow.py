@@ -1,7 +1,7 @@
-"""TensorFlow and what stands on it, as the data layer wants them: quiet, and on the CPU alone.
+"""TensorFlow, TFDS and SeqIO, made quiet and restricted to the CPU.
 
-Importing TensorFlow any other way would let it take the accelerators' memory from JAX, and greet
-our users with a page of lines that they can do nothing about.
+Importing TensorFlow in any other way would let it take the accelerators' memory from JAX, and show
+users a page of log lines that they can do nothing about.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _CHATTY = ("tensorflow_datasets", "seqio")
 
 @contextlib.contextmanager
 def _without_greetings() -> Iterator[None]:
-    """Holds back what is written to file descriptor 2, and in the end passes on the rest of it.
+    """Holds back what is written to file descriptor 2, and at the end writes all but greetings.
 
-    TensorFlow's libraries log while they are loaded, before any setting of theirs is read.
+    TensorFlow's libraries log while they are loaded, before their settings are read.
     """
     try:
         stderr, held = os.dup(2), tempfile.TemporaryFile()
-    except OSError:  # closed, or nowhere to hold anything
+    except OSError:  # stderr is closed, or there is no place for a temporary file
         yield
         return
     os.dup2(held.fileno(), 2)
@@ -49,13 +49,13 @@ def _without_greetings() -> Iterator[None]:
         held.close()
 
 
-def _is_ours(record: logging.LogRecord) -> bool:
-    """False for what chatty libraries tell below the level of errors."""
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    """False for what chatty libraries log below the level of errors."""
     packages = record.pathname.split(os.sep)
     return record.levelno >= logging.ERROR or not any(name in packages for name in _CHATTY)
 
 
-# JAX's own default: whichever is imported first, information is hidden, and warnings are not.
+# The same as JAX's default: whichever is imported first, information is hidden, warnings are not.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 try:
@@ -71,7 +71,7 @@ except ModuleNotFoundError as error:
         f"installed: install it, or give as DATA_DIR what `calrec batches` saved elsewhere"
     ) from error
 tf.get_logger().setLevel(logging.ERROR)
-logging.getLogger("absl").addFilter(_is_ours)
+logging.getLogger("absl").addFilter(_is_of_interest)
 tfds.disable_progress_bar()
 
 __all__ = ["seqio", "tf", "tfds"]

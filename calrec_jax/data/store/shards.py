@@ -1,7 +1,7 @@
 """Files of the store: how a record is encoded, which shard it is in, and TFDS's metadata.
 
-Records are written with TensorFlow alone: TFDS's own writing is ten times slower. A record's place
-depends on its id and on how many there are, so whoever knows these can write a shard by itself.
+Records are written with TensorFlow alone: TFDS's own writing is ten times slower. A record's shard
+depends only on its id and on the number of records, so that shards can be written independently.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import pathlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,34 +25,34 @@ _FRAME = 16  # bytes that TFRecord adds to a record
 
 
 def record_key(record_id: str) -> str:
-    """What records are sorted by, before their ids: the MD5 of the id, in hexadecimal."""
+    """The key by which records are sorted, before their ids: the id's MD5 in hexadecimal."""
     return hashlib.md5(record_id.encode(), usedforsecurity=False).hexdigest()
 
 
 def num_shards(records: int, config: str) -> int:
-    """How many shards a split of so many records has."""
+    """How many shards a split of `records` records has."""
     return max(1, -(-records // RECORDS_PER_SHARD[config]))
 
 
 def shard_of(key: str, shards: int) -> int:
-    """The shard of a record, by its `record_key`; shards are sorted as the records in them are."""
+    """The shard of the record with this `record_key`; its order is that of the records."""
     return int(key[:8], 16) * shards >> 32
 
 
 def encode_sequence(sequence: UserSequence) -> bytes:
-    """A serialised tf.train.Example; times that are not known are an empty list."""
+    """`sequence` as a serialised tf.train.Example; unknown timestamps are an empty list."""
     example = tf.train.Example()
     feature = example.features.feature
     feature["user_id"].bytes_list.value.append(sequence.user_id.encode())
     feature["item_ids"].bytes_list.value.extend([i.encode() for i in sequence.item_ids])
-    # An empty list of integers is one too.
+    # Without this, an empty list would not be marked as one of integers.
     feature["timestamps"].int64_list.SetInParent()
     feature["timestamps"].int64_list.value.extend(sequence.timestamps or ())
     return example.SerializeToString(deterministic=True)
 
 
 def encode_item(item_id: str, fields: Fields, names: Iterable[str]) -> bytes:
-    """A serialised tf.train.Example of all fields `names`; those that are missing are ""."""
+    """An item as a serialised tf.train.Example with the fields `names`; missing ones are ""."""
     example = tf.train.Example()
     feature = example.features.feature
     feature["item_id"].bytes_list.value.append(item_id.encode())
@@ -62,7 +62,7 @@ def encode_item(item_id: str, fields: Fields, names: Iterable[str]) -> bytes:
 
 
 def sequence_features() -> tfds.features.FeaturesDict:
-    """What a record of `sequences` holds."""
+    """The features of a record of the config `sequences`."""
     text = tfds.features.Text()
     return tfds.features.FeaturesDict(
         {
@@ -74,7 +74,7 @@ def sequence_features() -> tfds.features.FeaturesDict:
 
 
 def item_features(names: Iterable[str]) -> tfds.features.FeaturesDict:
-    """What a record of `items` with the fields `names` holds."""
+    """The features of a record of the config `items` with the fields `names`."""
     text = tfds.features.Text()
     return tfds.features.FeaturesDict({"item_id": text, **{name: text for name in names}})
 
@@ -84,26 +84,28 @@ class Split:
     """A split that has been written.
 
     Attributes:
-      shard_lengths: records of each shard.
-      num_bytes: of all records.
+      shard_lengths: the number of records of each shard.
+      num_bytes: the size of all records.
     """
 
     shard_lengths: Sequence[int]
     num_bytes: int
 
 
-def shard_path(folder: pathlib.Path, domain: str, split: str, shard: int, shards: int):
-    """Where TFDS looks for a shard."""
+def shard_path(
+    folder: pathlib.Path, domain: str, split: str, shard: int, shards: int
+) -> pathlib.Path:
+    """The path where TFDS looks for a shard."""
     return folder / f"{domain}-{split}.tfrecord-{shard:05d}-of-{shards:05d}"
 
 
 class SplitWriter:
-    """Writes the records of a split, which come sorted by `record_key` and then by id.
+    """Writes the records of a split, which must come sorted by `record_key` and then by id.
 
-    How many shards there are is known in the end only, so they are cut from one file then.
+    The number of shards is only known at the end, when they are cut from one temporary file.
 
     Args:
-      folder: for what is temporary.
+      folder: the folder for temporary files.
     """
 
     def __init__(self, folder: pathlib.Path, split: str):
@@ -121,10 +123,10 @@ class SplitWriter:
         self._index.write(struct.pack("<IQ", int(key[:8], 16), self._end))
 
     def finish(self, folder: pathlib.Path, domain: str, config: str) -> Split:
-        """Writes the shards into `folder`, and takes away what is temporary."""
+        """Writes the shards into `folder`, and deletes the temporary files."""
         self._records.close()
         self._index.close()
-        # An empty file cannot be mapped.
+        # An empty file cannot be memory-mapped.
         index = np.memmap(self._index_path, _INDEX, "r") if self._end else np.zeros(0, _INDEX)
         n = num_shards(len(index), config)
         # The least prefix whose `shard_of` is k is k * 2**32 / n, rounded up.
@@ -143,7 +145,7 @@ class SplitWriter:
         return Split(lengths, num_bytes)
 
 
-def _copy(source, target, size: int) -> None:
+def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
     while size:
         piece = source.read(min(size, 1 << 20))
         target.write(piece)
@@ -159,11 +161,11 @@ def write_metadata(
     splits: Mapping[str, Split],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Writes what `tfds.load` needs beside the shards.
+    """Writes the files that `tfds.load` needs beside the shards.
 
     Args:
-      folder: of the shards.
-      metadata: JSON values, for `builder.info.metadata`.
+      folder: the folder of the shards.
+      metadata: JSON values; they become `builder.info.metadata`.
     """
     info = tfds.core.DatasetInfo(
         builder=tfds.core.dataset_info.DatasetIdentity(
@@ -175,7 +177,7 @@ def write_metadata(
         ),
         description=description,
         features=features,
-        disable_shuffling=True,  # records are in the order in which they are to be read
+        disable_shuffling=True,  # records are read in the order of the files
         metadata=tfds.core.MetadataDict(metadata),
     )
     info.set_file_format("tfrecord")

@@ -29,7 +29,7 @@ from calrec_jax.errors import CalrecError
 
 
 def dataset(folder, engine, files, rules, source="jsonl"):
-    """(what the engine finds, {name: bytes} of the dataset and of rejects.jsonl)."""
+    """(what the engine returns, {name: bytes} of the dataset and of rejects.jsonl)."""
     with datasets.workspace(folder, "d") as scratch:
         writer = datasets.DomainWriter(scratch, "d")
         found = engine.run("d", get_source(source), files, rules, scratch, writer, lambda *_: None)
@@ -40,7 +40,7 @@ def dataset(folder, engine, files, rules, source="jsonl"):
 
 
 def agree(folder, files, rules, source="jsonl"):
-    """Asserts that the engines do; returns what they found."""
+    """Asserts that both engines return and write the same; returns what they returned."""
     expected, expected_files = dataset(folder, duckdb_engine, files, rules, source)
     found, found_files = dataset(folder, beam_engine, files, rules, source)
     assert found == expected
@@ -53,7 +53,7 @@ def agree(folder, files, rules, source="jsonl"):
 
 @pytest.fixture(params=["stand-in", "local"])
 def scratch_parent(request, tmp_path, monkeypatch):
-    """(where scratch folders can be made, what lists all that is there or is a temporary file)."""
+    """(a folder for scratch folders, a function that lists all files there and temporary files)."""
     monkeypatch.setattr(Bucket, "objects", {})
     temporary, shared = tmp_path / "temporary", tmp_path / "shared"
     temporary.mkdir()
@@ -66,7 +66,7 @@ def scratch_parent(request, tmp_path, monkeypatch):
 
 
 def a_bit_of_everything(folder) -> RawFiles:
-    """Two files of each kind, with items in trouble, repeats, and lines that are rejected."""
+    """Two files of each kind, with unusable items, repeats, and lines that are rejected."""
     items = [Item(i, {"title": i, "brand": "B"}) for i in IDS[:-1]]
     items += [Item(IDS[0], {"title": "other"}), Item(IDS[-1], {})]
     items += [Item(f"odd{n}", {"title": True, "price": "None", "brand": ["B"]}) for n in range(3)]
@@ -165,7 +165,7 @@ def test_it_agrees_with_duckdb_on_anything(tmp_path_factory, rules, events, item
 
 
 def test_records_are_in_the_shards_of_duckdb_and_none_is_missing(tmp_path, monkeypatch):
-    """Seven users in shards of two at most on average, so that some shard has none."""
+    """Seven users in shards of at most two on average, so that at least one shard is empty."""
     monkeypatch.setattr(shards, "RECORDS_PER_SHARD", {"sequences": 1, "items": 2})
     events = [Event(f"u{n % 7}", f"i{n % 5}", None, 1 + n) for n in range(35)]
     files = write(tmp_path, events, [Item(f"i{n}", {"title": "T"}) for n in range(5)])
@@ -178,7 +178,7 @@ def test_records_are_in_the_shards_of_duckdb_and_none_is_missing(tmp_path, monke
 
 
 def prepared(folder, files, rules=Rules(), **options) -> dict[str, bytes]:
-    """{name: bytes} of the store that `prepare` makes."""
+    """{name: bytes} of the files of the store that `prepare` makes."""
     named = {"events": files.events, "items": files.items, "warn": lambda _: None}
     prepare("jsonl", None, folder, "d", rules, **named, **options)
     paths = [path for path in folder.rglob("*") if path.is_file()]
@@ -195,7 +195,7 @@ def test_prepare_gives_the_same_store_with_each_engine(tmp_path):
 
 
 def test_workers_need_no_folder_of_the_store(tmp_path, scratch_parent, monkeypatch):
-    """All that they are given is in the scratch folder; the driver alone has the store's."""
+    """Workers are given paths of the scratch folder alone; only the driver has the store's."""
     parent, listed = scratch_parent
     files = a_bit_of_everything(tmp_path)
     rules, seen = Rules(k_core=2, require=("brand",)), []

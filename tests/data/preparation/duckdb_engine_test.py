@@ -1,4 +1,4 @@
-"""The engine against the rules applied in memory, one by one."""
+"""DuckDB's engine against the rules applied in memory, one by one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IDS = ["a", "A", "1e5", "null", "NULL", "a\0b", "e\u0301", "\u00e9", "\uffee", "
 
 
 def write(folder, events, listings) -> RawFiles:
-    """Files in the format jsonl."""
+    """Writes raw files in the format jsonl."""
     records = {
         "events": [_written(event) for event in events],
         "items": [{"item_id": item.item_id, **item.fields} for item in listings],
@@ -48,7 +48,7 @@ def _written(event: Event) -> dict:
 
 
 class Written:
-    """Takes what the engine writes, and looks at its order."""
+    """A writer that keeps the engine's records, and checks that they come in the store's order."""
 
     def __init__(self):
         self.splits: dict = {split: {} for split in datasets.SPLITS}
@@ -69,7 +69,7 @@ class Written:
 
 
 def engine(folder, events, listings, rules):
-    """(what the engine finds, what it writes)."""
+    """(what the engine returns, what it has written)."""
     files, written = write(folder, events, listings), Written()
     with datasets.workspace(folder / "store", "d") as scratch:
         found = duckdb_engine.run(
@@ -80,7 +80,7 @@ def engine(folder, events, listings, rules):
 
 
 def agree(folder, events, listings, rules):
-    """Asserts that the engine finds and writes what the reference makes."""
+    """Asserts that the engine returns and writes the same as the reference."""
     found, written = engine(folder, events, listings, rules)
     expected = reference_pipeline.run("d", events, listings, rules)
     assert written.splits == {split: expected.split(split) for split in datasets.SPLITS}
@@ -146,7 +146,7 @@ def test_it_agrees_with_the_rules_in_memory(tmp_path_factory, rules, events, ite
 
 
 def test_it_agrees_where_much_is_left(tmp_path):
-    """All users and items in all kinds of trouble, on many small batches."""
+    """Users and items with all kinds of defects, in many small batches."""
     items = [Item(i, {"title": i, "brand": "B"}) for i in IDS] + [Item(IDS[0], {"title": "other"})]
     events = [Event(IDS[n % 10], IDS[(n * n + n // 7) % 11], None, 1 + n // 3) for n in range(300)]
     assert len(agree(tmp_path, events, items, Rules(k_core=20)).splits["test"]) == 10
@@ -204,7 +204,7 @@ def test_small_batches_give_the_same(tmp_path, monkeypatch):
 
 
 def test_the_core_shrinks_until_all_that_are_left_are_large(tmp_path):
-    """x is sold once: without it v is small, without v item c is, without c user w is."""
+    """Item x is sold once: without x user v is small, without v item c is, without c user w is."""
     bought = {"u": "aaabbb", "v": "xcc", "w": "cab", "t": "aab"}
     events = [Event(u, i, None, 1 + n) for u, items in bought.items() for n, i in enumerate(items)]
     items = [Item(i, {"title": i}) for i in "abcxz"]
@@ -227,15 +227,15 @@ core_events = st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("abc"))
 
 @given(core_events, st.integers(1, 3))
 def test_the_k_core_is_the_union_of_all_sets_whose_users_and_items_are_large(pairs, k):
-    """What the engine is held against, by the definition."""
+    """The reference's k-core, against the definition of a k-core."""
     events = [(n, Event(user, item, None, 1)) for n, (user, item) in enumerate(pairs)]
 
-    def all_large(some):
-        ids = [("user", e.user_id) for _, e in some] + [("item", e.item_id) for _, e in some]
+    def all_large(subset):
+        ids = [("user", e.user_id) for _, e in subset] + [("item", e.item_id) for _, e in subset]
         return all(ids.count(one) >= k for one in ids)
 
     sets = (c for n in range(len(events) + 1) for c in itertools.combinations(events, n))
-    union = {event for some in sets if all_large(some) for event in some}
+    union = {event for subset in sets if all_large(subset) for event in subset}
     left, items = reference_pipeline.k_core(events, k, iterated=True)
     assert left == sorted(union)
     assert items == {event.item_id for _, event in left}
@@ -252,9 +252,9 @@ def test_users_of_a_sample_are_as_they_are_without_it(tmp_path):
         assert sample[split] == {u: everyone[split][u] for u in sample[split]}
     assert found.counts["events_not_sampled"] == 400 - 10 * len(sample["test"])
     outside = next(user for user in everyone["test"] if user not in sample["test"])
-    some = {outside, *list(sample["test"])[:3]}  # whoever else there is
-    few = engine(tmp_path, [e for e in events if e.user_id in some], items, Rules(sample=0.3))[1]
-    assert set(few.splits["test"]) == some - {outside}
+    users = {outside, *list(sample["test"])[:3]}  # other users do not matter
+    few = engine(tmp_path, [e for e in events if e.user_id in users], items, Rules(sample=0.3))[1]
+    assert set(few.splits["test"]) == users - {outside}
 
 
 def test_rejected_lines_are_kept_and_future_events_counted(tmp_path):
@@ -280,12 +280,18 @@ def test_progress_is_told(tmp_path, monkeypatch):
         [Item(i, {"title": "T"}) for i in "ab"],
     )
     monkeypatch.setattr(duckdb_engine, "_ROWS", 2)
-    told = []
+    reports = []
     with datasets.workspace(tmp_path / "store", "d") as scratch:
         duckdb_engine.run(
-            "d", get_source("jsonl"), files, Rules(), scratch, Written(), lambda *a: told.append(a)
+            "d",
+            get_source("jsonl"),
+            files,
+            Rules(),
+            scratch,
+            Written(),
+            lambda *a: reports.append(a),
         )
-    assert told == [
+    assert reports == [
         ("reading listings", 2),
         *(("reading events", n) for n in (2, 4, 6, 8, 10)),
         ("sorting", 10),

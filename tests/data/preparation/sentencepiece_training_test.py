@@ -53,10 +53,14 @@ def test_a_model_file_needs_its_suffix(tmp_path):
 def test_the_size_that_is_needed_is_told_and_will_do(tmp_path, size):
     with pytest.raises(CalrecError) as error:
         trained(tmp_path, TEXTS, size, MARKERS)
-    told = r"no vocabulary of (-?\d+) pieces from these texts: every character is a piece, so at "
-    found = re.fullmatch(told + r"least (\d+) are needed: give that size or more", str(error.value))
-    assert int(found[1]) == size
-    assert trained(tmp_path, TEXTS, int(found[2]), MARKERS).vocab_size == int(found[2])
+    message = (
+        r"no vocabulary of (-?\d+) pieces from these texts: every character is a piece, so at "
+    )
+    numbers = re.fullmatch(
+        message + r"least (\d+) are needed: give that size or more", str(error.value)
+    )
+    assert int(numbers[1]) == size
+    assert trained(tmp_path, TEXTS, int(numbers[2]), MARKERS).vocab_size == int(numbers[2])
 
 
 @pytest.mark.parametrize("length", [4188, 4189, 6500, 100_000])  # 4 characters have two bytes
@@ -74,11 +78,11 @@ def test_a_long_text_of_other_scripts_is_learnt(tmp_path):
 
 def test_lengths_are_in_the_file_where_they_are_not_the_usual(tmp_path):
     # The same texts give the file that they always gave: a checkpoint belongs to it.
-    for texts, asked in (TEXTS, False), ([*TEXTS, "x" * 4193], True):
+    for texts, is_set in (TEXTS, False), ([*TEXTS, "x" * 4193], True):
         trained(tmp_path, texts, 350, MARKERS)
         model = sentencepiece_model_pb2.ModelProto()
         model.ParseFromString((tmp_path / "trained.model").read_bytes())
-        assert model.trainer_spec.HasField("max_sentence_length") == asked
+        assert model.trainer_spec.HasField("max_sentence_length") == is_set
 
 
 def test_a_text_with_the_librarys_own_sign_is_learnt_but_for_the_sign(tmp_path):
@@ -95,7 +99,7 @@ def test_no_text_is_told(tmp_path, texts):
 
 
 def test_a_text_of_more_than_the_library_takes_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(sentencepiece_training, "_MOST_LENGTH", 100)
+    monkeypatch.setattr(sentencepiece_training, "_MAX_LENGTH", 100)
     with pytest.raises(CalrecError, match="from a text of 101 bytes, 100 are most"):
         trained(tmp_path, ["x" * 101], 500)
 

@@ -23,7 +23,7 @@ TEMPORAL = Rules(split="temporal", validation_from=30, test_from=50, min_events=
 
 
 def made(items, rules=Rules(), times=None, orders=None):
-    """What becomes of a user who buys the letters of `items`, in the order of a file's lines."""
+    """The user that the rules make of one who buys the letters of `items`, in the file's order."""
     times = times or range(0, 10 * len(items), 10)
     orders = orders or [None] * len(items)
     bought = [Event("u", *event) for event in zip(items, orders, times, strict=True)]

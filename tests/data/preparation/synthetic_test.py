@@ -35,7 +35,7 @@ def prepared(raw) -> reference_pipeline.Reference:
 
 
 def product_of(raw, item_id) -> tuple[str, int, int]:
-    """(brand, kind, step), read from the item's text alone."""
+    """(brand, kind, step) of an item, parsed from its text alone."""
     brand, kind, step, _ = raw.items[item_id]["title"].split()
     return brand, DOMAINS[raw.name].split().index(kind), STEPS.index(step)
 
@@ -110,7 +110,7 @@ def test_what_is_written_is_read_back_as_it_was(tmp_path):
 
 
 def test_next_purchases_follow_one_rule_in_all_domains(domains, splits):
-    """From the last item's text alone, the rule names the text of the next: chance is 1 in 320."""
+    """The rule gives the next item's text from the last item's; by chance it would in 1 of 320."""
     for name, raw in domains.items():
         pairs = [(s.history[-1], s.target) for s in splits[name].split("test").values()]
         hits = [
@@ -122,7 +122,7 @@ def test_next_purchases_follow_one_rule_in_all_domains(domains, splits):
 
 
 def test_the_rule_can_be_learnt_in_one_domain_and_used_in_another(domains, splits):
-    """Brand kept, step to step: read off training pairs of the others, right in the target."""
+    """Rules learnt from training pairs of the other domains hold in the target domain."""
 
     def pairs(name):
         raw = domains[name]
@@ -163,7 +163,7 @@ def test_one_purchase_in_twenty_is_there_twice(domains, splits):
             for a, b in itertools.pairwise(raw.events)
         )
         assert 0.04 < twice / (len(raw.events) - twice) < 0.06, name
-        # Going on from an earlier product may give the last one again: more to merge.
+        # Following the rule from an earlier product may give the last one again: more to merge.
         merged = sum(user.repeats_merged for user in splits[name].users.values())
         assert merged >= twice
 

@@ -12,7 +12,7 @@ LENGTHS = {"inputs": 6, "targets": 4}
 
 
 def dataset(n, seed=0):
-    """`n` examples of all lengths, as a Task gives them."""
+    """`n` examples of all lengths, as a SeqIO task yields them."""
     rng = np.random.default_rng(seed)
 
     def examples():

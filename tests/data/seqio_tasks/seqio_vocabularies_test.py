@@ -157,13 +157,13 @@ def test_seqios_own_classes_where_there_are_some(sentencepiece):
         (vocabularies.byte(), seqio.ByteVocabulary),
         (sentencepiece, seqio.SentencePieceVocabulary),
     ):
-        theirs = as_seqio(ours)
-        assert type(theirs) is kind
-        assert as_seqio(theirs) is theirs
-        assert vocabularies.fingerprint(theirs) == vocabularies.fingerprint(ours)
+        seqios = as_seqio(ours)
+        assert type(seqios) is kind
+        assert as_seqio(seqios) is seqios
+        assert vocabularies.fingerprint(seqios) == vocabularies.fingerprint(ours)
         expected = ours.encode("garden hose")
-        assert theirs.encode("garden hose") == expected
-        assert theirs.encode_tf("garden hose").numpy().tolist() == expected
+        assert seqios.encode("garden hose") == expected
+        assert seqios.encode_tf("garden hose").numpy().tolist() == expected
 
 
 def test_a_derived_class_keeps_its_ids():

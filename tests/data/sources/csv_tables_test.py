@@ -105,7 +105,7 @@ SEMICOLONS = b"item_id;title, long;title\na;x,y;T 1\n"
         (b"item_id|title\na|x, y; z\n", [(2, "x, y; z")]),
         (b'"item_id";"title"\n"a";"x; ""y"""\n', [(2, 'x; "y"')]),
         (b"\n \n item_id ; title \na;x\n", [(4, "x")]),
-        # The header says it, whatever else is in it, and in the rows.
+        # The delimiter is inferred from the header, whatever else is in it and in the rows.
         (SEMICOLONS, [(2, "T 1")]),
         (b"title;x,item_id\nx;y,a\n", [(2, None)]),
         (b"item_id,title\na;b,x;y\n", [(2, "x;y")]),
@@ -147,7 +147,7 @@ def test_the_files_of_recbole(read):
         (2, Item("a", {"title": '"Toy" Story', "category": "Comedy Family"})),
         (3, Item("b", {"title": '"x'})),
     ]
-    # Only where all columns have a type; else the colon is part of a name.
+    # Only where all columns have a type; otherwise the colon is part of a name.
     assert read(sources.read_items, "csv", b"item_id,a:token\ni,x\n", {"title": "a:token"}) == [
         (2, Item("i", {"title": "x"}))
     ]

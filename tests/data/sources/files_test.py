@@ -15,7 +15,7 @@ LINE = b'{"user_id": "u", "item_id": "a", "order": 0}\n'
 
 @pytest.fixture
 def find(tmp_path):
-    """`find_files` of a source by its name."""
+    """`find_files` for the source called `source`."""
 
     def run(source, input_dir=None, events=(), items=()):
         return sources.find_files(
@@ -27,7 +27,7 @@ def find(tmp_path):
 
 @pytest.fixture
 def gs(monkeypatch):
-    """Google Cloud Storage in memory, which holds {url: bytes}."""
+    """Google Cloud Storage in memory, with the objects {url: bytes}."""
     return functools.partial(fill_bucket, monkeypatch)
 
 

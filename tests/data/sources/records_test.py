@@ -173,7 +173,7 @@ def test_what_only_looks_like_the_remains_of_a_page_stays(value):
 
 @pytest.mark.parametrize("unit", ["{.a", "<script ", "<!-- <style>", "function (a", "document.a.b"])
 def test_a_megabyte_is_cleaned_as_a_line_is(unit):
-    """In time that grows with its length: with the length's square this would take hours."""
+    """Cleaning takes time proportional to the length: with its square this would take hours."""
 
     def outcome(repeats: int) -> type | str:
         try:

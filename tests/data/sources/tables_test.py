@@ -114,7 +114,7 @@ def test_numbers_are_dates_where_none_of_the_first_is_a_time(read, source, unit)
     assert times(20240401, 20240402, *[20240403] * 1000, 20240431)[-1] == (
         "timestamp is neither a date like those before it nor an ISO 8601 date"
     )
-    # Counted from a beginning of one's own: these are no dates, though some look like them.
+    # Times counted from another beginning: these are no dates, though a few look like dates.
     factor = {"s": 1, "ms": 1000}[unit]
     counted = [20_240_401, 20_240_431, 5_000_000, 2023_000]
     assert times(*counted) == [number // factor for number in counted]

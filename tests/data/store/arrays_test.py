@@ -1,4 +1,4 @@
-"""Saved arrays: the same domains, and the same batches, as the store that they were made of."""
+"""Saved arrays give the same domains and the same batches as the store they were made from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = ("tiny_books", "tiny_games")
 
 
 def save(folder, config, names=NAMES, own_template=False):
-    """What `calrec batches` does, for domains that are registered."""
+    """Saves the registered domains as `calrec batches` does."""
     index = {}
     for name in names:
         domain = tasks.in_use().domain(name)
@@ -61,17 +61,17 @@ def test_a_store_after_saved_arrays_finds_what_is_registered(registered, tmp_pat
 
 @pytest.mark.parametrize("targets", ["last", "random", "all"])
 def test_batches_are_those_of_the_store(registered, tmp_path, targets):
-    def some():
-        of = tasks.in_use().mixture("saved_mixture")
-        made = Batches(of, SPEC, LENGTHS, split="train", seed=3, targets=targets)
+    def batches():
+        mixture = tasks.in_use().mixture("saved_mixture")
+        made = Batches(mixture, SPEC, LENGTHS, split="train", seed=3, targets=targets)
         return [made.batch(step) for step in (0, 1, 12345)]
 
     specs.add_mixture("saved_mixture", NAMES, {"tiny_books": 1, "tiny_games": 3}, 2.0)
-    before = some()
+    expected = batches()
     tasks.use(save(tmp_path, registered))
-    for ours, theirs in zip(some(), before, strict=True):
-        for name, value in theirs.items():
-            np.testing.assert_array_equal(ours[name], value)
+    for batch, expected_batch in zip(batches(), expected, strict=True):
+        for name, value in expected_batch.items():
+            np.testing.assert_array_equal(batch[name], value)
 
 
 def test_what_is_saved_is_what_the_store_has(registered, tmp_path):

@@ -1,4 +1,4 @@
-"""The store: what is written is read, by us and by plain TFDS, whole or not at all."""
+"""The store: we and plain TFDS read what was written, and a dataset is complete or not there."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_move_that_fails_puts_the_old_dataset_back(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("raised", "reason"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "no space left on the disk"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space left on the disk"),
@@ -143,11 +143,11 @@ def test_a_move_that_fails_puts_the_old_dataset_back(tmp_path, monkeypatch):
         (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
     ],
 )
-def test_what_keeps_it_from_being_written_is_one_line(tmp_path, monkeypatch, error, reason):
-    monkeypatch.setattr(datasets.shards, "write_metadata", fails_with(error))
-    with pytest.raises(CalrecError, match=f"cannot write {tmp_path}/a/toys: .*{reason}") as told:
+def test_what_keeps_it_from_being_written_is_one_line(tmp_path, monkeypatch, raised, reason):
+    monkeypatch.setattr(datasets.shards, "write_metadata", fails_with(raised))
+    with pytest.raises(CalrecError, match=f"cannot write {tmp_path}/a/toys: .*{reason}") as error:
         write(tmp_path / "a")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Records and shards: as TFDS would write them, each where its id says."""
+"""Records and shards are as TFDS would write them; a record's shard depends on its id."""
 
 from __future__ import annotations
 
@@ -70,33 +70,36 @@ def test_shards_are_parts_of_the_range_of_the_hash():
 
 
 def written(folder, monkeypatch, ids, per_shard) -> tuple[shards.Split, list[list[str]]]:
-    """(what the writer returns, the ids that each shard holds)."""
+    """(the split that the writer returns, the ids in each shard)."""
     monkeypatch.setitem(shards.RECORDS_PER_SHARD, "items", per_shard)
     writer = shards.SplitWriter(folder, "items")
     for key, item_id in sorted((shards.record_key(item_id), item_id) for item_id in ids):
         writer.add(key, shards.encode_item(item_id, {}, ()))
     split = writer.finish(folder, "d", "items")
-    n, found = len(split.shard_lengths), []
+    n, shard_ids = len(split.shard_lengths), []
     for k in range(n):
         path = shards.shard_path(folder, "d", "items", k, n)
         records = map(
             tf.train.Example.FromString, tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
         )
-        found.append([r.features.feature["item_id"].bytes_list.value[0].decode() for r in records])
+        shard_ids.append(
+            [r.features.feature["item_id"].bytes_list.value[0].decode() for r in records]
+        )
     assert len(list(folder.iterdir())) == n  # nothing temporary is left
-    return split, found
+    return split, shard_ids
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 100])
 def test_every_record_is_in_the_shard_that_its_id_says(tmp_path, monkeypatch, count):
     ids = [f"i{n}" for n in range(count)]
-    split, found = written(tmp_path, monkeypatch, ids, per_shard=2)
-    assert len(found) == max(1, -(-count // 2))
-    assert list(split.shard_lengths) == [len(some) for some in found]
-    in_order = [item_id for some in found for item_id in some]
+    split, shard_ids = written(tmp_path, monkeypatch, ids, per_shard=2)
+    assert len(shard_ids) == max(1, -(-count // 2))
+    assert list(split.shard_lengths) == [len(shard) for shard in shard_ids]
+    in_order = [item_id for shard in shard_ids for item_id in shard]
     assert in_order == sorted(ids, key=lambda i: (hashlib.md5(i.encode()).hexdigest(), i))
-    for k, some in enumerate(found):
-        assert {shards.shard_of(shards.record_key(item_id), len(found)) for item_id in some} <= {k}
+    for k, shard in enumerate(shard_ids):
+        keys = map(shards.record_key, shard)
+        assert {shards.shard_of(key, len(shard_ids)) for key in keys} <= {k}
     sizes = [len(shards.encode_item(item_id, {}, ())) for item_id in ids]
     assert split.num_bytes == sum(sizes)
 
@@ -111,12 +114,12 @@ def test_the_cuts_are_where_the_shards_begin(prefix, n):
 def test_tfds_reads_many_shards_in_their_order(tmp_path, monkeypatch):
     folder = tmp_path / "d" / "items" / "1.0.0"
     folder.mkdir(parents=True)
-    split, found = written(folder, monkeypatch, [f"i{n}" for n in range(9)], per_shard=1)
-    assert len(found) == 9 and [] in found  # TFDS takes empty ones
+    split, shard_ids = written(folder, monkeypatch, [f"i{n}" for n in range(9)], per_shard=1)
+    assert len(shard_ids) == 9 and [] in shard_ids  # TFDS reads empty shards, too
     features = shards.item_features(())
     shards.write_metadata(folder, "d", "items", "Items.", features, {"items": split}, {"a": [1]})
     builder = tfds.builder("d/items", data_dir=tmp_path)
     assert builder.info.metadata == {"a": [1]} and builder.info.splits["items"].num_examples == 9
     assert builder.info.splits["items"].num_bytes == split.num_bytes
     read = [record["item_id"].decode() for record in tfds.as_numpy(builder.as_dataset("items"))]
-    assert read == [item_id for some in found for item_id in some]
+    assert read == [item_id for shard in shard_ids for item_id in shard]

@@ -1,46 +1,18 @@
-"""From a raw folder to a dataset: what is kept, what is counted, what is refused."""
+"""From a raw folder to a dataset: what is kept, and what is counted."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import signal
 import subprocess
 import sys
 
 import pytest
+from toys import EVENTS, bought, files, make, temporal, write_raw
 
 from calrec_jax.data.preparation.prepare import prepare
 from calrec_jax.data.preparation.sequences import Rules
 from calrec_jax.data.store import datasets, reader
-from calrec_jax.errors import CalrecError
-
-ITEMS = [{"item_id": f"i{n}", "title": f"Thing {n}", "brand": "B" * (n % 2)} for n in range(6)]
-BOUGHT = {  # the last but one of "long" is sold to nobody else and in no training sequence
-    "long": ["i0", "i0", "i1", "i2", "i3", "i4"],
-    "three": ["i1", "i2", "i0"],
-    "short": ["i1", "i1", "i2"],
-    "unknown": ["i9", "i0", "i1"],
-}
-EVENTS = [
-    {"user_id": user, "item_id": item, "order": n, "timestamp": 86_400 * (1 + n // 2)}
-    for user, items in BOUGHT.items()
-    for n, item in enumerate(items)
-]
-
-
-def write_raw(folder, items=ITEMS, events=EVENTS, more=()):
-    folder.mkdir(exist_ok=True)
-    for name, records in (("items", items), ("interactions", [*events, *more])):
-        lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in records]
-        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(b"\n".join([*lines, b""])))
-    return folder
-
-
-def make(tmp_path, raw=None, **rules):
-    raw = raw or write_raw(tmp_path / "raw")
-    quiet = {"warn": lambda _: None}  # of the times, which are of 1970
-    return prepare("jsonl", raw, tmp_path / "store", "toys", Rules(**rules), **quiet)
 
 
 def test_statistics_by_hand(tmp_path):
@@ -76,7 +48,7 @@ def test_statistics_by_hand(tmp_path):
         "examples": {"train": 1, "validation": 2, "test": 2},
         "lengths": {"mean": 4.0, "median": 3, "p90": 5, "max": 5},
         "missing_share": {"title": 0.0, "category": 1.0, "brand": 0.5, "price": 1.0},
-        "same_time": 0.5,  # of long's pairs the second and the last, of three's the first
+        "same_time": 0.5,  # the second and the last pair of "long", the first of "three"
         "same_time_target_share": 0.5,  # long: orders 4, 5; three: 1, 2
         "cold_target_share": 0.5,  # i4, but not i0
         "cold_validation_target_share": 0.5,  # i3, but not i2
@@ -157,94 +129,6 @@ def test_bad_lines_are_counted_and_kept_with_their_reason(tmp_path):
     }
 
 
-def test_an_empty_domain_is_one_line_that_says_why_and_leaves_what_was_there(tmp_path):
-    make(tmp_path)
-    before = reader.read_catalogue(tmp_path / "store", "toys")
-    with pytest.raises(CalrecError) as told:
-        make(tmp_path, write_raw(tmp_path / "raw", events=EVENTS[:2], more=[b"{"] * 3))
-    assert str(told.value) == (
-        "toys is empty: of 2 events 0 have no item with text, and 1 users have fewer than 3 events "
-        "left; 3 lines were rejected: 3 'not JSON'"
-    )
-    assert reader.read_catalogue(tmp_path / "store", "toys") == before
-
-
-def test_files_without_an_event_are_told_as_such(tmp_path):
-    with pytest.raises(CalrecError) as told:
-        make(tmp_path, write_raw(tmp_path / "raw", events=[], more=[b"{"]))
-    assert str(told.value) == (
-        "toys is empty: its files hold no event; 1 lines were rejected: 1 'not JSON'"
-    )
-
-
-def test_files_without_an_item_are_told_as_such(tmp_path):
-    with pytest.raises(CalrecError) as told:
-        make(tmp_path, write_raw(tmp_path / "raw", items=[{"sku": "i0"}]))
-    assert str(told.value) == (
-        "toys is empty: its files hold no item; 1 lines were rejected: 1 'no item_id'"
-    )
-
-
-def test_items_without_any_text_are_told_as_such(tmp_path):
-    items = [{"item_id": f"i{n % 6}", "name": "Thing"} for n in range(7)]
-    with pytest.raises(
-        CalrecError, match="toys is empty: none of its 6 items has any text; with j"
-    ):
-        make(tmp_path, write_raw(tmp_path / "raw", items))
-
-
-@pytest.mark.parametrize("engine", ["duckdb", "beam"])
-def test_events_of_items_that_are_not_listed_are_told_with_an_id_of_each(tmp_path, engine):
-    events = [{**event, "item_id": f"{event['item_id'][1:]}.0"} for event in EVENTS]
-    # One without an order, of a user whose others have one, does not count; and an item without a
-    # text is listed, too.
-    events.append({**events[0], "item_id": "0", "order": None, "timestamp": 10**9})
-    items = [{"item_id": n, "title": f"Thing {n}" if n else ""} for n in range(6)]
-    raw = write_raw(tmp_path / "raw", items, events, [b"{"])
-
-    def prepared():
-        return prepare("jsonl", raw, tmp_path / "store", "toys", engine=engine)
-
-    with pytest.raises(CalrecError) as told:
-        prepared()
-    assert str(told.value) == (
-        "toys is empty: no event has an item that is listed; item ids are like '0.0' in the files "
-        "of events, and like '0' in those of items; 1 lines were rejected: 1 'not JSON'"
-    )
-    assert not (tmp_path / "store").exists()
-    write_raw(raw, items, [*events, {**events[0], "item_id": "0"}])
-    with pytest.raises(CalrecError, match="toys is empty: of 17 events 16 have no item with text"):
-        prepared()
-
-
-def test_a_domain_without_a_training_example_is_one_line(tmp_path):
-    three = [event for event in EVENTS if event["user_id"] == "three"]
-    with pytest.raises(CalrecError, match="nothing to train on: none of its 1 users has the 4 eve"):
-        make(tmp_path, write_raw(tmp_path / "raw", events=three))
-    assert not (tmp_path / "store").exists()
-
-
-def test_an_unknown_source_is_named_with_the_nearest(tmp_path):
-    with pytest.raises(CalrecError, match="unknown source 'amazon2019', did you mean amazon2018"):
-        prepare("amazon2019", tmp_path, tmp_path / "store", "toys")
-
-
-def temporal(**rules):
-    day = 86_400
-    return {"split": "temporal", "validation_from": 2 * day, "test_from": 3 * day} | rules
-
-
-def test_an_empty_domain_tells_of_every_rule_that_removed_something(tmp_path):
-    rules = temporal(latest=2 * 86_400, require=("brand",), k_core=9, min_events=2)
-    with pytest.raises(CalrecError) as told:
-        make(tmp_path, **rules)
-    assert str(told.value) == (
-        "toys is empty: of 15 events 1 have no item with text, 2 are too late, 7 have an item "
-        "without a field that is required, 5 are outside the k-core, and 0 users have fewer than 2 "
-        "events left"
-    )
-
-
 def test_the_temporal_split_by_hand(tmp_path):
     stats = make(tmp_path, **temporal())
     assert stats["examples"] == {"train": 1, "validation": 2, "test": 1}
@@ -260,90 +144,6 @@ def test_the_temporal_split_by_hand(tmp_path):
         "test": {"long": ("i0", "i1", "i2", "i3")},
     }
     assert stats["events_unused"] == 1  # i4
-
-
-@pytest.mark.parametrize(
-    ("rules", "message"),
-    [
-        (
-            {"validation_from": 1},
-            "toys has nothing to train on: none of its 1 users has the 2 even",
-        ),
-        (
-            {"validation_from": 2 * 86_400 + 1},
-            "toys has no validation example: no user has an event",
-        ),
-        ({"latest": 2 * 86_400}, "toys has no test example: no user has an event in that period"),
-    ],
-)
-def test_a_period_without_an_example_is_one_line(tmp_path, rules, message):
-    with pytest.raises(CalrecError, match=message):
-        make(tmp_path, **temporal(**rules))
-    assert not (tmp_path / "store").exists()
-
-
-def test_future_events_are_warned_of_and_no_part_of_the_statistics(tmp_path):
-    late = [{**event, "timestamp": 4_000_000_000 + event["order"]} for event in EVENTS[:6]]
-    others = [{**event, "timestamp": 1_500_000_000 + event["order"]} for event in EVENTS[6:]]
-    raw = write_raw(tmp_path / "raw", events=[*late, *others])
-    told = []
-    prepare("jsonl", raw, tmp_path / "store", "toys", warn=told.append)
-    assert told == ["6 events are dated in the future; --latest=DATE leaves them out"]
-    with pytest.raises(CalrecError, match="nothing to train on: none of its 1 users"):
-        prepare("jsonl", raw, tmp_path / "store", "toys", Rules(latest=2 * 10**9), warn=told.append)
-    assert len(told) == 1
-
-
-TIME = 1_500_000_000
-
-
-def bought(*times, user="u", **more) -> list[dict]:
-    return [
-        {"user_id": user, "item_id": f"i{n}", "timestamp": t, **more} for n, t in enumerate(times)
-    ]
-
-
-def told_of(tmp_path, events, **options) -> list[str]:
-    told = []
-    raw = write_raw(tmp_path / "raw", events=events)
-    prepare("jsonl", raw, tmp_path / "store", "toys", warn=told.append, **options)
-    return told
-
-
-@pytest.mark.parametrize("engine", ["duckdb", "beam"])
-def test_what_looks_wrong_with_times_and_orders_is_told(tmp_path, engine):
-    def told(events, **options):
-        return told_of(tmp_path, events, engine=engine, **options)
-
-    assert told(bought(*range(TIME, TIME + 5))) == []
-    assert told(bought(*range(TIME, TIME + 5)), time_unit="ms") == [
-        "5 of 5 events with a time are dated before 1990: numbers are read as milliseconds, see "
-        "--time_unit"
-    ]
-    assert told(bought(1, 2, *range(TIME, TIME + 3))) == []
-    assert told(bought(TIME, *[TIME + 5] * 3, TIME + 9)) == [
-        "3 of 5 events without an order have the same time: it does not tell which of them came "
-        "first"
-    ]
-    ranks = [{"user_id": "u", "item_id": f"i{n}", "order": n} for n in range(5)]
-    assert told(ranks) == told([{**event, "timestamp": TIME} for event in ranks]) == []
-    assert told([*ranks, *bought(*range(TIME, TIME + 4), user="v")]) == []
-    assert told([*ranks, *bought(TIME, TIME + 1)]) == [
-        "2 events have no order, unlike others of their users, and are left out"
-    ]
-
-
-def test_what_looks_wrong_is_told_before_anything_is_written(tmp_path):
-    make(tmp_path, min_events=4)
-    before = files(tmp_path / "store")
-
-    def stop(told):
-        raise KeyboardInterrupt(told)
-
-    raw = write_raw(tmp_path / "raw", events=bought(1, 2, 3, 4))
-    with pytest.raises(KeyboardInterrupt, match="4 of 4 events with a time are dated before 1990"):
-        prepare("jsonl", raw, tmp_path / "store", "toys", warn=stop)
-    assert files(tmp_path / "store") == before
 
 
 @pytest.mark.parametrize("engine", ["duckdb", "beam"])
@@ -374,16 +174,6 @@ def test_files_may_be_named_one_by_one_with_columns_of_their_own(tmp_path):
         columns={"user_id": "who"},
     )
     assert stats == expected
-
-
-def test_a_missing_file_is_named_before_anything_is_written(tmp_path):
-    with pytest.raises(CalrecError, match="no events in .*amazon2018 reads them from"):
-        prepare("amazon2018", tmp_path, tmp_path / "store", "toys")
-    assert not (tmp_path / "store").exists()
-
-
-def files(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_the_same_raw_files_give_the_same_dataset(tmp_path):

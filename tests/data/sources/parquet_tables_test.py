@@ -1,4 +1,4 @@
-"""Parquet: its types, and files that are damaged."""
+"""Parquet files (sources/rows.py): their types, and files that are damaged."""
 
 import datetime
 import decimal

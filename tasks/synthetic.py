@@ -1,4 +1,4 @@
-"""The embedded store's domains, and their mixture for stage I."""
+"""The domains of the embedded store, and their mixture for stage I."""
 
 from calrec_jax.data.preparation.synthetic import DOMAINS
 from calrec_jax.data.registry import register_domain, register_mixture

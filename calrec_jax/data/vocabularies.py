@@ -14,13 +14,10 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, Union, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.special_tokens import read_object, special_tokens
-
-if TYPE_CHECKING:
-    import seqio
 
 _BYTES = {f"<0x{byte:02X}>" for byte in range(256)}  # pieces of a model that falls back to bytes
 
@@ -90,10 +87,6 @@ class Vocabulary(abc.ABC):
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
-
-
-AnyVocabulary = Union[Vocabulary, "seqio.Vocabulary"]
-"""A vocabulary of ours or of SeqIO's: runs may be configured with either."""
 
 
 class ByteVocabulary(Vocabulary):
@@ -365,7 +358,7 @@ def carried(path: str) -> Vocabulary:
     return beside_weights(pathlib.Path(path) / "hf")
 
 
-def bos_id(vocabulary: AnyVocabulary) -> int:
+def bos_id(vocabulary: VocabularyLike) -> int:
     """The id that starts a sequence: the vocabulary's own BOS, otherwise its pad id, as T5 does."""
     try:
         own = vocabulary.bos_id
@@ -374,7 +367,7 @@ def bos_id(vocabulary: AnyVocabulary) -> int:
     return own if own is not None and own >= 0 else vocabulary.pad_id
 
 
-def encode_template(vocabulary: AnyVocabulary, text: str) -> list[int]:
+def encode_template(vocabulary: VocabularyLike, text: str) -> list[int]:
     """The ids of a template's sentence, see `Vocabulary.encode_template`.
 
     Args:
@@ -388,7 +381,7 @@ _PROBE = (
 )
 
 
-def fingerprint(vocabulary: AnyVocabulary) -> str:
+def fingerprint(vocabulary: VocabularyLike) -> str:
     """A short string that differs where token ids could differ.
 
     Args:

@@ -26,7 +26,7 @@ import numpy as np
 
 from calrec_jax import files
 from calrec_jax.data import vocabularies
-from calrec_jax.data.vocabularies import AnyVocabulary
+from calrec_jax.data.vocabularies import VocabularyLike
 from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import SPLITS, Catalogue, PlacedSequences, UserSequence
 from calrec_jax.text.prompts import TextTokens
@@ -67,7 +67,7 @@ def write_domain(
 
 def write_index(
     folder: pathlib.Path,
-    vocabulary: AnyVocabulary,
+    vocabulary: VocabularyLike,
     domains: Mapping[str, Mapping[str, Any]],
     mixtures: Mapping[str, Mapping[str, Any]],
 ) -> None:
@@ -137,7 +137,7 @@ def read_catalogue(folder: str | os.PathLike, name: str) -> Catalogue:
 
 
 def read_text(
-    folder: str | os.PathLike, name: str, template: Template, vocabulary: AnyVocabulary
+    folder: str | os.PathLike, name: str, template: Template, vocabulary: VocabularyLike
 ) -> TextTokens:
     """The tokens of a domain's text, memory-mapped.
 

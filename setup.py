@@ -76,6 +76,7 @@ setup(
         "test": [
             "apache-beam>=2.72",
             "hypothesis>=6.130",
+            "matplotlib>=3.10",  # of examples/two_stage.ipynb
             "pytest>=9.0",
             "pytest-xdist>=3.8",
             "ruff>=0.14",

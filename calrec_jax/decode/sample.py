@@ -1,4 +1,4 @@
-"""Continuations of prompts: a prompt is read once, its N continuations share its cache."""
+"""The sampler: texts that continue prompts, from lists of tokens to arrays on the host."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.decode.trie import TokenTrie
 from calrec_jax.errors import CalrecError
 from calrec_jax.models.decoder import Decoder, for_generation
+from calrec_jax.models.params import Params
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Continuations of B prompts.
+    """N continuations of each of B prompts.
 
     Attributes:
       tokens: [B, N, T] int32, without EOS, padded with 0.
       lengths: [B, N] int32, tokens before EOS.
-      log_probs: [B, N] float64, sum of the untempered model's log-probabilities of the tokens and
-        of EOS (where it came), over its whole vocabulary whatever was allowed; never divided by the
-        length. -inf where beam search found fewer than N texts.
-      leaves: [B, N] int32 of the trie, or None where there is none.
+      log_probs: [B, N] float64, sums of the untempered model's log-probabilities of the tokens and
+        of EOS (where it came). They are over its whole vocabulary, whatever filters or trie allow,
+        and not divided by the length. -inf where beam search found fewer than N texts.
+      leaves: [B, N] int32, the leaves of the trie; None without a trie.
     """
 
     tokens: np.ndarray
@@ -44,13 +45,13 @@ class Sampler:
 
     Args:
       decoder, params: the model.
-      config: see there.
-      eos_id, bos_id: of the vocabulary; BOS goes before each prompt as in training.
-      max_prompt_tokens: the longest prompt, without BOS.
+      config: how tokens are chosen.
+      eos_id, bos_id: the vocabulary's; BOS goes before each prompt as in training.
+      max_prompt_tokens: tokens of the longest prompt, without BOS.
       mesh, mesh_config: where `params` lie; prompts are split along the data axis.
-      batch_size: calls with fewer prompts are filled up to so many rows, so that they do not
-        compile again; None = up to a power of two.
-      trie: only its texts are continuations; None = all texts are.
+      batch_size: calls with fewer prompts are padded to this many rows, so that they need no other
+        program; None = to a power of two.
+      trie: the texts that can be generated; None = any text.
 
     Raises:
       CalrecError: the trie has items of more than `config.max_new_tokens`.
@@ -59,7 +60,7 @@ class Sampler:
     def __init__(
         self,
         decoder: Decoder,
-        params,
+        params: Params,
         config: SamplingConfig,
         *,
         eos_id: int,
@@ -91,25 +92,28 @@ class Sampler:
 
         Args:
           prompts: int32 tokens without BOS, one array a prompt.
-          seeds: one a prompt, in [0, 2**32).
+          seeds: one for each prompt, in [0, 2**32).
 
         Raises:
           CalrecError: a prompt is too long.
-          ValueError: not one seed a prompt.
+          ValueError: there is not one seed for each prompt.
         """
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
-        tokens, mask = self._pad(prompts)
-        seeds = np.asarray([*seeds, *[0] * (len(tokens) - len(seeds))], np.uint32)
+        tokens_BxP, mask_BxP = self._pad(prompts)
+        seeds_B = np.asarray([*seeds, *[0] * (len(tokens_BxP) - len(seeds))], np.uint32)
         with partitioning.use_mesh(self._mesh, self._mesh_config):
-            inputs = partitioning.to_global((tokens, mask, seeds), self._mesh)
-            texts = jax.device_get(self._generate(self._params, self._trie, *inputs))
-        texts = jax.tree.map(lambda rows: rows[: len(prompts)], texts)
-        log_probs = texts.log_probs.astype(np.float64)
-        return Samples(texts.tokens, texts.lengths, log_probs, texts.nodes)
+            inputs = partitioning.to_global((tokens_BxP, mask_BxP, seeds_B), self._mesh)
+            generated = jax.device_get(self._generate(self._params, self._trie, *inputs))
+        generated = jax.tree.map(lambda rows: rows[: len(prompts)], generated)
+        log_probs = generated.log_probs.astype(np.float64)
+        return Samples(generated.tokens, generated.lengths, log_probs, generated.nodes)
 
-    def _pad(self, prompts):
-        """Rows of BOS + prompt, as long as the bucket, as many as the data axis divides."""
+    def _pad(self, prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """BOS + prompt in each row, int32 [B, P], and bool [B, P], False on padding.
+
+        P is the bucket's length, and B divides over the data axis.
+        """
         longest = 1 + max(len(prompt) for prompt in prompts)
         if longest > self._max_prompt:
             raise CalrecError(
@@ -118,12 +122,12 @@ class Sampler:
         # Buckets of 64 tokens: few programs to compile, little padding.
         width = min(-(-longest // 64) * 64, self._max_prompt)
         data = self._mesh.shape["data"]
-        filled = self._batch_size or 1 << (len(prompts) - 1).bit_length()
-        rows = -(-max(len(prompts), filled) // data) * data
-        tokens = np.zeros((rows, width), np.int32)
-        lengths = np.ones(rows, np.int32)
-        tokens[:, 0] = self._bos_id
+        fewest = self._batch_size or 1 << (len(prompts) - 1).bit_length()
+        rows = -(-max(len(prompts), fewest) // data) * data
+        tokens_BxP = np.zeros((rows, width), np.int32)
+        lengths_B = np.ones(rows, np.int32)
+        tokens_BxP[:, 0] = self._bos_id
         for row, prompt in enumerate(prompts):
-            tokens[row, 1 : 1 + len(prompt)] = prompt
-            lengths[row] = 1 + len(prompt)
-        return tokens, np.arange(width)[None, :] < lengths[:, None]
+            tokens_BxP[row, 1 : 1 + len(prompt)] = prompt
+            lengths_B[row] = 1 + len(prompt)
+        return tokens_BxP, np.arange(width)[None, :] < lengths_B[:, None]

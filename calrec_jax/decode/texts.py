@@ -1,4 +1,4 @@
-"""From histories of item ids to generated texts with their log-probabilities."""
+"""Texts that continue histories of item ids, with their log-probabilities."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from calrec_jax.text.prompts import TokenizedCatalogue
 
 
 class TextGenerator:
-    """Writes the next item of histories.
+    """Generates texts of the item that follows each history.
 
     Args:
-      sampler: the model.
-      tokens: the domain's catalogue; makes the same prompts as in training.
+      sampler: continues prompts with the model.
+      tokens: the tokenized catalogue of the domain; it makes the same prompts as in training.
       decode: token ids -> text.
-      seed: with a user's name, the seed of that user's samples.
-      trie: the sampler's, where it has one.
+      seed: together with a user's name, it seeds that user's samples.
+      trie: the sampler's trie, if it has one.
     """
 
     def __init__(
@@ -38,10 +38,12 @@ class TextGenerator:
     def __call__(
         self, histories: Sequence[Sequence[str]], names: Sequence[str]
     ) -> list[list[Generated]]:
-        """Continuations of each history of item ids, oldest first; N, or all that a beam found.
+        """The continuations of each history: N, or fewer where beam search found fewer.
 
         Args:
-          names: of the users; the same name, history and seed give the same samples in any batch.
+          histories: item ids, the oldest first.
+          names: the users' names; the same name, history and seed give the same samples in any
+            batch.
 
         Raises:
           CalrecError: a history is empty or holds ids that are not in the catalogue.
@@ -52,10 +54,10 @@ class TextGenerator:
         return [self._generated(samples, row) for row in range(len(prompts))]
 
     def _generated(self, samples: Samples, row: int) -> list[Generated]:
-        """Of one prompt."""
-        found = []
+        """The continuations of one prompt."""
+        texts = []
         for n in np.flatnonzero(~np.isneginf(samples.log_probs[row])):
             text = self._decode(samples.tokens[row, n, : samples.lengths[row, n]].tolist())
             items = () if self._trie is None else self._trie.items(int(samples.leaves[row, n]))
-            found.append(Generated(text, float(samples.log_probs[row, n]), items))
-        return found
+            texts.append(Generated(text, float(samples.log_probs[row, n]), items))
+        return texts

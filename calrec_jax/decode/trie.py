@@ -1,4 +1,4 @@
-"""The texts of a catalogue as a trie of tokens, so that nothing but an item can be generated."""
+"""The texts of a catalogue as a trie of tokens, so that only items can be generated."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from calrec_jax.text.prompts import TokenizedCatalogue
 
 @flax.struct.dataclass
 class TrieArrays:
-    """The trie as a program reads it, NumPy arrays or a device's: compressed sparse rows.
+    """The trie in compressed sparse rows, as NumPy arrays or on a device.
 
-    Nodes are numbered breadth first from the root, 0, the children of a node by their tokens. So
-    the edges in order of where they come from are also in order of where they lead: edge e leads
-    to node e + 1, and no array needs to say so.
+    Nodes are numbered breadth first from the root, 0, and the children of a node by their tokens.
+    So edges that are ordered by the node they start from are also ordered by the node they lead
+    to: edge e leads to node e + 1, and no array has to hold that.
 
     Attributes:
-      first_edge: int32 [nodes + 1], where each node's edges begin in `tokens`.
-      tokens: int32 [edges], ascending among the edges of a node.
+      first_edge: int32 [nodes + 1], the index in `tokens` of each node's first edge.
+      tokens: int32 [edges], the token of each edge, ascending among the edges of a node.
     """
 
     first_edge: np.ndarray | jax.Array
@@ -34,13 +34,13 @@ class TrieArrays:
 class TokenTrie:
     """All items' tokens, each as training has it for a target: cut to its length, and EOS.
 
-    Items with the same tokens, be it that they are listed twice or cut alike, share a leaf.
+    Items with the same tokens share a leaf: those listed twice, or equal after they were cut.
 
     Attributes:
-      arrays: see there.
+      arrays: nodes and edges.
       leaves: int32 [items], the leaf of each item, in the catalogue's order.
-      fan_outs: the most children of a node of each depth; as many as the longest item has tokens,
-        EOS included.
+      fan_outs: for each depth, the largest number of children of a node; as many depths as the
+        longest item has tokens, EOS included.
     """
 
     arrays: TrieArrays
@@ -52,7 +52,7 @@ class TokenTrie:
         """The trie of all items of a catalogue.
 
         Raises:
-          CalrecError: the catalogue is empty, or an item has EOS within.
+          CalrecError: the catalogue is empty, or an item's text contains EOS.
         """
         starts, lengths = tokens.text.splits[:-1], tokens.item_lengths
         values = tokens.text.values
@@ -64,40 +64,41 @@ class TokenTrie:
                 f"ends texts, {eos_id}: no trie can be made of it"
             )
         base = int(max(values.max(initial=0), eos_id)) + 1
-        items = np.arange(len(lengths))  # those not at their leaf yet
-        above = np.zeros(len(items), np.int64)  # and their nodes, counted within the depth
-        nodes, leaves = 1, np.zeros(len(items), np.int32)
-        counts, edges, fan_outs = [], [], []
-        parents = 1  # nodes of this depth
+        open_items = np.arange(len(lengths))  # places of items that are not at their leaf yet
+        node_of = np.zeros(len(open_items), np.int64)  # their nodes, counted within the depth
+        leaves = np.zeros(len(open_items), np.int32)
+        child_counts, edge_tokens, fan_outs = [], [], []
+        nodes_before, width = 1, 1  # nodes down to this depth, and at this depth
         for depth in range(int(lengths.max()) + 1):
-            ends = lengths[items] == depth
-            places = np.where(ends, 0, starts[items] + depth)
-            token = np.where(ends, eos_id, np.append(values, eos_id)[places])
-            keys, below = np.unique(above * base + token, return_inverse=True)
-            children = np.bincount(keys // base, minlength=parents)
-            counts.append(children)
-            edges.append(keys % base)
-            fan_outs.append(int(children.max()))
-            leaves[items[ends]] = nodes + below[ends]
-            nodes, parents = nodes + len(keys), len(keys)
-            items, above = items[~ends], below[~ends]
-        counts.append(np.zeros(parents, np.int64))  # the deepest leaves
-        first_edge = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-        arrays = TrieArrays(first_edge.astype(np.int32), np.concatenate(edges).astype(np.int32))
+            ends = lengths[open_items] == depth
+            indices = np.where(ends, 0, starts[open_items] + depth)
+            tokens_here = np.where(ends, eos_id, np.append(values, eos_id)[indices])
+            keys, child_of = np.unique(node_of * base + tokens_here, return_inverse=True)
+            child_counts.append(np.bincount(keys // base, minlength=width))
+            edge_tokens.append(keys % base)
+            fan_outs.append(int(child_counts[-1].max()))
+            leaves[open_items[ends]] = nodes_before + child_of[ends]
+            nodes_before, width = nodes_before + len(keys), len(keys)
+            open_items, node_of = open_items[~ends], child_of[~ends]
+        child_counts.append(np.zeros(width, np.int64))  # the deepest leaves have none
+        first_edge = np.concatenate([[0], np.cumsum(np.concatenate(child_counts))])
+        edge_tokens = np.concatenate(edge_tokens)
+        arrays = TrieArrays(first_edge.astype(np.int32), edge_tokens.astype(np.int32))
         return cls(arrays, leaves, tuple(fan_outs))
 
     @property
     def depth(self) -> int:
-        """Tokens of the longest item, EOS included."""
+        """The number of tokens of the longest item, EOS included."""
         return len(self.fan_outs)
 
     @functools.cached_property
-    def _by_leaf(self) -> tuple[np.ndarray, np.ndarray]:
+    def _items_by_leaf(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places of all items in the order of their leaves, and these leaves."""
         order = np.argsort(self.leaves, kind="stable")
         return order, self.leaves[order]
 
     def items(self, leaf: int) -> tuple[int, ...]:
-        """Places in the catalogue of the items that end at a node; none where it is no leaf."""
-        order, leaves = self._by_leaf
+        """The places of the items that end at a node; none if it is not a leaf."""
+        order, leaves = self._items_by_leaf
         start, end = np.searchsorted(leaves, [leaf, leaf + 1])
         return tuple(order[start:end].tolist())

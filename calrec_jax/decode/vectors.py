@@ -1,4 +1,4 @@
-"""The towers as a retriever: v_t of a whole catalogue and v_u of histories, and their cache."""
+"""Vectors for dense retrieval: v_t of a whole catalogue, v_u of histories, and files of them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from calrec_jax import files
 from calrec_jax.errors import CalrecError, is_read_only
 from calrec_jax.models import towers
 from calrec_jax.models.decoder import Decoder
+from calrec_jax.models.params import Params
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig
 from calrec_jax.text.prompts import TokenizedCatalogue
@@ -25,11 +26,11 @@ _BUCKET = 32  # tokens: few programs to compile, little padding
 
 
 class Towers:
-    """The vectors that training compares, of texts that are read alone.
+    """The vectors of items and histories that training compares; each text is read alone.
 
     Args:
-      decoder, params: the model, as training has it.
-      bos_id: of the vocabulary; BOS goes before each text as in training.
+      decoder, params: the model, in the layout that training uses.
+      bos_id: the vocabulary's; BOS goes before each text as in training.
       mesh, mesh_config: where `params` lie; texts are split along the data axis.
       batch_size: texts that are read together.
     """
@@ -37,7 +38,7 @@ class Towers:
     def __init__(
         self,
         decoder: Decoder,
-        params,
+        params: Params,
         *,
         bos_id: int,
         mesh: Mesh,
@@ -49,7 +50,7 @@ class Towers:
         data = mesh.shape["data"]
         self._rows = -(-batch_size // data) * data
         self._width = decoder.config.d_model
-        self._read = jax.jit(functools.partial(towers.item_vectors, decoder))
+        self._item_vectors = jax.jit(functools.partial(towers.item_vectors, decoder))
 
     def items(self, tokens: TokenizedCatalogue) -> np.ndarray:
         """v_t of each item, in the catalogue's order. float32 [items, D]."""
@@ -58,7 +59,8 @@ class Towers:
     def users(self, tokens: TokenizedCatalogue, histories: Sequence[Sequence[str]]) -> np.ndarray:
         """v_u of each history of item ids, oldest first. float32 [histories, D].
 
-        No token of a prompt attends to the target behind it, so that the prompt is read alone.
+        In training no token of the prompt attends to the target after it, so that the prompt alone
+        gives the same vector.
 
         Raises:
           CalrecError: a history is empty or holds ids that are not in the catalogue.
@@ -66,30 +68,37 @@ class Towers:
         return self._vectors([tokens.prompt(history) for history in histories])
 
     def _vectors(self, texts: Sequence[np.ndarray]) -> np.ndarray:
-        """Each text's mean over its tokens. Equal texts are read once, so that they tie exactly."""
-        distinct: dict[bytes, int] = {}
-        places = [distinct.setdefault(text.tobytes(), len(distinct)) for text in texts]
-        once = [np.frombuffer(data, np.int32) for data in distinct]
-        vectors = np.zeros((len(once), self._width), np.float32)
-        order = np.argsort([len(text) for text in once], kind="stable")
-        for start in range(0, len(once), self._rows):
-            some = order[start : start + self._rows]
-            tokens, mask = self._pad([once[i] for i in some])
+        """Each text's mean over its tokens, float32 [texts, D].
+
+        Equal texts are read once, so that they tie exactly.
+        """
+        index_of: dict[bytes, int] = {}
+        indices = [index_of.setdefault(text.tobytes(), len(index_of)) for text in texts]
+        distinct = [np.frombuffer(data, np.int32) for data in index_of]
+        vectors = np.zeros((len(distinct), self._width), np.float32)
+        by_length = np.argsort([len(text) for text in distinct], kind="stable")
+        for start in range(0, len(distinct), self._rows):
+            batch = by_length[start : start + self._rows]
+            tokens_BxI, mask_BxI = self._pad([distinct[i] for i in batch])
             with partitioning.use_mesh(self._mesh, self._mesh_config):
-                inputs = partitioning.to_global((tokens[:, None], mask[:, None]), self._mesh)
-                vectors[some] = jax.device_get(self._read(self._params, *inputs))[: len(some)]
-        return vectors[places]
+                # One slot a row: K = 1.
+                inputs = partitioning.to_global(
+                    (tokens_BxI[:, None], mask_BxI[:, None]), self._mesh
+                )
+                vectors_BxD = jax.device_get(self._item_vectors(self._params, *inputs))
+            vectors[batch] = vectors_BxD[: len(batch)]
+        return vectors[indices]
 
     def _pad(self, texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of BOS + text, and float32 masks of the text, as in `batch.BatchSpec`."""
+        """BOS + text in each row, int32 [B, I], and float32 [B, I], 1 on the text's tokens."""
         width = -(-(1 + max(map(len, texts))) // _BUCKET) * _BUCKET
-        tokens = np.zeros((self._rows, width), np.int32)
-        mask = np.zeros((self._rows, width), np.float32)
-        tokens[:, 0] = self._bos_id
+        tokens_BxI = np.zeros((self._rows, width), np.int32)
+        mask_BxI = np.zeros((self._rows, width), np.float32)
+        tokens_BxI[:, 0] = self._bos_id
         for row, text in enumerate(texts):
-            tokens[row, 1 : 1 + len(text)] = text
-            mask[row, 1 : 1 + len(text)] = 1
-        return tokens, mask
+            tokens_BxI[row, 1 : 1 + len(text)] = text
+            mask_BxI[row, 1 : 1 + len(text)] = 1
+        return tokens_BxI, mask_BxI
 
 
 def cached(
@@ -98,41 +107,41 @@ def cached(
     settings: Mapping[str, Any],
     compute: Callable[[], np.ndarray],
 ) -> np.ndarray:
-    """The vectors that are kept in `folder`, computed and written where they are not yet.
+    """The vectors saved in `folder`; they are computed and saved where they are not there yet.
 
-    Where nothing may be written, as a served run's folder may be, they are computed alone.
+    In a read-only folder, such as a served run's may be, they are computed and not saved.
 
     Args:
-      folder: made where it is missing.
-      name: of the catalogue, with which the file's name begins: the rest of it is a fingerprint of
-        `settings`, so that vectors of others are another file.
+      folder: created where it is missing.
+      name: the catalogue's. The file's name is this and a fingerprint of `settings`, so that
+        vectors of other settings are in another file.
       settings: all that the vectors depend on: checkpoint, texts, vocabulary, lengths. As JSON.
-      compute: gives float32 [items, D].
+      compute: returns the vectors, float32 [items, D].
 
     Raises:
       CalrecError: the file is damaged, or cannot be written.
     """
-    wanted = json.dumps(settings, sort_keys=True)
-    fingerprint = hashlib.blake2b(wanted.encode(), digest_size=16).hexdigest()
+    settings_json = json.dumps(settings, sort_keys=True)
+    fingerprint = hashlib.blake2b(settings_json.encode(), digest_size=16).hexdigest()
     path = folder / f"{name}-{fingerprint}.npz"
     if path.exists():
-        return _load(path, wanted)
+        return _load(path, settings_json)
     vectors = compute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files.save_npz(path, vectors=vectors, settings=np.array(wanted))
+        files.save_npz(path, vectors=vectors, settings=np.array(settings_json))
     except OSError as error:
         if not is_read_only(error):
             raise CalrecError(f"cannot keep the items' vectors as {path}: {error}") from error
     return vectors
 
 
-def _load(path: pathlib.Path, settings: str) -> np.ndarray:
+def _load(path: pathlib.Path, settings_json: str) -> np.ndarray:
     try:
         with np.load(path) as saved:
-            there, vectors = str(saved["settings"]), saved["vectors"]
-        if there != settings:
-            raise ValueError("those in it are of other settings")
+            saved_settings, vectors = str(saved["settings"]), saved["vectors"]
+        if saved_settings != settings_json:
+            raise ValueError("its vectors are of other settings")
     except files.DAMAGED_NPZ as error:
         raise CalrecError(f"{path} holds no vectors ({error}): remove it") from error
     return vectors

@@ -1,4 +1,4 @@
-"""The batch: the one contract between data and model, declared once and checked at the seam."""
+"""The batch: the one contract between data and model, which both sides check."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from calrec_jax.errors import CalrecError
 
 TARGETS = ("last", "random", "all")
-"""What a training example's target is: the last item of a sequence; a random one but the first,
-drawn anew in each epoch; or each but the first, every one an example of its own."""
+"""Which item of a sequence is the target of a training example: the last one; a random one but the
+first, drawn anew in each epoch; or each one but the first, every one in an example of its own."""
 
 HISTORY, TARGET = 1, 2
 """The values of `decoder_span_ids`: the span that each input token belongs to. BOS and padding
@@ -45,10 +45,12 @@ class BatchSpec:
         max_segments: int = 1,
         max_loss_tokens: int | None = None,
     ) -> BatchSpec:
-        """The spec for `lengths` = {"inputs": history tokens, "targets": target tokens with EOS}.
+        """The spec for these lengths of examples.
 
-        `row_length` defaults to inputs + targets, so that every example fits, and
-        `max_loss_tokens` to what `max_segments` targets can need at most.
+        Args:
+          lengths: {"inputs": history tokens, "targets": target tokens with EOS}, at most.
+          row_length: None = inputs + targets, so that every example fits.
+          max_loss_tokens: None = the most that `max_segments` targets can have.
 
         Raises:
           CalrecError: a row could not hold the longest example.
@@ -69,7 +71,7 @@ class BatchSpec:
         return cls(batch_size, row_length, max_segments, lengths["targets"], loss_tokens)
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and dtype of every feature, by name. Leading axis B in all of them."""
+        """{feature: (shape, dtype)}. The leading axis of each is B."""
         b, s, k, i = self.batch_size, self.row_length, self.max_segments, self.item_length
         int32, float32 = np.dtype(np.int32), np.dtype(np.float32)
         return {
@@ -86,11 +88,11 @@ class BatchSpec:
         }
 
     def check(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Holds a host's batch against this spec.
+        """Checks that a host's batch has this spec.
 
         Raises:
-          CalrecError: a feature is missing, unknown, of another shape or dtype, or a row has more
-            loss tokens than `max_loss_tokens` (they would be left out of the loss).
+          CalrecError: a feature is missing, unknown, or of another shape or dtype; or a row has
+            more than `max_loss_tokens` loss tokens, some of which the loss would leave out.
         """
         shapes = self.shapes()
         if batch.keys() != shapes.keys():
@@ -102,6 +104,8 @@ class BatchSpec:
                 raise CalrecError(
                     f"batch feature {name} is {value.dtype}{value.shape}, not {dtype}{shape}"
                 )
-        most = int((batch["decoder_loss_weights"] != 0).sum(axis=1).max())
-        if most > self.max_loss_tokens:
-            raise CalrecError(f"a row has {most} loss tokens, more than {self.max_loss_tokens}")
+        loss_tokens = int((batch["decoder_loss_weights"] != 0).sum(axis=1).max())
+        if loss_tokens > self.max_loss_tokens:
+            raise CalrecError(
+                f"a row has {loss_tokens} loss tokens, more than {self.max_loss_tokens}"
+            )

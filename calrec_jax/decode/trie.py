@@ -58,9 +58,9 @@ class TokenTrie:
         values = tokens.text.values
         if not len(lengths):
             raise CalrecError(f"{tokens.catalogue.domain} has no items: nothing can be generated")
-        for place in np.searchsorted(tokens.text.splits, np.flatnonzero(values == eos_id), "right"):
+        for end in np.searchsorted(tokens.text.splits, np.flatnonzero(values == eos_id), "right"):
             raise CalrecError(
-                f"the text of item {tokens.catalogue.item_ids[place - 1]!r} holds the token that "
+                f"the text of item {tokens.catalogue.item_ids[end - 1]!r} holds the token that "
                 f"ends texts, {eos_id}: no trie can be made of it"
             )
         base = int(max(values.max(initial=0), eos_id)) + 1

@@ -1,1 +1,1 @@
-"""The decoder."""
+"""The decoder, its adapters, and the two towers that are read from it."""

@@ -1,4 +1,4 @@
-"""The decoder's dimensions and choices, as one frozen dataclass."""
+"""The decoder's sizes and architecture choices, as one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -30,35 +30,36 @@ _POSITIVE = (
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes and switches of a rotary, grouped-query decoder: all that tells its families apart.
+    """Sizes and switches of a rotary, grouped-query decoder; model families differ in these alone.
 
     Attributes:
-      vocab_size: V, rows of the embedding; None = as the vocabulary needs, rounded up to a multiple
-        of 128 so that the axis divides over a mesh (`with_vocab_size` fills it in).
+      vocab_size: V, rows of the embedding; None = as many as the vocabulary needs, rounded up to a
+        multiple of 128 so that the axis divides over a mesh (set by `with_vocab_size`).
       d_model, num_layers, d_ff: residual width, depth, hidden width of the gated MLP.
-      num_heads, num_kv_heads, head_dim: query heads, key/value heads (a divisor), width.
-      activation: of the MLP's gate, "gelu" (tanh approximation) or "silu".
-      attention_pattern: of layers, repeated over the depth: "global" attends to all before, and
-        "sliding" to the last `sliding_window` tokens, itself included.
-      sliding_window: tokens; needed where any layer slides.
+      num_heads, num_kv_heads, head_dim: query heads, key/value heads (a divisor of these), width.
+      activation: that of the MLP's gate, "gelu" (tanh approximation) or "silu".
+      attention_pattern: the kinds of layers, repeated over the depth. A token in a "global" layer
+        attends to all tokens before it, in a "sliding" layer to the last `sliding_window` tokens,
+        itself included.
+      sliding_window: tokens; needed if any layer is "sliding".
       rope_theta: base of the rotary wavelengths.
-      local_rope_theta: that of layers that slide; None = the same, scaled as the others.
-      rope_scaling: of `rope_theta`; see there.
-      query_scalar: scores are divided by its root; None = head_dim.
+      local_rope_theta: `rope_theta` of "sliding" layers, without scaling; None = as in
+        "global" layers.
+      rope_scaling: the scaling of `rope_theta`'s frequencies; None = none.
+      query_scalar: scores are divided by its square root; None = head_dim.
       query_key_norm: RMSNorm over each head of queries and keys, before they are rotated.
-      attention_softcap, logit_softcap: x becomes cap * tanh(x / cap), of scores before the mask and
-        of logits; None = they stay.
+      attention_softcap, logit_softcap: scores before the mask, and logits, become
+        cap * tanh(x / cap); None = they are not capped.
       query_key_value_bias, attention_out_bias, mlp_bias: which projections add a bias.
-      post_norms: RMSNorm on what attention and MLP give, before it is added, besides the one
-        before.
+      post_norms: RMSNorm on the outputs of attention and MLP too, before they are added.
       norm_eps: epsilon of RMSNorm.
       norm_plus_one: RMSNorm multiplies by 1 + scale (scale starts at 0) instead of by scale.
       tie_embeddings: the unembedding is the embedding's transpose.
       scale_embedding: multiply embeddings by sqrt(d_model).
-      scan_layers: one compiled block scanned over stacked parameters (fast to compile), or a loop.
+      scan_layers: one block is scanned over stacked parameters (fast to compile), or a loop.
       remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full".
-      dtype, param_dtype: of activations and of parameters.
-      lora: adapters of projections; None = none. A stage's own, see `stages.Stage`.
+      dtype, param_dtype: the types of activations (the compute dtype) and of parameters.
+      lora: adapters of projections; None = none. Each stage sets its own, see `stages.Stage`.
     """
 
     d_model: int
@@ -93,7 +94,9 @@ class DecoderConfig:
     lora: LoraConfig | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "attention_pattern", tuple(self.attention_pattern))  # of a list
+        object.__setattr__(
+            self, "attention_pattern", tuple(self.attention_pattern)
+        )  # may be a list
         for name in (*_SIZES, *_POSITIVE):
             value = getattr(self, name)
             if isinstance(value, (int, float)) and value < (1 if name in _SIZES else 1e-9):
@@ -113,7 +116,9 @@ class DecoderConfig:
     def _check_pattern(self) -> None:
         pattern = self.attention_pattern
         if not pattern or not {*pattern} <= {*ATTENTION_KINDS}:
-            raise CalrecError(f"attention_pattern {pattern!r}: give some of {ATTENTION_KINDS}")
+            raise CalrecError(
+                f"attention_pattern {pattern!r}: each layer is one of {ATTENTION_KINDS}"
+            )
         if "sliding" in pattern and self.sliding_window is None:
             raise CalrecError("attention_pattern has 'sliding' layers: set sliding_window, tokens")
 
@@ -124,9 +129,9 @@ class DecoderConfig:
         return tuple(pattern[layer % len(pattern)] for layer in range(self.num_layers))
 
     def meaning(self) -> dict[str, object]:
-        """What weights mean, and not how they are computed with: equal for the same function."""
-        how = ("dtype", "param_dtype", "remat", "scan_layers", "lora")
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in how}
+        """The fields that define the function that weights compute, and not how it is computed."""
+        how_computed = ("dtype", "param_dtype", "remat", "scan_layers", "lora")
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in how_computed}
 
     def with_vocab_size(self, needed: int) -> DecoderConfig:
         """This config with a vocabulary that holds `needed` ids.

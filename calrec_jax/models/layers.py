@@ -16,16 +16,16 @@ _ACTIVATIONS = {"gelu": lambda x: nn.gelu(x, approximate=True), "silu": nn.silu}
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
-    """cap * tanh(x / cap) (Gemma 2, arXiv 2408.00118, section 2); `x` where there is no cap."""
+    """cap * tanh(x / cap) (Gemma 2, arXiv 2408.00118, section 2); `x` itself without a cap."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 class Projection(nn.Module):
-    """x W, or x W + b: the last axes of x against the first of W; with adapters, see `lora`.
+    """x W or x W + b, summed over the last axes of x and the first of W; adapters as in `lora`.
 
     Attributes:
-      inputs, outputs: sizes of the axes that are summed over, and of those that come instead.
-      axes: logical names of all of them.
+      inputs, outputs: sizes of the axes that are summed over, and of those that replace them.
+      axes: logical names of the axes of W, inputs before outputs.
       bias: whether there is a b.
     """
 
@@ -50,18 +50,26 @@ class Projection(nn.Module):
             y = y + self._update(x, normal)
         return y
 
-    def _update(self, x: jax.Array, normal) -> jax.Array:
-        """alpha / rank (x A) B. B is 0 at first, and with it the update.
+    def _update(self, x: jax.Array, normal: nn.initializers.Initializer) -> jax.Array:
+        """The adapters' update of x W: alpha / rank (x A) B. B starts at 0, and so does the update.
 
-        Both are float32, whatever the kernel is: they are what is trained.
+        A and B are float32 whatever the kernel's type, because they are what is trained.
         """
-        r, n, zeros = self.config.lora.rank, len(self.inputs), nn.initializers.zeros
+        rank, n, zeros = self.config.lora.rank, len(self.inputs), nn.initializers.zeros
         f32 = jnp.float32
-        a = self._param("lora_a", normal, (*self.inputs, r), (*self.axes[:n], "lora"), f32)
-        b = self._param("lora_b", zeros, (r, *self.outputs), ("lora", *self.axes[n:]), f32)
+        a = self._param("lora_a", normal, (*self.inputs, rank), (*self.axes[:n], "lora"), f32)
+        b = self._param("lora_b", zeros, (rank, *self.outputs), ("lora", *self.axes[n:]), f32)
         return self.config.lora.scale * jnp.tensordot(jnp.tensordot(x, a, axes=n), b, axes=1)
 
-    def _param(self, name: str, init, shape, axes: Sequence[str], dtype=None) -> jax.Array:
+    def _param(
+        self,
+        name: str,
+        init: nn.initializers.Initializer,
+        shape: Sequence[int],
+        axes: Sequence[str],
+        dtype: jnp.dtype | None = None,
+    ) -> jax.Array:
+        """A parameter, gathered and in the compute dtype. `dtype`: held as; None = param_dtype."""
         partitioned = nn.with_logical_partitioning(init, tuple(axes))
         dtype = dtype or jnp.dtype(self.config.param_dtype)
         value = self.param(name, partitioned, tuple(shape), dtype)
@@ -72,7 +80,7 @@ class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis, in float32 (Zhang and Sennrich 2019).
 
     Attributes:
-      axis: logical name of what is normed.
+      axis: logical name of the axis that is normalised.
     """
 
     config: DecoderConfig
@@ -100,8 +108,8 @@ class GatedMLP(nn.Module):
     def __call__(self, x_BxSxD: jax.Array) -> jax.Array:
         c = self.config
         d, f, bias = (c.d_model,), (c.d_ff,), c.mlp_bias
-        gate = Projection(c, d, f, ("embed", "mlp"), bias, name="gate")(x_BxSxD)
-        up = Projection(c, d, f, ("embed", "mlp"), bias, name="up")(x_BxSxD)
-        hidden_BxSxF = _ACTIVATIONS[c.activation](gate) * up
+        gate_BxSxF = Projection(c, d, f, ("embed", "mlp"), bias, name="gate")(x_BxSxD)
+        up_BxSxF = Projection(c, d, f, ("embed", "mlp"), bias, name="up")(x_BxSxD)
+        hidden_BxSxF = _ACTIVATIONS[c.activation](gate_BxSxF) * up_BxSxF
         hidden_BxSxF = constrain(hidden_BxSxF, ("batch", "length", "mlp"))
         return Projection(c, f, d, ("mlp", "embed"), bias, name="down")(hidden_BxSxF)

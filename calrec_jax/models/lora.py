@@ -1,14 +1,15 @@
 """Low-rank adapters of projections (LoRA, Hu et al. 2021, arXiv 2106.09685).
 
-A projection x W becomes x W + (alpha / rank) (x A) B; A and B alone are trained. They stand beside
-the projection's kernel in the tree of parameters, as `lora_a` [*inputs, R] and `lora_b`
-[R, *outputs], float32, with an axis of layers before them where the layers are stacked.
+A projection x W becomes x W + (alpha / rank) (x A) B, and only A and B are trained. In the tree of
+parameters they are beside the projection's kernel, as `lora_a` [*inputs, R] and `lora_b`
+[R, *outputs], float32, with a leading axis of layers where the layers are stacked.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,10 +19,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from calrec_jax.errors import CalrecError
+from calrec_jax.models.params import Params
 
 A, B, KERNEL = "lora_a", "lora_b", "kernel"
 
-# {path in a block: (axes of inputs, axes of outputs)} of all projections.
+# {path in a block: (number of input axes, number of output axes)} of all projections.
 PROJECTIONS = {
     "attention/query": (1, 2),
     "attention/key": (1, 2),
@@ -35,12 +37,12 @@ PROJECTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which projections have adapters, and of what size.
+    """Which projections have adapters, and their size.
 
     Attributes:
       rank: R, at least 1.
       alpha: the update is multiplied by alpha / rank.
-      pattern: a regular expression that a projection's path in its block must match as a whole:
+      pattern: a regular expression; projections whose whole path in a block matches have adapters:
         "attention/query", "mlp/(gate|up|down)", ".*" = all of `PROJECTIONS`.
     """
 
@@ -51,19 +53,19 @@ class LoraConfig:
     def __post_init__(self):
         for name in ("rank", "alpha"):
             value = getattr(self, name)
-            # What is of another type is told by whoever reads the configuration.
+            # A value of another type is reported by the code that reads the configuration.
             if isinstance(value, (int, float)) and value < (1 if name == "rank" else 1e-9):
                 least = "at least 1" if name == "rank" else "positive"
                 raise CalrecError(f"LoraConfig.{name} is {value}: it must be {least}")
         if not isinstance(self.pattern, str):
             return
         try:
-            found = any(self.adapts(projection) for projection in PROJECTIONS)
+            adapts_any = any(self.adapts(projection) for projection in PROJECTIONS)
         except re.error as error:
             raise CalrecError(
                 f"LoraConfig.pattern {self.pattern!r} is no regular expression: {error}"
             ) from error
-        if not found:
+        if not adapts_any:
             raise CalrecError(
                 f"LoraConfig.pattern {self.pattern!r} matches no projection: they are "
                 f"{', '.join(PROJECTIONS)}"
@@ -71,7 +73,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What the product of the adapters is multiplied by."""
+        """alpha / rank, by which the product of the adapters is multiplied."""
         return self.alpha / self.rank
 
     def adapts(self, projection: str) -> bool:
@@ -79,8 +81,8 @@ class LoraConfig:
         return re.fullmatch(self.pattern, projection) is not None
 
 
-def split(params) -> tuple[dict, dict]:
-    """(what is trained, what is frozen): adapters and the rest; without adapters, all and {}."""
+def split(params: Params) -> tuple[Params, Params]:
+    """(trained, frozen) parameters: the adapters and the rest, or all and {} without adapters."""
     flat = flatten_dict(params)
     adapters = {path: leaf for path, leaf in flat.items() if path[-1] in (A, B)}
     if not adapters:
@@ -89,17 +91,18 @@ def split(params) -> tuple[dict, dict]:
     return unflatten_dict(adapters), unflatten_dict(rest)
 
 
-def join(trained, frozen):
-    """Parameters of what `split` gave; no array is touched."""
+def join(trained: Params, frozen: Params) -> Params:
+    """The parameters that `split` divided; no array is copied."""
     if not frozen:
         return trained
     return unflatten_dict(flatten_dict(trained) | flatten_dict(frozen))
 
 
-def merge(params, config: LoraConfig) -> dict:
-    """`params` without adapters: each adapted kernel is W + alpha / rank A B.
+def merge(params: Params, config: LoraConfig) -> Params:
+    """`params` with the adapters merged into their kernels: each becomes W + alpha / rank A B.
 
-    Computed in float32 and rounded to the kernel's type; kernels may be stacked along layers.
+    That is computed in float32 and rounded to the kernel's type. Kernels may be stacked along
+    layers.
     """
     flat = flatten_dict(params)
     merged = {path: leaf for path, leaf in flat.items() if path[-1] not in (A, B)}
@@ -110,23 +113,26 @@ def merge(params, config: LoraConfig) -> dict:
     return unflatten_dict(merged)
 
 
-def _merged(kernel, a, b, scale: float) -> jax.Array:
-    def one(kernel, a, b):
+def _merged(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    def merge_layer(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        # On a TPU a product of float32 is one of bfloat16, unless it is asked for.
+        # By default a TPU multiplies float32 matrices in bfloat16.
         update = jnp.tensordot(a, b, axes=1, precision=jax.lax.Precision.HIGHEST)
         return (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
 
-    stacked = a.ndim + b.ndim - kernel.ndim > 2
-    return (jax.vmap(one) if stacked else one)(kernel, a, b)
+    is_stacked = a.ndim + b.ndim - kernel.ndim > 2
+    return (jax.vmap(merge_layer) if is_stacked else merge_layer)(kernel, a, b)
 
 
-def adapter_shapes(shapes, config: LoraConfig) -> dict:
-    """Adapters for `shapes`, parameters without any: ShapeDtypeStructs with shardings, as they are.
+def adapter_shapes(shapes: Params, config: LoraConfig) -> Params:
+    """The adapters of parameters that have none, as ShapeDtypeStructs with shardings.
 
     They are split as their kernels are, and whole along R.
+
+    Args:
+      shapes: the parameters, as ShapeDtypeStructs with shardings.
     """
-    found: dict[tuple, Any] = {}
+    adapters: dict[tuple[str, ...], jax.ShapeDtypeStruct] = {}
     for (*at, name), kernel in flatten_dict(shapes).items():
         projection = "/".join(at[-2:])
         if name != KERNEL or not config.adapts(projection):
@@ -135,15 +141,18 @@ def adapter_shapes(shapes, config: LoraConfig) -> dict:
         first, middle = kernel.ndim - inputs - outputs, kernel.ndim - outputs
         shape, spec = kernel.shape, kernel.sharding.spec
         axes = (*spec, *[None] * (kernel.ndim - len(spec)))
-        found[*at, A] = _like(kernel, (*shape[:middle], config.rank), (*axes[:middle], None))
-        found[*at, B] = _like(
+        adapters[*at, A] = _like(kernel, (*shape[:middle], config.rank), (*axes[:middle], None))
+        adapters[*at, B] = _like(
             kernel,
             (*shape[:first], config.rank, *shape[middle:]),
             (*axes[:first], None, *axes[middle:]),
         )
-    return unflatten_dict(found)
+    return unflatten_dict(adapters)
 
 
-def _like(kernel, shape, axes) -> jax.ShapeDtypeStruct:
+def _like(
+    kernel: jax.ShapeDtypeStruct, shape: Sequence[int], axes: Sequence[Any]
+) -> jax.ShapeDtypeStruct:
+    """A float32 shape on the kernel's mesh. `axes`: the mesh axis that each axis is split along."""
     sharding = NamedSharding(kernel.sharding.mesh, P(*axes))
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)

@@ -1,8 +1,8 @@
 """Sizes of open models as data: their decoders without their weights.
 
-Weights come with `calrec convert`, which reads their own config.json; a preset gives fresh weights
-of the same size, and says what a size costs before anything is downloaded. Sizes are those of the
-base models' config.json (of Gemma 3 from 4B on: of the decoder of text).
+`calrec convert` imports weights, together with the sizes in their own config.json. A preset gives
+fresh weights of the same size, and shows what a size costs before anything is downloaded. Sizes are
+those in the base models' config.json (for Gemma 3 from 4B on, those of its text decoder).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GEMMA3 = {
     "rope_theta": 1_000_000.0,
     "local_rope_theta": 10_000.0,
 }
-_GEMMA3_IMAGES = _GEMMA3 | {  # the sizes that also read images; 64 more rows for what marks them
+_GEMMA3_IMAGES = _GEMMA3 | {  # the sizes that also read images, with 64 more tokens to mark them
     "vocab_size": 262_208,
     "sliding_window": 1024,
     "rope_scaling": RopeScaling("linear", 8.0),
@@ -114,12 +114,12 @@ def preset(
     """The decoder of one of `PRESETS`.
 
     Args:
-      name: of the size, "gemma2_2b".
+      name: the size's, for example "gemma2_2b".
       dtype, param_dtype, remat, scan_layers: see `DecoderConfig`.
-      vocab_size: for a vocabulary other than the family's own; None = the published one.
+      vocab_size: that of another vocabulary than the family's own; None = the published one.
 
     Raises:
-      CalrecError: no size has that name; the line begins the names with the nearest.
+      CalrecError: no size has that name. The message lists the most similar names first.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(str(name), PRESETS, n=5, cutoff=0.5)

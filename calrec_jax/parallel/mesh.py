@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -15,10 +16,10 @@ DATA, MODEL = "data", "model"
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How the devices are laid out.
+    """The sizes of the mesh, and whether parameters are split along all of it.
 
     Attributes:
-      data: devices along the batch; -1 = all that `model` leaves.
+      data: devices along the batch; -1 = all devices / `model`.
       model: devices along heads, MLP and vocabulary.
       shard_params_over_data: also split parameters and optimizer state along `data` (FSDP).
     """
@@ -28,11 +29,12 @@ class MeshConfig:
     shard_params_over_data: bool = False
 
 
-def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with axes ("data", "model") over `devices` (default: all devices).
 
     Raises:
-      CalrecError: the sizes do not multiply to the number of devices, or one model spans hosts.
+      CalrecError: the sizes do not multiply to the number of devices, or one copy of the model
+        would span hosts.
     """
     devices = jax.devices() if devices is None else devices
     data, model = config.data, config.model
@@ -44,7 +46,7 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
             f"devices: set MeshConfig.data and MeshConfig.model"
         )
     grid = np.asarray(devices).reshape(data, model)
-    # Each host reads rows of its own, and all devices along `model` need the same rows.
+    # Each host reads its own rows, and all devices along `model` need the same rows.
     if any(len({device.process_index for device in row}) > 1 for row in grid):
         raise CalrecError(
             f"MeshConfig.model {model} would spread one copy of the model over several hosts: "

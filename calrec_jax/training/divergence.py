@@ -1,4 +1,4 @@
-"""How a training ends whose numbers are no longer finite: the error, and the batch that is kept."""
+"""Divergence: the error that ends a training with numbers that are not finite, and its batch."""
 
 from __future__ import annotations
 

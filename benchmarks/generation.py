@@ -1,11 +1,11 @@
-"""What generation costs: ours beside `transformers.generate`, with the same weights.
+"""The cost of generation, compared with `transformers.generate` on the same weights.
 
     python benchmarks/generation.py
 
-A Llama of random weights continues one prompt 32 times, without EOS, so that all continuations are
-as long; temperature 0.5, float32. Each side runs once to warm up (ours compiles), then they take
-turns, so that what else the machine does meets both. Prints seconds of wall clock and of CPU and
-tokens a second of each run, the ratios of the best, and what the prompt's keys and values take.
+A Llama of random weights continues one prompt 32 times, without EOS, so that all continuations have
+the same length; temperature 0.5, float32. Each side runs once to warm up (ours compiles), then they
+take turns, so that other load on the machine affects both. Prints wall-clock and CPU seconds and
+tokens a second of each run, the ratios of the best, and the bytes of the prompt's keys and values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import dataclasses
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,10 +27,11 @@ from calrec_jax.checkpoints import hf_io, streamed
 from calrec_jax.decode.sample import Sampler
 from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.models.decoder import Decoder, for_generation
+from calrec_jax.models.params import Params
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 
 TEMPERATURE = 0.5
-NO_TOKEN = -1  # EOS that never comes
+NO_TOKEN = -1  # an EOS that is never generated
 
 
 def main() -> None:
@@ -52,8 +53,8 @@ def main() -> None:
     model = make_model(args)
     weights = imported(model)
     sides = {
-        "calrec_jax": ours(*weights, prompt, args),
-        "transformers": theirs(model, prompt, args),
+        "calrec_jax": calrec_generate(*weights, prompt, args),
+        "transformers": transformers_generate(model, prompt, args),
     }
     for generate in sides.values():
         generate()
@@ -64,14 +65,15 @@ def main() -> None:
             wall, cpu = seconds[name][-1]
             rate = args.samples * args.new_tokens / wall
             print(f"{name}: {wall:.2f} s, {cpu:.2f} s of CPU, {rate:,.0f} tokens/s", flush=True)
-    for place, kind in enumerate(("wall", "CPU")):
-        a, b = (min(times[place] for times in seconds[name]) for name in sides)
-        print(f"{kind} time of transformers / calrec_jax, best of each: {b / a:.2f}")
+    for i, kind in enumerate(("wall", "CPU")):
+        best_calrec, best_transformers = (min(t[i] for t in seconds[name]) for name in sides)
+        ratio = best_transformers / best_calrec
+        print(f"{kind} time of transformers / calrec_jax, best of each: {ratio:.2f}")
     print_cache(*weights, prompt, args.samples)
 
 
-def make_model(args) -> transformers.LlamaForCausalLM:
-    """Random weights; heads of 64, one key/value head a head."""
+def make_model(args: argparse.Namespace) -> transformers.LlamaForCausalLM:
+    """A Llama of random weights, with heads of width 64 and as many key/value heads."""
     config = transformers.LlamaConfig(
         vocab_size=args.vocabulary,
         hidden_size=args.d_model,
@@ -86,15 +88,15 @@ def make_model(args) -> transformers.LlamaForCausalLM:
     return transformers.LlamaForCausalLM(config).eval()
 
 
-def imported(model) -> tuple[Decoder, Mapping[str, Any]]:
-    """The same as our decoder and its parameters, by way of `calrec convert`'s reader."""
+def imported(model: transformers.LlamaForCausalLM) -> tuple[Decoder, Params]:
+    """Our decoder of the same function, and its parameters, read as `calrec convert` reads them."""
     with tempfile.TemporaryDirectory() as folder:
-        theirs, ours = pathlib.Path(folder) / "hf", pathlib.Path(folder) / "checkpoints"
-        model.save_pretrained(theirs)
-        weights = hf_io.read(theirs)
-        hf_io.import_weights(weights, ours)
+        hf_dir, checkpoint_dir = pathlib.Path(folder) / "hf", pathlib.Path(folder) / "checkpoints"
+        model.save_pretrained(hf_dir)
+        weights = hf_io.read(hf_dir)
+        hf_io.import_weights(weights, checkpoint_dir)
         tree: dict[str, Any] = {}
-        for name, store in streamed.open_params(ours, 0).items():
+        for name, store in streamed.open_params(checkpoint_dir, 0).items():
             *parents, leaf = name.split("/")
             node = tree
             for parent in parents:
@@ -103,7 +105,10 @@ def imported(model) -> tuple[Decoder, Mapping[str, Any]]:
     return Decoder(dataclasses.replace(weights.config, dtype="float32")), tree
 
 
-def ours(decoder: Decoder, params, prompt: np.ndarray, args) -> Callable[[], None]:
+def calrec_generate(
+    decoder: Decoder, params: Params, prompt: np.ndarray, args: argparse.Namespace
+) -> Callable[[], None]:
+    """A function that generates all continuations once, with calrec_jax."""
     mesh_config = MeshConfig(1, 1)
     sampler = Sampler(
         decoder,
@@ -123,7 +128,10 @@ def ours(decoder: Decoder, params, prompt: np.ndarray, args) -> Callable[[], Non
     return generate
 
 
-def theirs(model, prompt: np.ndarray, args) -> Callable[[], None]:
+def transformers_generate(
+    model: transformers.LlamaForCausalLM, prompt: np.ndarray, args: argparse.Namespace
+) -> Callable[[], None]:
+    """A function that generates all continuations once, with transformers."""
     tokens = torch.tensor(prompt[None].astype(np.int64))
     model.generation_config.eos_token_id = None
 
@@ -145,13 +153,14 @@ def theirs(model, prompt: np.ndarray, args) -> Callable[[], None]:
 
 
 def measured(run: Callable[[], None]) -> tuple[float, float]:
-    """Seconds of wall clock and of CPU."""
+    """(wall-clock, CPU) seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def print_cache(decoder: Decoder, params, prompt: np.ndarray, samples: int) -> None:
+def print_cache(decoder: Decoder, params: Params, prompt: np.ndarray, samples: int) -> None:
+    """Prints the bytes of the prompt's keys and values, held once and for each continuation."""
     decoder, params = for_generation(decoder, params)
     mask = np.ones((1, len(prompt)), bool)
     _, prefix = jax.eval_shape(

@@ -1,16 +1,16 @@
-"""Memory of a training step on TPUs that are not there: bytes a chip, as the compiler has them.
+"""The memory of a training step on TPUs that are not there, as their compiler reports it.
 
     python benchmarks/memory.py gemma2_2b --topology=v5e:4x4 --batch_size=16
     python benchmarks/memory.py llama31_8b --topology=v6e:2x4 --batch_size=8 --lora_rank=16 \\
         --param_dtype=bfloat16
 
 Compiles the step that `calrec train` runs for presets (`calrec_jax.models.presets`) on a slice of
-TPUs: bfloat16 activations, full recomputation, parameters split over all chips. Prints, a line for
-each preset, in GiB a chip: arguments (state, frozen weights, batch), temporaries, and the peak,
-below their sum where not all temporaries are there at once; or what is needed where that is more
-than a chip has. The new state takes the old one's place.
-`--state_only` compiles nothing and prints what stands anyway: state (with frozen weights) and
-gradients. Needs libtpu, and no TPU; a compilation is half a minute of one core.
+TPUs: bfloat16 activations, full recomputation, parameters split over all chips. Prints a line for
+each preset, in GiB per chip: arguments (state, frozen weights, batch), temporaries, and the peak,
+which is below their sum where not all temporaries exist at once; or what the step needs, where that
+is more than a chip has. The new state takes the old one's place.
+`--state_only` compiles nothing and prints what no compiler can save: state (with frozen weights)
+and gradients. Needs libtpu, and no TPU; a compilation takes half a minute of one core.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import math
 import os
 import re
 import time
+from collections.abc import Sequence
+from typing import Any
 
-# Several processes may compile at once, and nobody is asked which TPU this machine has.
+# Several processes may compile at once, and no metadata server is queried for this machine's TPU.
 os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -41,10 +43,10 @@ from calrec_jax.training.optimizer import OPTIMIZERS, OptimizerConfig, make_opti
 from calrec_jax.training.step import make_train_step
 
 GIB = 2**30
-# As little work on the program's speed as can be: a fifth of the seconds, and the same memory (to
-# 0.01 GiB, where both were tried).
+# The least effort for the program's speed: compiles in a fifth of the time, and reports the same
+# memory (to 0.01 GiB, where both were tried).
 _QUICK = {"exec_time_optimization_effort": -1.0}
-# What is needed, arguments included, and what there is.
+# The memory that is needed, arguments included, and the memory of a chip.
 _FULL = re.compile(r"\(([0-9.]+[KMGT]?)\) exceeds available HBM \(([0-9.]+[KMGT]?)\)")
 
 
@@ -88,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class Step:
-    """A training step on a slice: its shapes, and what the compiler makes of it."""
+    """A training step on a slice of TPUs: its shapes, and its memory."""
 
     def __init__(
         self,
@@ -96,23 +98,23 @@ class Step:
         optimizer: OptimizerConfig,
         mesh_config: MeshConfig,
         spec: BatchSpec,
-        devices,
+        devices: Sequence[jax.Device],
     ):
         self.decoder, self.spec, self.mesh_config = Decoder(config), spec, mesh_config
         self.mesh = make_mesh(mesh_config, devices)
         self.schedule = make_schedule(optimizer, 1000)
         self.tx = make_optimizer(optimizer, self.schedule)
-        where = (self.mesh, mesh_config)
-        self.state = train_state.state_shapes(self.decoder, self.tx, *where)
-        self.frozen = lora.split(train_state.param_shapes(self.decoder, *where))[1]
+        self.state = train_state.state_shapes(self.decoder, self.tx, self.mesh, mesh_config)
+        params = train_state.param_shapes(self.decoder, self.mesh, mesh_config)
+        self.frozen = lora.split(params)[1]
 
     def standing(self) -> str:
-        """What no compiler can save: state, frozen weights, gradients."""
+        """The memory that no compiler can save: state, frozen weights, gradients."""
         kept, gradients = _gib((self.state, self.frozen)), _gib(self.state.params)
         return f"state {kept:.2f}, gradients {gradients:.2f} GiB a chip"
 
     def compiled(self) -> str:
-        """The compiler's figures, or what it says is missing."""
+        """The compiler's figures, or how much memory it says is needed."""
         start = time.perf_counter()
         with partitioning.use_mesh(self.mesh, self.mesh_config):
             lowered = self._jitted().lower(self.state, self.frozen, self._batch())
@@ -137,12 +139,13 @@ class Step:
             f"({seconds:.0f} s)"
         )
 
-    def _jitted(self):
-        one = make_train_step(
+    def _jitted(self) -> jax.stages.Wrapped:
+        """The step as a stage jits it."""
+        step = make_train_step(
             self.decoder, self.tx, self.schedule, LossConfig(), self.spec.max_loss_tokens
         )
-        out = (jax.tree.map(lambda leaf: leaf.sharding, self.state), None)
-        return jax.jit(one, donate_argnums=0, out_shardings=out)  # as a stage jits it
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
     def _batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         rows = partitioning.batch_sharding(self.mesh)
@@ -152,8 +155,8 @@ class Step:
         }
 
 
-def _gib(shapes) -> float:
-    """GiB of arrays on a chip."""
+def _gib(shapes: Any) -> float:
+    """The GiB of a tree of arrays on one chip."""
     leaves = jax.tree.leaves(shapes)
     shards = (math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
     return sum(n * leaf.dtype.itemsize for n, leaf in zip(shards, leaves, strict=True)) / GIB

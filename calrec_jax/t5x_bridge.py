@@ -34,6 +34,7 @@ from calrec_jax.parallel.mesh import MeshConfig
 from calrec_jax.parallel.partitioning import logical_rules
 from calrec_jax.runs.run import Run
 from calrec_jax.training import manifest, t5x_io, weights
+from calrec_jax.training.identity import Identity
 from calrec_jax.training.optimizer import make_optimizer, make_schedule
 from calrec_jax.training.stages import Stage
 from calrec_jax.training.step import loss_sums
@@ -71,12 +72,9 @@ class CalrecModel(models.BaseModel):
         super().__init__(OptaxOptimizer(make_optimizer(stage.optimizer, schedule)))
 
     @property
-    def needs(self) -> dict[str, Any]:
-        """What weights must share with this model, see `manifest.require`."""
-        return {
-            "vocabulary": self.run.vocabulary,
-            "model": self.decoder.config.meaning(),
-        }
+    def identity(self) -> Identity:
+        """What the weights belong to. T5X's seed is its own affair."""
+        return dataclasses.replace(self.run.identity, seed=None)
 
     def get_initial_variables(self, rng, input_shapes, input_types=None) -> Mapping[str, Any]:
         """Fresh parameters as plain arrays, and beside them their logical axes, as T5X has them."""
@@ -207,10 +205,11 @@ class TrainStateInitializer(utils.TrainStateInitializer):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh
         )
         jax.tree.map(lambda x: x.delete(), fresh)  # or there would be two copies
+        required = self._model.identity.required_to_train()
         if ":" in source:
-            params = weights.load_params(pathlib.Path(), source, shapes, self._model.needs)
+            params = weights.load_params(pathlib.Path(), source, shapes, required)
         else:
-            params = t5x_io.load_params(source, shapes, self._model.needs)
+            params = t5x_io.load_params(source, shapes, required)
         return state.replace_params(flax.core.freeze(params))
 
 
@@ -247,16 +246,13 @@ def summarize_config(model_dir: str, summary_writer, step: int, model: CalrecMod
             f"MODEL_DIR is {model_dir!r}, and T5X cannot save to a relative path: give "
             f"{str(directory.absolute())!r}"
         )
-    data = {"template": dataclasses.asdict(model.run.data.template)}
     if saved_steps(directory):
-        manifest.require(directory, model.needs | {"data": data}, model_dir)
+        manifest.require(directory, model.identity.required_to_query(), model_dir)
     gin_utils.summarize_gin_config(model_dir, summary_writer, step)
     if jax.process_index() == 0:
         described = {
             "versions": manifest.versions(),
-            "model": dataclasses.asdict(model.decoder.config),
-            "vocabulary": model.needs["vocabulary"],
-            "data": data,
+            **model.identity.described(),
             "stages": {model.stage.name: dataclasses.asdict(model.stage)},
         }
         manifest.claim(directory, described)

@@ -113,6 +113,7 @@ def _import(args: argparse.Namespace, making: pathlib.Path) -> str:
     from calrec_jax.checkpoints import hf_io
     from calrec_jax.data import vocabularies
     from calrec_jax.training import manifest, pretrained
+    from calrec_jax.training.identity import Identity
 
     source = pathlib.Path(args.from_hf)
     weights = hf_io.read(source)
@@ -123,8 +124,7 @@ def _import(args: argparse.Namespace, making: pathlib.Path) -> str:
     dtypes = sorted({str(weights.dtype_of(entry)) for entry in weights.table})
     described = {
         "versions": manifest.versions(),
-        "model": dataclasses.asdict(weights.config),
-        "vocabulary": vocabularies.fingerprint(vocabulary),
+        **Identity(vocabularies.fingerprint(vocabulary), weights.config).described(),
         "stages": {},
         pretrained.STAGE: {
             "family": weights.model_type,

@@ -13,6 +13,7 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.eval.evaluation import EvaluationConfig
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.parallel.mesh import MeshConfig
+from calrec_jax.training.identity import Identity
 from calrec_jax.training.stages import Stage
 
 
@@ -121,9 +122,6 @@ class Run:
         return self.evaluation
 
     @property
-    def identity(self) -> dict[str, object]:
-        """What must stay the same in a MODEL_DIR, besides model and stages."""
-        return {
-            "vocabulary": self.vocabulary,
-            "data": {"template": dataclasses.asdict(self.data.template), "seed": self.seed},
-        }
+    def identity(self) -> Identity:
+        """What must stay the same in a MODEL_DIR, besides the stages."""
+        return Identity(self.vocabulary, self.decoder_config, self.data.template, self.seed)

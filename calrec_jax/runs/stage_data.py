@@ -31,7 +31,7 @@ class StageData:
         """Epochs of each domain that the training batches before `step` hold."""
         return self._plan(stage, "train").epochs(step)
 
-    def identity(self, stage: Stage) -> dict[str, Any]:
+    def fingerprint(self, stage: Stage) -> dict[str, Any]:
         """What a stage trains on, of which nothing may change once it has begun."""
         mixture = self._run.mixture(stage.mixture)
         return {

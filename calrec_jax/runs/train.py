@@ -31,11 +31,9 @@ def train(run: Run, config_gin: str | None = None) -> None:
     data = StageData(run)
     trainer = Trainer(
         model_dir=pathlib.Path(run.model_dir).absolute(),
-        model=run.decoder_config,
+        identity=run.identity,
         data=data,
         mesh=run.mesh,
-        seed=run.seed,
-        identity=run.identity,
         decode=run.data.vocabulary.decode,
     )
     model_dir = ModelDir(trainer.model_dir)

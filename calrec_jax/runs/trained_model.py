@@ -161,16 +161,11 @@ class TrainedModel:
         # Adapters are not merged: rounded to the weights' type, the smallest of updates would be
         # lost.
         lora = weights.lora_of(self._stage_dir)
-        config = dataclasses.replace(run.decoder_config, lora=lora)
-        decoder = Decoder(config)
+        decoder = Decoder(dataclasses.replace(run.decoder_config, lora=lora))
         params = weights.load_params(
             run.model_dir,
             f"{self._stage_dir}:{self.step}",
             train_state.param_shapes(decoder, self._mesh, run.mesh),
-            {
-                "vocabulary": run.vocabulary,
-                "model": config.meaning(),
-                "data": {"template": dataclasses.asdict(run.data.template)},
-            },
+            run.identity.required_to_query(),
         )
         return decoder, params

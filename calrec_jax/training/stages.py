@@ -18,13 +18,13 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.losses import LossConfig
 from calrec_jax.model_dir import ModelDir, StageDir
 from calrec_jax.models import lora
-from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 from calrec_jax.training import divergence, loop, manifest, processes, weights
 from calrec_jax.training import state as train_state
+from calrec_jax.training.identity import Identity
 from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from calrec_jax.training.step import make_train_step
 from calrec_jax.training.telemetry import Telemetry
@@ -116,7 +116,7 @@ class TrainingData(Protocol):
     def epochs(self, stage: Stage, step: int) -> Mapping[str, float]:
         """{domain: epochs of it in the training batches before `step`}, for metrics.jsonl."""
 
-    def identity(self, stage: Stage) -> Mapping[str, object]:
+    def fingerprint(self, stage: Stage) -> Mapping[str, object]:
         """What a stage trains on, of which nothing may change once it has begun."""
 
 
@@ -126,20 +126,17 @@ class Trainer:
 
     Attributes:
       model_dir: MODEL_DIR; a local path.
-      model: the decoder, with its vocab_size filled in; its `lora` is each stage's own.
+      identity: what must stay the same in this MODEL_DIR. Its `model` has its vocab_size filled in
+        and no `lora`, which is each stage's own; fresh weights are drawn from its `seed`.
       data: where batches come from.
       mesh: how devices are laid out.
-      seed: of fresh weights.
-      identity: what else must stay the same in this MODEL_DIR: {"vocabulary": ..., "data": ...}.
       decode: tokens -> text; by it the examples of a batch that cannot be trained on are shown.
     """
 
     model_dir: pathlib.Path
-    model: DecoderConfig
+    identity: Identity
     data: TrainingData
     mesh: MeshConfig
-    seed: int
-    identity: Mapping[str, object]
     decode: divergence.Decode | None = None
 
     @contextlib.contextmanager
@@ -156,7 +153,7 @@ class Trainer:
         mesh = make_mesh(self.mesh)
         for stage in stages:
             _host_spec(stage, mesh)
-        train_state.param_shapes(Decoder(self.model), mesh, self.mesh)
+        train_state.param_shapes(Decoder(self.identity.model), mesh, self.mesh)
         with processes.held_by_first(manifest.locked(self.model_dir)):
             processes.in_first(lambda: manifest.claim(self.model_dir, self._manifest(stages)))
             yield
@@ -171,7 +168,7 @@ class Trainer:
           Preempted: told to stop; everything is saved.
         """
         spec, mesh = stage.spec(), make_mesh(self.mesh)
-        decoder = Decoder(dataclasses.replace(self.model, lora=stage.lora))
+        decoder = Decoder(dataclasses.replace(self.identity.model, lora=stage.lora))
         schedule = make_schedule(stage.optimizer, stage.train_steps)
         tx = make_optimizer(stage.optimizer, schedule)
         checkpoints = Checkpoints(self.stage_dir(stage.name).checkpoints, stage.keep_best)
@@ -236,17 +233,17 @@ class Trainer:
 
     def _first_params(self, stage, decoder, shapes):
         """All parameters of a stage that begins, adapters and what is under them included."""
-        needs = {"vocabulary": self.identity["vocabulary"], "model": self.model.meaning()}
+        seed, required = self.identity.seed, self.identity.required_to_train()
         if stage.lora is not None:
             params, base = weights.begin_adapters(
-                self.model_dir, stage.init_from, decoder, self.seed, shapes, needs
+                self.model_dir, stage.init_from, decoder, seed, shapes, required
             )
             if jax.process_index() == 0:
                 manifest.note_base(self.model_dir, stage.name, base)
             return params
         if stage.init_from is not None:
-            return load_params(self.model_dir, stage.init_from, shapes, needs)
-        return train_state.init_params(decoder, self.seed, shapes)
+            return load_params(self.model_dir, stage.init_from, shapes, required)
+        return train_state.init_params(decoder, seed, shapes)
 
     def _global_batches(self, stage, split: str, start: int, mesh):
         """Checked host batches, put on the mesh."""
@@ -272,10 +269,9 @@ class Trainer:
     def _manifest(self, stages: Sequence[Stage]) -> dict:
         return {
             "versions": manifest.versions(),
-            "model": dataclasses.asdict(self.model),
-            **self.identity,
+            **self.identity.described(),
             "stages": {
-                stage.name: dataclasses.asdict(stage) | {"data": self.data.identity(stage)}
+                stage.name: dataclasses.asdict(stage) | {"data": self.data.fingerprint(stage)}
                 for stage in stages
             },
         }

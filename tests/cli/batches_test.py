@@ -50,11 +50,11 @@ def test_the_folder_and_what_is_said_of_it(calrec_batches, tmp_path):
 def test_a_run_reads_it_as_it_reads_the_store(calrec_batches, small_store):
     assert calrec_batches("--out=saved")[0] == 0
     of_store = run_from(small_store)
-    identity, data = of_store.identity, StageData(of_store).identity(of_store.stages[0])
+    identity, data = of_store.identity, StageData(of_store).fingerprint(of_store.stages[0])
     saved = run_from("saved", "MIXTURE_OR_TASK_MODULE='no.such.module'")
     check(saved)
     assert saved.identity == identity
-    assert StageData(saved).identity(saved.stages[0]) == data
+    assert StageData(saved).fingerprint(saved.stages[0]) == data
     assert data["checksums"]["synthetic_sports"]
 
 

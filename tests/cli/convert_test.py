@@ -389,7 +389,7 @@ def adapted(loaded, calrec, tmp_path):
         tmp_path / "run",
         small_run.stage(lora=ADAPTERS, init_from=str(tmp_path / "ours/pretrained:latest")),
         model=pretrained.decoder("ours", dtype="float32", remat="none"),
-        identity={"vocabulary": vocabularies.fingerprint(vocabularies.carried("ours"))},
+        vocabulary=vocabularies.fingerprint(vocabularies.carried("ours")),
     )
 
 

@@ -112,7 +112,7 @@ def test_it_is_never_what_gin_holds_of_another_run(tmp_path, monkeypatch):
 class NoData:
     def __init__(self, run): ...
 
-    def identity(self, stage):
+    def fingerprint(self, stage):
         return {}
 
     def description(self, examples):

@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import itertools
 import json
+import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from oracles.batches import packed_batch
 from calrec_jax.losses import LossConfig
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.parallel.mesh import MeshConfig
+from calrec_jax.training.identity import Identity
 from calrec_jax.training.optimizer import OptimizerConfig
 from calrec_jax.training.stages import Stage, Trainer
 
@@ -39,7 +42,6 @@ STAGE = Stage(
     validation_batches=2,
 )
 SPEC = STAGE.spec()
-IDENTITY = {"vocabulary": "v1", "data": {"seed": 0}}
 
 
 @functools.cache
@@ -93,7 +95,7 @@ class Data:
     def epochs(self, stage: Stage, step: int):
         return self.make_epochs(stage, step)
 
-    def identity(self, stage: Stage):
+    def fingerprint(self, stage: Stage):
         return {}
 
 
@@ -102,16 +104,20 @@ def stage(**changes) -> Stage:
 
 
 def trainer(
-    model_dir, make_batches=make_batches, epochs=lambda stage, step: {}, **changes
+    model_dir: pathlib.Path,
+    make_batches: Callable = make_batches,
+    epochs: Callable = lambda stage, step: {},
+    model: DecoderConfig = MODEL,
+    vocabulary: str = "v1",
+    seed: int = 0,
+    **changes: Any,
 ) -> Trainer:
-    """A Trainer on all devices; `changes` are its attributes."""
+    """A Trainer on all devices; `changes` are its other attributes."""
     attributes = {
         "model_dir": model_dir,
-        "model": MODEL,
+        "identity": Identity(vocabulary, model, seed=seed),
         "data": Data(make_batches, epochs),
         "mesh": MeshConfig(),
-        "seed": 0,
-        "identity": IDENTITY,
     }
     return Trainer(**(attributes | changes))
 

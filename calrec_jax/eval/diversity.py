@@ -1,11 +1,11 @@
-"""What is recommended beyond accuracy: how much of the catalogue, how evenly, how novel."""
+"""Measures beyond accuracy: how much of the catalogue is recommended, how evenly, how novel."""
 
 from __future__ import annotations
 
 import numpy as np
 
 DEPTH = 10
-"""How many items of each user count."""
+"""The number of items of each user that count."""
 
 
 def beyond_accuracy(best: np.ndarray, events: np.ndarray) -> dict[str, float]:
@@ -27,7 +27,7 @@ def beyond_accuracy(best: np.ndarray, events: np.ndarray) -> dict[str, float]:
     N where all items are equally popular, less for popular items and more for rare ones. One event
     is added to each item (Laplace), since those without events would be infinitely novel.
 
-    Where nobody is recommended anything, all three are 0.
+    Where no user is recommended any item, all three are 0.
 
     Args:
       best: int [n, at most 10], places in the catalogue of each user's items, none of them twice;

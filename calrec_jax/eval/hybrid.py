@@ -1,4 +1,4 @@
-"""How much the towers count beside the texts: chosen on validation."""
+"""The weight of the towers in retrieval "hybrid", chosen on the validation split."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from calrec_jax.text.items import Catalogue, UserSequence
 
 # Quasi-round-robin tells the first places apart by thousandths: small weights order what ties.
 WEIGHTS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Of the towers, of which validation chooses one."""
+"""The weights of the towers of which validation chooses one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightChoice:
-    """What validation chose.
+    """The weight that validation chose.
 
     Attributes:
       weight: of the towers, see `retrievers.HybridRetriever`.
-      ndcg: NDCG@10 of that weight on validation.
-      users: of validation, by whom it was chosen.
+      ndcg: NDCG@10 with that weight on validation.
+      users: the number of validation users by whom it was chosen.
     """
 
     weight: float
@@ -49,16 +49,16 @@ def choose_dense_weight(
     batch_size: int,
     progress: Callable[[int, int], None],
 ) -> WeightChoice:
-    """The weight with the best NDCG@10 of these users; of equal ones the smallest.
+    """The weight with the best NDCG@10 over these users; of equally good weights the smallest.
 
-    What the model wrote for them is kept in `directory`, in the form of an evaluation: what was
-    interrupted goes on. The choice is kept there, too.
+    The texts that were generated for the users are kept in `directory`, in the form of an
+    evaluation, so that an interrupted choice goes on. The choice is kept there, too.
 
     Args:
       users: of the validation split.
       settings: all that the model's texts depend on.
-      batch_size: users who are asked together.
-      progress: told (users done, users in all).
+      batch_size: users whose texts are generated together.
+      progress: called after each batch, with (users done, users in all).
 
     Raises:
       CalrecError: there are no users, the directory holds texts of other settings, or the model has
@@ -70,9 +70,9 @@ def choose_dense_weight(
             f"{catalogue.domain} is empty: bind EvaluationConfig.dense_weight"
         )
     file = PredictionsFile(directory, settings)
-    done = file.read()
-    file.require_same_data(done, users, catalogue)
-    missing = [user for user in users if (user.domain, user.user_id) not in done]
+    predictions = file.read()
+    file.require_same_data(predictions, users, catalogue)
+    missing = [user for user in users if (user.domain, user.user_id) not in predictions]
     before = len(users) - len(missing)
     predict_users(
         file, missing, catalogue, texts, 1, batch_size, lambda n: progress(before + n, len(users))
@@ -91,13 +91,16 @@ def _scores(
     catalogue: Catalogue,
     batch_size: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:
-    """(scores of the texts, scores of the towers, targets) of so many users at a time."""
-    done = file.read()
+    """(scores of the texts, scores of the towers, targets' places) of each batch of users."""
+    predictions = file.read()
     for start in range(0, len(users), batch_size):
         batch = users[start : start + batch_size]
         histories = [user.history for user in batch]
-        lines = file.read_full([done[user.domain, user.user_id] for user in batch])
-        outputs = [[Generated(g["text"], g["logprob"]) for g in x["generated"]] for x in lines]
+        lines = file.read_full([predictions[user.domain, user.user_id] for user in batch])
+        outputs = [
+            [Generated(text["text"], text["logprob"]) for text in line["generated"]]
+            for line in lines
+        ]
         targets = catalogue.places([user.target for user in batch])
         yield texts.scores(outputs, histories), dense.scores(histories), targets
 

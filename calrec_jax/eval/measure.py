@@ -1,4 +1,4 @@
-"""What metrics.json says of outcomes: metrics, differences, slices, and what is recommended."""
+"""The figures of metrics.json: metrics, differences, slices, and measures beyond accuracy."""
 
 from __future__ import annotations
 
@@ -13,52 +13,64 @@ from calrec_jax.eval.outcomes import Outcome
 from calrec_jax.eval.slices import history_lengths, slices
 from calrec_jax.text.items import UserSequence
 
-_OURS = ""  # no baseline has this name
+RankBounds = tuple[np.ndarray, np.ndarray]
+"""(low, high) ranks of targets, int64 [users] each."""
+
+_MODEL = ""  # no baseline has this name
 
 
 def measure(
     name: str,
-    ours: Outcome,
-    theirs: Mapping[str, Outcome],
+    model_outcome: Outcome,
+    baseline_outcomes: Mapping[str, Outcome],
     users: Sequence[UserSequence],
-    trained: Mapping[str, Container[str]],
+    training_items: Mapping[str, Container[str]],
     events: np.ndarray,
     bootstrap: Mapping[str, int],
 ) -> dict[str, Any]:
-    """All figures of a model beside baselines, of the same users in the same order.
+    """All figures of a model beside baselines, on the same users in the same order.
 
     Args:
       name: of the model.
-      trained: {domain: item ids that are in its training sequences}.
-      events: int64 [items], of the training split; the items of all domains.
+      training_items: {domain: ids of the items that occur in its training sequences}.
+      events: int64 [items], training events of each item; the items of all domains.
       bootstrap: bootstrap_samples and seed.
     """
-    ranks = {name: found.bounds for name, found in theirs.items()}
+    model = model_outcome.bounds
+    baselines = {baseline: outcome.bounds for baseline, outcome in baseline_outcomes.items()}
+    outcomes = {name: model_outcome, **baseline_outcomes}
     return {
-        **_table(ours.bounds, ranks, bootstrap),
-        "paired": metrics.paired(ours.bounds, ranks, **bootstrap),
+        **_table(model, baselines, bootstrap),
+        "paired": metrics.paired(model, baselines, **bootstrap),
         "beyond_accuracy": {
-            k: diversity.beyond_accuracy(found.best, events)
-            for k, found in {name: ours, **theirs}.items()
+            scored_by: diversity.beyond_accuracy(outcome.best, events)
+            for scored_by, outcome in outcomes.items()
         },
         "slices": {
             slicing: {
-                part: {"n": len(places), **_of_some(places, ours.bounds, ranks, bootstrap)}
+                part: {"n": len(places), **_slice_table(places, model, baselines, bootstrap)}
                 for part, places in parts.items()
             }
-            for slicing, parts in slices(users, trained).items()
+            for slicing, parts in slices(users, training_items).items()
         },
         "histories": history_lengths(users),
     }
 
 
-def _of_some(places: np.ndarray, ours, theirs, bootstrap) -> dict[str, Any]:
-    low, high = ours
-    ranks = {name: (a[places], b[places]) for name, (a, b) in theirs.items()}
-    return _table((low[places], high[places]), ranks, bootstrap)
+def _slice_table(
+    places: np.ndarray,
+    model: RankBounds,
+    baselines: Mapping[str, RankBounds],
+    bootstrap: Mapping[str, int],
+) -> dict[str, Any]:
+    """The metrics over the users of a slice, whose places among all users are given."""
+    sliced = {name: (low[places], high[places]) for name, (low, high) in baselines.items()}
+    return _table((model[0][places], model[1][places]), sliced, bootstrap)
 
 
-def _table(ours, theirs, bootstrap) -> dict[str, Any]:
-    """Of rank bounds. All are summarised together, over the same resamples."""
-    found = metrics.summarise({_OURS: ours, **theirs}, **bootstrap)
-    return {"metrics": found.pop(_OURS), "baselines": found}
+def _table(
+    model: RankBounds, baselines: Mapping[str, RankBounds], bootstrap: Mapping[str, int]
+) -> dict[str, Any]:
+    """The metrics of all models. They are summarised together, over the same resamples."""
+    summaries = metrics.summarise({_MODEL: model, **baselines}, **bootstrap)
+    return {"metrics": summaries.pop(_MODEL), "baselines": summaries}

@@ -1,4 +1,4 @@
-"""predictions.jsonl: one object a user, written as they come and kept when a run is interrupted."""
+"""predictions.jsonl: an object a user, appended batch by batch, so that a run can go on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from calrec_jax.errors import CalrecError, unwritable_named
-from calrec_jax.eval.outcomes import BEST
+from calrec_jax.eval.outcomes import NUM_BEST
 from calrec_jax.eval.retrievers import Ranking, Retriever
 from calrec_jax.files import as_json, write_json
 from calrec_jax.locks import locked_folder
@@ -21,19 +21,19 @@ from calrec_jax.text.items import Catalogue, UserSequence
 
 _BLOCK = 2**20  # bytes
 
-Key = tuple[str, str]
+UserKey = tuple[str, str]
 """Domain and user id."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Predicted:
-    """What is measured of one user's prediction.
+class PredictionSummary:
+    """What metrics need of one user's prediction.
 
     Attributes:
-      target: the item whose rank is told.
-      low, high: its rank, as bounds.
-      best: ids of the first items of the ranking, `BEST` at most.
-      start: where its line begins in the file, in bytes.
+      target: the item whose rank it has.
+      low, high: the bounds of that rank.
+      best: ids of the first items of the ranking, `NUM_BEST` at most.
+      start: where the prediction's line begins in the file, in bytes.
     """
 
     target: str
@@ -44,15 +44,15 @@ class Predicted:
 
 
 class PredictionsFile:
-    """Appends predictions to a file, and knows which users it already holds.
+    """The file of an evaluation's predictions, to which batches are appended.
 
     Args:
-      directory: holds the file, and settings.json beside it.
-      settings: what the predictions depend on; they are never mixed with those of others.
+      directory: the evaluation's, which holds the file with settings.json beside it.
+      settings: what the predictions depend on. Predictions of other settings are never mixed in.
 
     Raises:
-      CalrecError: the file was made with other settings, none are beside it, or the directory
-        cannot be written.
+      CalrecError: the file was made with other settings, has no settings.json beside it, or the
+        directory cannot be written.
     """
 
     def __init__(self, directory: EvaluationDir, settings: Mapping[str, Any]):
@@ -66,7 +66,7 @@ class PredictionsFile:
                 write_json(directory.settings, settings)
 
     def _drop_torn_line(self) -> None:
-        """A kill may have left half a line at the end."""
+        """Removes the half line that a killed process may have left at the end."""
         with self.path.open("r+b") as file:
             end = file.seek(0, os.SEEK_END)
             while end > 0:
@@ -79,73 +79,76 @@ class PredictionsFile:
                 end = start
             file.truncate(end)
 
-    def read(self) -> dict[Key, Predicted]:
-        """What is there. Raises as `read_predictions`."""
+    def read(self) -> dict[UserKey, PredictionSummary]:
+        """The predictions that the file holds. Raises CalrecError as `read_predictions`."""
         return read_predictions(self.path) if self.path.exists() else {}
 
     def require_same_data(
-        self, done: Mapping[Key, Predicted], users: Sequence[UserSequence], catalogue: Catalogue
+        self,
+        predictions: Mapping[UserKey, PredictionSummary],
+        users: Sequence[UserSequence],
+        catalogue: Catalogue,
     ) -> None:
-        """Raises CalrecError where what is there of some of the users is not of this data.
+        """Raises CalrecError where a user's prediction is of another target or catalogue.
 
         Args:
-          done: what `read` found.
-          users: of the domain whose catalogue it is.
+          predictions: what `read` returned.
+          users: of the domain whose catalogue it is; those without a prediction are passed over.
         """
         for user in users:
-            there = done.get((user.domain, user.user_id))
-            if there is not None and not (
-                there.target == user.target
-                and there.high <= len(catalogue)
-                and all(item_id in catalogue.index for item_id in there.best)
+            summary = predictions.get((user.domain, user.user_id))
+            if summary is not None and not (
+                summary.target == user.target
+                and summary.high <= len(catalogue)
+                and all(item_id in catalogue.index for item_id in summary.best)
             ):
                 raise CalrecError(
                     f"{self.path} has a prediction of user {user.user_id!r} of {user.domain} that "
-                    f"is of another target or catalogue: remove its line, and the user is asked "
-                    f"again; or {_anew(self.path)}"
+                    f"is of another target or catalogue: remove its line, and the user is "
+                    f"predicted again; or {_predict_anew(self.path)}"
                 )
 
-    def read_full(self, predictions: Sequence[Predicted]) -> list[dict[str, Any]]:
-        """The objects of some lines."""
+    def read_full(self, summaries: Sequence[PredictionSummary]) -> list[dict[str, Any]]:
+        """The whole objects of the file that the summaries are of."""
         with self.path.open("rb") as file:
-            lines = []
-            for predicted in predictions:
-                file.seek(predicted.start)
-                lines.append(json.loads(file.readline()))
-        return lines
+            predictions = []
+            for summary in summaries:
+                file.seek(summary.start)
+                predictions.append(json.loads(file.readline()))
+        return predictions
 
     def append(self, predictions: Sequence[Mapping[str, Any]]) -> None:
-        """Writes one batch through to the operating system."""
+        """Appends the predictions of a batch, and hands them to the operating system."""
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(p, allow_nan=False) + "\n" for p in predictions)
 
 
-def read_predictions(path: pathlib.Path) -> dict[Key, Predicted]:
-    """What a predictions.jsonl holds, of all users.
+def read_predictions(path: pathlib.Path) -> dict[UserKey, PredictionSummary]:
+    """The predictions of all users that a predictions.jsonl holds.
 
     Raises:
       CalrecError: a line is no prediction.
     """
-    found, start = {}, 0
+    predictions, start = {}, 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                key, predicted = _parsed(line, start)
+                key, summary = _parse_line(line, start)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise CalrecError(
-                    f"{path} is damaged in line {number}: remove that line, and `calrec eval` asks "
-                    f"its user again; or {_anew(path)}"
+                    f"{path} is damaged in line {number}: remove that line, and `calrec eval` "
+                    f"predicts its user again; or {_predict_anew(path)}"
                 ) from error
-            found[key] = predicted
+            predictions[key] = summary
             start += len(line)
-    return found
+    return predictions
 
 
 def locked(directory: EvaluationDir) -> contextlib.AbstractContextManager[None]:
-    """While active, no other process evaluates into `directory`.
+    """A context in which no other process evaluates into `directory`.
 
     Raises:
-      CalrecError: another one does, or the directory cannot be written.
+      CalrecError: another process does, or the directory cannot be written.
     """
     return locked_folder(
         directory.lock,
@@ -161,24 +164,28 @@ def _unwritable(directory: EvaluationDir) -> str:
     return f"cannot keep predictions in {directory}"
 
 
-def _parsed(line: bytes, start: int) -> tuple[Key, Predicted]:
-    """What a line says. Raises ValueError, KeyError, TypeError or RecursionError if it is none."""
+def _parse_line(line: bytes, start: int) -> tuple[UserKey, PredictionSummary]:
+    """The prediction of a line, and its user.
+
+    Raises:
+      ValueError, KeyError, TypeError, RecursionError: the line is no prediction.
+    """
     prediction = json.loads(line)
     key = prediction["domain"], prediction["user_id"]
     rank, target = prediction["rank"], prediction["target"]
-    best = tuple(item["item_id"] for item in prediction["ranked"][:BEST])
+    best = tuple(item["item_id"] for item in prediction["ranked"][:NUM_BEST])
     texts, log_probs = [], []
     for generated in prediction["generated"]:
         texts.append(generated["text"])
         log_probs.append(generated["logprob"])
     if not all(isinstance(text, str) for text in (*key, target, *best, *texts)):
-        raise TypeError("a name or a text is none")
+        raise TypeError("a name or a text is no string")
     if not all(isinstance(log_prob, (int, float)) for log_prob in log_probs):
         raise TypeError("a log-probability is no number")
     low, high = rank["low"], rank["high"]
     if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high):
-        raise ValueError("a rank is none")
-    return key, Predicted(target, low, high, best, start)
+        raise ValueError("these are no bounds of a rank")
+    return key, PredictionSummary(target, low, high, best, start)
 
 
 def predict_users(
@@ -188,40 +195,40 @@ def predict_users(
     retriever: Retriever,
     top_k: int,
     batch_size: int,
-    told: Callable[[int], None],
+    on_batch: Callable[[int], None],
 ) -> None:
-    """Asks for users that the file does not hold, and appends what is found, batch by batch.
+    """Ranks the catalogue for users, and appends the predictions to the file, batch by batch.
 
     Args:
-      users: of one domain.
+      users: of one domain, and not in the file yet.
       top_k: items of `ranked`.
-      batch_size: users who are asked together.
-      told: the number of users who are done, after each batch.
+      batch_size: users whose histories the retriever is given together.
+      on_batch: called after each batch, with the number of users who are done.
 
     Raises:
       CalrecError: as `Retriever`.
     """
     for start in range(0, len(users), batch_size):
         batch = users[start : start + batch_size]
-        found = retriever(
+        rankings = retriever(
             [user.history for user in batch],
             [user.user_id for user in batch],
             [user.target for user in batch],
             top_k,
         )
-        rows = zip(batch, found, strict=True)
-        file.append([_prediction(user, ranking, catalogue) for user, ranking in rows])
-        told(start + len(batch))
+        pairs = zip(batch, rankings, strict=True)
+        file.append([_prediction(user, ranking, catalogue) for user, ranking in pairs])
+        on_batch(start + len(batch))
 
 
 def _prediction(user: UserSequence, ranking: Ranking, catalogue: Catalogue) -> dict[str, Any]:
-    """A line of predictions.jsonl."""
+    """The object of a line of predictions.jsonl."""
     low, high = ranking.bounds
     return {
         "user_id": user.user_id,
         "domain": user.domain,
         "target": user.target,
-        "generated": [_generated(some, catalogue) for some in ranking.generated],
+        "generated": [_generated_text(text, catalogue) for text in ranking.generated],
         "ranked": [
             {"item_id": catalogue.item_ids[place], "score": float(score)}
             for place, score in zip(ranking.places, ranking.scores, strict=True)
@@ -230,21 +237,22 @@ def _prediction(user: UserSequence, ranking: Ranking, catalogue: Catalogue) -> d
     }
 
 
-def _generated(some: Generated, catalogue: Catalogue) -> dict[str, Any]:
-    """Items are named where a trie knows them: texts of long ones are cut."""
-    items = {"items": [catalogue.item_ids[place] for place in some.items]} if some.items else {}
-    return {"text": some.text, "logprob": some.log_prob, **items}
+def _generated_text(generated: Generated, catalogue: Catalogue) -> dict[str, Any]:
+    """A generated text, with its items where a trie knows them: texts of long items are cut."""
+    items = [catalogue.item_ids[place] for place in generated.items]
+    named = {"items": items} if items else {}
+    return {"text": generated.text, "logprob": generated.log_prob, **named}
 
 
 def require_made_with(directory: EvaluationDir, settings: Mapping[str, Any]) -> None:
     """Raises CalrecError where the predictions in `directory` were made with other settings.
 
     Args:
-      settings: some of them.
+      settings: those that are compared; predictions may have been made with more.
     """
-    there = _read_settings(directory)
-    some = {name: there.get(name) for name in settings}
-    _require_same(directory.predictions, some, as_json(settings))
+    saved = _read_settings(directory)
+    compared = {name: saved.get(name) for name in settings}
+    _require_same(directory.predictions, compared, as_json(settings))
 
 
 def _read_settings(directory: EvaluationDir) -> dict[str, Any]:
@@ -256,22 +264,28 @@ def _read_settings(directory: EvaluationDir) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CalrecError(
             f"{directory.predictions} does not say what made it, since {path.name} is missing or "
-            f"damaged: {_anew(path)}"
+            f"damaged: {_predict_anew(path)}"
         ) from error
     return settings
 
 
-def _require_same(path: pathlib.Path, there: Any, here: Any, name: str = "") -> None:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in [*here, *sorted(there.keys() - here.keys())]:
+def _require_same(path: pathlib.Path, saved: Any, current: Any, name: str = "") -> None:
+    """Raises CalrecError for the first setting that differs, in the order of the current ones.
+
+    Args:
+      path: the file of the predictions, for the error.
+      name: of the setting that `saved` and `current` are values of; "" = they are all settings.
+    """
+    if isinstance(saved, dict) and isinstance(current, dict):
+        for key in [*current, *sorted(saved.keys() - current.keys())]:
             inner = f"{name}.{key}" if name else key
-            _require_same(path, there.get(key), here.get(key), inner)
-    elif there != here:
+            _require_same(path, saved.get(key), current.get(key), inner)
+    elif saved != current:
         raise CalrecError(
-            f"{path} was made with {name} = {there!r}, this evaluation has {here!r}: "
-            f"{_anew(path)}, or give the old settings"
+            f"{path} was made with {name} = {saved!r}, this evaluation has {current!r}: "
+            f"{_predict_anew(path)}, or give the old settings"
         )
 
 
-def _anew(path: pathlib.Path) -> str:
+def _predict_anew(path: pathlib.Path) -> str:
     return f"move {path.parent} away to predict anew"

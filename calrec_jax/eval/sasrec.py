@@ -1,4 +1,4 @@
-"""SASRec, the baseline that is trained: causal self-attention over item ids, without any text.
+"""SASRec, the baseline that is trained: causal self-attention over item ids, without texts.
 
 Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018: learned positions, blocks of
 attention and a point-wise network, each with layer norm before it, dropout and a residual, and the
@@ -28,14 +28,15 @@ from calrec_jax.eval.outcomes import Score, outcome
 from calrec_jax.model_dir import StageDir, checkpoint_folder, saved_steps
 from calrec_jax.text.items import Catalogue, UserSequence
 
-_SHORTEST = 4  # rows are padded to this length, or to a power of two that is longer
-_SCORED = 256  # users scored at a time
+_MIN_WIDTH = 4  # rows are padded to this length, or to a power of two that is longer
+_SCORING_BATCH = 256  # users scored at a time
 _WEIGHTS = "weights.npz"
 _FACTS = {"epoch": int, "steps": int, "ndcg": float}  # of `Trained`, saved beside the weights
 
-Params = Any
-Told = Callable[[int, int, float, float], None]
-"""Told of each epoch: its number from 1, steps done, mean training loss, NDCG@10 on validation."""
+Params = Any  # a pytree of arrays
+OnEpoch = Callable[[int, int, float, float], None]
+"""Called after each epoch, with: its number, from 1; the steps done; the mean training loss; and
+NDCG@10 on validation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +44,15 @@ class SASRecConfig:
     """The model and its training.
 
     Attributes:
-      num_layers, d_model, num_heads: of the blocks; the point-wise network is as wide as d_model.
-      max_length: most recent items of a history that are read.
+      num_layers: the number of blocks.
+      d_model: width of the hidden states and of the point-wise networks.
+      num_heads: of each block's attention.
+      max_length: how many of a history's items are read, the most recent ones.
       dropout: of embeddings, attention weights, and both branches of a block.
       learning_rate: of Adam, constant.
       batch_size: training sequences a step.
-      epochs: at most.
-      patience: epochs without a better NDCG@10 on validation, after which training ends.
+      epochs: the largest number of epochs.
+      patience: training ends after so many epochs without a better NDCG@10 on validation.
       seed: of weights, order and dropout.
 
     Raises:
@@ -67,7 +70,7 @@ class SASRecConfig:
     patience: int = 10
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         positive = ("num_layers", "d_model", "num_heads", "max_length", "batch_size", "epochs")
         for name in (*positive, "patience"):
             if getattr(self, name) < 1:
@@ -87,13 +90,14 @@ class SASRec(nn.Module):
     """Scores of the next item at every position.
 
     Attributes:
+      config: the sizes and the dropout.
       num_items: of the catalogue.
     """
 
     config: SASRecConfig
     num_items: int
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         normal = nn.initializers.normal(0.02)
         self.items = self.param("items", normal, (self.num_items, c.d_model))
@@ -102,23 +106,25 @@ class SASRec(nn.Module):
         self.final_norm = nn.LayerNorm()
         self.dropout = nn.Dropout(c.dropout)
 
-    def __call__(self, places: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, places_BxL: jax.Array, train: bool = False) -> jax.Array:
         """Hidden states, float32 [B, L, D]. State l has read the places up to l.
 
         Args:
-          places: int32 [B, L], L at most max_length, items by their places in the catalogue, oldest
+          places_BxL: int32, L at most max_length: items by their places in the catalogue, oldest
             first. Padding stands at the end, where no item before it sees it.
           train: whether to drop out; needs the rng "dropout".
         """
-        x = self.items[places] * self.config.d_model**0.5
-        x = self.dropout(x + self.positions[None, : places.shape[1]], deterministic=not train)
-        mask = nn.make_causal_mask(places)
+        length = places_BxL.shape[1]
+        hidden_BxLxD = self.items[places_BxL] * self.config.d_model**0.5
+        hidden_BxLxD = hidden_BxLxD + self.positions[None, :length]
+        hidden_BxLxD = self.dropout(hidden_BxLxD, deterministic=not train)
+        mask_Bx1xLxL = nn.make_causal_mask(places_BxL)
         for block in self.blocks:
-            x = block(x, mask, train)
-        return self.final_norm(x)
+            hidden_BxLxD = block(hidden_BxLxD, mask_Bx1xLxL, train)
+        return self.final_norm(hidden_BxLxD)
 
     def scores(self, hidden: jax.Array) -> jax.Array:
-        """float32 [..., items] of hidden states [..., D]: the inner products with all items."""
+        """Scores of all items, float32 [..., items]: their products with hidden states [..., D]."""
         return hidden @ self.items.T
 
 
@@ -128,7 +134,7 @@ class _Block(nn.Module):
     config: SASRecConfig
 
     @nn.compact
-    def __call__(self, x, mask, train):
+    def __call__(self, hidden_BxLxD: jax.Array, mask_Bx1xLxL: jax.Array, train: bool) -> jax.Array:
         c = self.config
         dropout = nn.Dropout(c.dropout, deterministic=not train)
         attention = nn.MultiHeadDotProductAttention(
@@ -138,38 +144,47 @@ class _Block(nn.Module):
             deterministic=not train,
             name="attention",
         )
-        x = x + dropout(attention(nn.LayerNorm(name="attention_norm")(x), mask=mask))
-        hidden = nn.relu(nn.Dense(c.d_model, name="inner")(nn.LayerNorm(name="network_norm")(x)))
-        return x + dropout(nn.Dense(c.d_model, name="outer")(dropout(hidden)))
+        normed_BxLxD = nn.LayerNorm(name="attention_norm")(hidden_BxLxD)
+        hidden_BxLxD = hidden_BxLxD + dropout(attention(normed_BxLxD, mask=mask_Bx1xLxL))
+        normed_BxLxD = nn.LayerNorm(name="network_norm")(hidden_BxLxD)
+        inner_BxLxD = nn.relu(nn.Dense(c.d_model, name="inner")(normed_BxLxD))
+        return hidden_BxLxD + dropout(nn.Dense(c.d_model, name="outer")(dropout(inner_BxLxD)))
 
 
 def loss(
-    model: SASRec, params: Params, rows: jax.Array, lengths: jax.Array, key: jax.Array | None = None
+    model: SASRec,
+    params: Params,
+    rows_BxM: jax.Array,
+    lengths_B: jax.Array,
+    key: jax.Array | None = None,
 ) -> jax.Array:
-    """Mean over all positions that have a next item of -log p(next item | items up to there).
+    """Mean of -log p(next item | items up to there) over all positions that have a next item.
 
     Args:
-      rows: int32 [B, L + 1], places; those from `lengths` on are padding.
-      lengths: int32 [B], items of each row, 0 for a row of padding alone.
-      key: of dropout; None = none is dropped.
+      rows_BxM: int32, places of M = L + 1 items; those from `lengths_B` on are padding.
+      lengths_B: int32, items of each row, 0 for a row of padding alone.
+      key: of dropout; None = nothing is dropped.
+
+    Returns:
+      float32 scalar.
     """
     rngs = None if key is None else {"dropout": key}
-    hidden = model.apply({"params": params}, rows[:, :-1], key is not None, rngs=rngs)
-    logits = model.apply({"params": params}, hidden, method="scores")
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:])
-    counted = jnp.arange(1, rows.shape[1])[None, :] < lengths[:, None]
-    return (losses * counted).sum() / jnp.maximum(counted.sum(), 1)
+    hidden_BxLxD = model.apply({"params": params}, rows_BxM[:, :-1], key is not None, rngs=rngs)
+    logits_BxLxN = model.apply({"params": params}, hidden_BxLxD, method="scores")
+    losses_BxL = optax.softmax_cross_entropy_with_integer_labels(logits_BxLxN, rows_BxM[:, 1:])
+    counted_BxL = jnp.arange(1, rows_BxM.shape[1])[None, :] < lengths_B[:, None]
+    return (losses_BxL * counted_BxL).sum() / jnp.maximum(counted_BxL.sum(), 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What training leaves.
+    """A trained model.
 
     Attributes:
-      epoch: whose weights these are, from 1: that of the best NDCG@10 on validation.
-      steps: trained in all, with the epochs that were no better.
-      ndcg: NDCG@10 on validation, at `epoch`.
-      score: the model as a scorer of users.
+      epoch: the epoch that the weights are of, from 1: that of the best NDCG@10 on validation.
+      steps: steps of all epochs, those that were no better included.
+      ndcg: NDCG@10 on validation after `epoch`.
+      score: scores the catalogue for histories.
       params: the weights, as `SASRec` names them.
     """
 
@@ -185,15 +200,15 @@ def train(
     validation: Sequence[UserSequence],
     catalogue: Catalogue,
     config: SASRecConfig,
-    told: Told = lambda epoch, step, loss, ndcg: None,
+    on_epoch: OnEpoch = lambda epoch, step, loss, ndcg: None,
 ) -> Trained:
     """Trains on every position of `sequences`; the epoch is chosen on `validation`.
 
     The same arguments give the same weights on the same machine.
 
     Raises:
-      CalrecError: there is nothing to train on or to choose by, an item is not in the catalogue, or
-        the loss is not finite.
+      CalrecError: there are no sequences to train on or to choose by, an item is not in the
+        catalogue, or the loss is not finite.
     """
     if not sequences or not validation:
         raise CalrecError(
@@ -221,7 +236,7 @@ def train(
         score = make_score(model, params, catalogue)
         bounds = outcome(score, validation, catalogue).bounds
         ndcg = float(metrics.per_user(*bounds)["ndcg@10"].mean())
-        told(epoch, steps, mean, ndcg)
+        on_epoch(epoch, steps, mean, ndcg)
         if best is None or ndcg > best.ndcg:
             best = Trained(epoch, steps, ndcg, score, params)
         if epoch - best.epoch >= config.patience:
@@ -239,10 +254,10 @@ def save(stage: StageDir, trained: Trained) -> None:
 
 
 def restore(stage: StageDir, config: SASRecConfig, catalogue: Catalogue) -> Trained | None:
-    """What `save` wrote, or None where nothing is saved.
+    """The model that `save` wrote, or None where none is saved.
 
     Args:
-      config, catalogue: those that it was trained with.
+      config, catalogue: as the model was trained with.
 
     Raises:
       CalrecError: the weights are damaged, or of another model.
@@ -258,8 +273,10 @@ def restore(stage: StageDir, config: SASRecConfig, catalogue: Catalogue) -> Trai
             facts = {name: kind(saved[name]) for name, kind in _FACTS.items()}
             weights = {name: saved[name] for name in saved.files if name not in facts}
         params = flax.traverse_util.unflatten_dict(weights, sep="/")
-        found, wanted = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, shapes))
-        if found != wanted:
+        saved_shapes, model_shapes = (
+            jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, shapes)
+        )
+        if saved_shapes != model_shapes:
             raise ValueError("it is of another model")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise CalrecError(f"{path} holds no weights ({error}): remove its folder") from error
@@ -270,37 +287,48 @@ def _optimizer(config: SASRecConfig) -> optax.GradientTransformation:
     return optax.adam(config.learning_rate, b2=0.98)  # as in the paper's code
 
 
-# Functions of the module, and so compiled once for all epochs and runs of a process.
+# These are functions of the module, so that they are compiled once for all runs of a process.
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _step(model, params, state, rows, lengths, key):
+def _step(
+    model: SASRec,
+    params: Params,
+    state: optax.OptState,
+    rows_BxM: jax.Array,
+    lengths_B: jax.Array,
+    key: jax.Array,
+) -> tuple[Params, optax.OptState, jax.Array]:
     """One update: (params, optimizer state, loss)."""
-    value, gradient = jax.value_and_grad(functools.partial(loss, model))(params, rows, lengths, key)
+    loss_and_gradient = jax.value_and_grad(functools.partial(loss, model))
+    value, gradient = loss_and_gradient(params, rows_BxM, lengths_B, key)
     updates, state = _optimizer(model.config).update(gradient, state, params)
     return optax.apply_updates(params, updates), state, value
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _last_scores(model, params, rows, lengths):
-    """float32 [B, items]: what follows the last item of each row."""
-    hidden = model.apply({"params": params}, rows)
-    state = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-    return model.apply({"params": params}, state, method="scores")
+def _next_item_scores(
+    model: SASRec, params: Params, rows_BxL: jax.Array, lengths_B: jax.Array
+) -> jax.Array:
+    """Scores of the item after the last one of each row, float32 [B, items]."""
+    hidden_BxLxD = model.apply({"params": params}, rows_BxL)
+    last_Bx1x1 = lengths_B[:, None, None] - 1
+    last_hidden_BxD = jnp.take_along_axis(hidden_BxLxD, last_Bx1x1, axis=1)[:, 0]
+    return model.apply({"params": params}, last_hidden_BxD, method="scores")
 
 
 def make_score(model: SASRec, params: Params, catalogue: Catalogue) -> Score:
-    """The model with these weights as a scorer, float64 [histories, items]."""
+    """A function that scores the catalogue with these weights, float64 [histories, items]."""
     longest = model.config.max_length
 
     def score(histories: Sequence[Sequence[str]]) -> np.ndarray:
         recent = [catalogue.places(history)[-longest:] for history in histories]
         scores = np.empty((len(recent), len(catalogue)))
-        for chosen in _alike(recent, range(len(recent)), longest, _SCORED):
-            rows, lengths = _padded([recent[i] for i in chosen], longest, _SCORED)
+        for batch in _batches_of_one_width(recent, range(len(recent)), longest, _SCORING_BATCH):
+            rows, lengths = _padded([recent[i] for i in batch], longest, _SCORING_BATCH)
             # Rows of padding have no last item; what is computed for them is thrown away.
-            some = _last_scores(model, params, rows, np.maximum(lengths, 1))
-            scores[chosen] = np.asarray(some, np.float64)[: len(chosen)]
+            batch_scores = _next_item_scores(model, params, rows, np.maximum(lengths, 1))
+            scores[batch] = np.asarray(batch_scores, np.float64)[: len(batch)]
         return scores
 
     return score
@@ -309,32 +337,33 @@ def make_score(model: SASRec, params: Params, catalogue: Catalogue) -> Score:
 def _batches(
     histories: Sequence[Sequence[int]], config: SASRecConfig, epoch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows, lengths) of an epoch: each sequence once, with others of about its length."""
+    """(rows, lengths) of the batches of an epoch: each sequence once, with others of its length."""
     rng = np.random.default_rng([config.seed, epoch])
     longest = config.max_length + 1  # its last item is a target alone
     cut = [history[-longest:] for history in histories]
-    batches = _alike(cut, rng.permutation(len(cut)), longest, config.batch_size)
+    order = rng.permutation(len(cut))
+    batches = _batches_of_one_width(cut, order, longest, config.batch_size)
     for i in rng.permutation(len(batches)):
-        yield _padded([cut[place] for place in batches[i]], longest, config.batch_size)
+        yield _padded([cut[index] for index in batches[i]], longest, config.batch_size)
 
 
-def _alike(
+def _batches_of_one_width(
     histories: Sequence[Sequence[int]], order: Sequence[int], longest: int, size: int
 ) -> list[list[int]]:
-    """Places of `histories` in `order`, in groups of at most `size` that are padded alike."""
+    """Indices of histories in `order`, in batches of at most `size`, each padded to one width."""
     by_width: dict[int, list[int]] = {}
-    for place in order:
-        by_width.setdefault(_width(len(histories[place]), longest), []).append(int(place))
+    for index in order:
+        by_width.setdefault(_width(len(histories[index]), longest), []).append(int(index))
     return [
-        places[start : start + size]
-        for _, places in sorted(by_width.items())
-        for start in range(0, len(places), size)
+        indices[start : start + size]
+        for _, indices in sorted(by_width.items())
+        for start in range(0, len(indices), size)
     ]
 
 
 def _width(length: int, longest: int) -> int:
-    """What a row of `length` items is padded to: few widths, so that few programs are compiled."""
-    width = _SHORTEST
+    """The width that a row of `length` items is padded to; few widths make few programs."""
+    width = _MIN_WIDTH
     while width < length:
         width *= 2
     return min(width, longest)
@@ -343,7 +372,7 @@ def _width(length: int, longest: int) -> int:
 def _padded(
     histories: Sequence[Sequence[int]], longest: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(int32 [size, width] places, int32 [size] lengths); rows beyond the histories are padding."""
+    """(places int32 [size, width], lengths int32 [size]); rows beyond the histories are padding."""
     lengths = np.zeros(size, np.int32)
     lengths[: len(histories)] = [len(history) for history in histories]
     rows = np.zeros((size, _width(int(lengths.max()), longest)), np.int32)

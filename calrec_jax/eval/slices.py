@@ -1,4 +1,4 @@
-"""Groups of users, by whom a model is measured in parts."""
+"""Slices of the users, for which a model is measured one by one."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _SLICES = {
 _BINS = 20  # of a histogram, at most
 
 
-def slice_of(user: UserSequence, trained: Mapping[str, Container[str]]) -> dict[str, str]:
-    """Which slice of each slicing a user is in.
+def slice_of(user: UserSequence, training_items: Mapping[str, Container[str]]) -> dict[str, str]:
+    """The slice of each slicing that a user is in.
 
     Args:
-      trained: {domain: ids of the items that occur in its training sequences}.
+      training_items: {domain: ids of the items that occur in its training sequences}.
 
     Returns:
       {slicing: slice}:
-        "target": "warm" where the target is trained, "cold" where it is not;
+        "target": "warm" where the target is a training item, "cold" where it is not;
         "purchase": "new", or "repeat" where the target is in the history already;
         "history": its number of events, "1-2", "3-4", "5-9", "10-19", "20-49" or "50+";
         "day": "same_day" where the target's day (UTC) is that of the event before it, "later_day",
           or "unknown" without timestamps;
-        "domain": the user's.
+        "domain": the user's domain.
 
     Raises:
-      KeyError: `trained` does not hold the user's domain.
+      KeyError: `training_items` does not hold the user's domain.
     """
     events = len(user.history)
     return {
-        "target": "warm" if user.target in trained[user.domain] else "cold",
+        "target": "warm" if user.target in training_items[user.domain] else "cold",
         "purchase": "repeat" if user.target in user.history else "new",
         "history": next(name for name, most in _MOST_EVENTS.items() if events <= most),
         "day": _day(user.timestamps),
@@ -57,32 +57,34 @@ def _day(timestamps: Sequence[int] | None) -> str:
 
 
 def slices(
-    users: Sequence[UserSequence], trained: Mapping[str, Container[str]]
+    users: Sequence[UserSequence], training_items: Mapping[str, Container[str]]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The users of each slice; in each slicing every user is in one.
+    """The users of each slice. In each slicing every user is in one slice.
 
     Args:
-      trained: as of `slice_of`.
+      training_items: as in `slice_of`.
 
     Returns:
-      {slicing: {slice: int64 places in `users`, ascending}}, both in the order of `slice_of` and
-      domains by name; slices that hold nobody are left out.
+      {slicing: {slice: int64 indices in `users`, ascending}}, both in the order of `slice_of` and
+      domains by name; slices without users are left out.
 
     Raises:
       KeyError: as `slice_of`.
     """
-    found = [slice_of(user, trained) for user in users]
-    names = _SLICES | {"domain": sorted({user.domain for user in users})}
+    slices_of_users = [slice_of(user, training_items) for user in users]
+    orders = _SLICES | {"domain": sorted({user.domain for user in users})}
     return {
-        slicing: _places([of[slicing] for of in found], order) for slicing, order in names.items()
+        slicing: _indices_by_name([of_user[slicing] for of_user in slices_of_users], order)
+        for slicing, order in orders.items()
     }
 
 
-def _places(names: Sequence[str], order: Sequence[str]) -> dict[str, np.ndarray]:
-    places: dict[str, list[int]] = {name: [] for name in order}
-    for place, name in enumerate(names):
-        places[name].append(place)
-    return {name: np.array(of, np.int64) for name, of in places.items() if of}
+def _indices_by_name(names: Sequence[str], order: Sequence[str]) -> dict[str, np.ndarray]:
+    """{name: where it stands in `names`} in the given order, without those that stand nowhere."""
+    indices: dict[str, list[int]] = {name: [] for name in order}
+    for index, name in enumerate(names):
+        indices[name].append(index)
+    return {name: np.array(found, np.int64) for name, found in indices.items() if found}
 
 
 def history_lengths(users: Sequence[UserSequence]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
-from calrec_jax.eval.predictions import Key, read_predictions
+from calrec_jax.eval.predictions import UserKey, read_predictions
 from calrec_jax.model_dir import EvaluationDir, ModelDir
 from calrec_jax.report.files import read_metrics, read_slices
 
@@ -32,9 +32,9 @@ class Evaluation:
 
     folder: pathlib.Path
     metrics: Mapping[str, Any]
-    targets: Mapping[Key, str]
-    ranks: Mapping[Key, tuple[int, int]]
-    slices: Mapping[Key, Mapping[str, str]]
+    targets: Mapping[UserKey, str]
+    ranks: Mapping[UserKey, tuple[int, int]]
+    slices: Mapping[UserKey, Mapping[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +185,7 @@ def read_evaluation(folder: pathlib.Path) -> Evaluation:
     )
 
 
-def _common(named: Mapping[str, Evaluation]) -> list[Key]:
+def _common(named: Mapping[str, Evaluation]) -> list[UserKey]:
     """The users that all have, in the first's order, once they are sure to be of the same data."""
     (first, mine), *others = named.items()
     for name, theirs in others:
@@ -214,7 +214,7 @@ def _common(named: Mapping[str, Evaluation]) -> list[Key]:
     return keys
 
 
-def _bounds(one: Evaluation, keys: Sequence[Key]) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(one: Evaluation, keys: Sequence[UserKey]) -> tuple[np.ndarray, np.ndarray]:
     low, high = np.array([one.ranks[key] for key in keys], np.int64).T
     return low, high
 
@@ -235,7 +235,7 @@ def _of_some(places: np.ndarray, first, theirs, bootstrap):
     return _differences((first[0][places], first[1][places]), some, bootstrap)
 
 
-def _places(first: Evaluation, keys: Sequence[Key]) -> dict[str, dict[str, np.ndarray]]:
+def _places(first: Evaluation, keys: Sequence[UserKey]) -> dict[str, dict[str, np.ndarray]]:
     """{slicing: {slice: where its users are in `keys`}}, slices in the order of metrics.json."""
     found = {}
     for slicing, slices in first.metrics["slices"].items():

@@ -13,8 +13,8 @@ from calrec_jax.data.domains import Domain
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import evaluator, sasrec
 from calrec_jax.eval.baselines import BaselineData
+from calrec_jax.eval.evaluated_domain import EvaluatedDomain
 from calrec_jax.eval.evaluation import EvaluationConfig
-from calrec_jax.eval.evaluator import EvaluatedDomain
 from calrec_jax.eval.retrievers import ScoreRetriever
 from calrec_jax.eval.sasrec import SASRecConfig
 from calrec_jax.model_dir import ModelDir, StageDir

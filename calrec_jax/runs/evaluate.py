@@ -13,8 +13,8 @@ from calrec_jax.data.domains import Domain
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import evaluator, hybrid
 from calrec_jax.eval.baselines import BaselineData
+from calrec_jax.eval.evaluated_domain import EvaluatedDomain
 from calrec_jax.eval.evaluation import EvaluationConfig
-from calrec_jax.eval.evaluator import EvaluatedDomain
 from calrec_jax.eval.predictions import require_made_with
 from calrec_jax.eval.retrievers import DenseRetriever, TextRetriever
 from calrec_jax.eval.users import sample_users

@@ -113,7 +113,7 @@ def test_baselines_know_of_train_and_validation_whichever_split_is_measured(
     splits = {name: where.sequences(name) for name in ("train", "validation", "test")}
     assert splits["train"] != splits["validation"] != splits["test"]
     catalogue = where.catalogue
-    assert subject.known == BaselineData(
+    assert subject.baseline_data == BaselineData(
         splits["train"], catalogue, splits["validation"], BM25Config(1.2, 0.5), "exclude"
     )
     assert subject.users == splits[split]

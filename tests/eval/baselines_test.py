@@ -157,12 +157,12 @@ def test_the_hybrid_needs_a_validation_split():
 
 
 def test_the_hybrid_chooses_by_a_bounded_sample_that_is_always_the_same(monkeypatch):
-    monkeypatch.setattr(baselines, "_CHOOSING_USERS", 3)
+    monkeypatch.setattr(baselines, "_MAX_CHOOSING_USERS", 3)
     many = [user(f"u{n}", n % 8, (n + 3) % 8) for n in range(50)]
-    sample = baselines._sample(many)
-    assert len({u.user_id for u in sample}) == 3 and sample == baselines._sample(many)
+    sample = baselines._choosing_users(many)
+    assert len({u.user_id for u in sample}) == 3 and sample == baselines._choosing_users(many)
     assert baselines.HybridBaseline(known(validation=many)).choice.users == 3
-    assert baselines._sample(many[:3]) == many[:3]
+    assert baselines._choosing_users(many[:3]) == many[:3]
 
 
 def test_blocks_bound_the_memory_and_change_nothing(monkeypatch):
@@ -174,14 +174,16 @@ def test_blocks_bound_the_memory_and_change_nothing(monkeypatch):
         return counted(histories)
 
     whole = outcome(counting, USERS, CATALOGUE)
-    parts = outcome(counting, USERS, CATALOGUE, most_scores=3 * len(CATALOGUE))
-    least = outcome(counting, USERS, CATALOGUE, most_scores=1)
+    parts = outcome(counting, USERS, CATALOGUE, max_scores=3 * len(CATALOGUE))
+    least = outcome(counting, USERS, CATALOGUE, max_scores=1)
     assert blocks == [4, 3, 1, 1, 1, 1, 1]
     for some in (parts, least):
         for name in ("low", "high", "best"):
             np.testing.assert_array_equal(getattr(whole, name), getattr(some, name))
     choice = baselines.HybridBaseline(known()).choice
-    monkeypatch.setattr(outcomes, "blocks", lambda users, catalogue: ([user] for user in users))
+    monkeypatch.setattr(
+        outcomes, "user_blocks", lambda users, catalogue: ([user] for user in users)
+    )
     assert baselines.HybridBaseline(known()).choice == choice
 
 

@@ -256,7 +256,7 @@ def test_texts_of_a_batch_are_looked_up_together_as_far_as_memory_allows(
     index = BM25Index(TEXTS)
     monkeypatch.setattr(index, "scores", scores)
     lookup = BM25Lookup(index, CATALOGUE, TEMPLATE, 1 / 5000)
-    monkeypatch.setattr(retrievers, "MOST_SCORES", most)
+    monkeypatch.setattr(retrievers, "MAX_SCORES", most)
     found = list(TextRetriever(generate, lookup, CATALOGUE, "allow")(HISTORIES, NAMES, TARGETS, 3))
     assert calls == [["drum", "fan"] * users for users in together]
     assert [ranking.places.tolist()[:2] for ranking in found] == [[3, 5]] * 4
@@ -271,7 +271,7 @@ def test_a_model_that_scores_items_is_asked_as_far_as_memory_allows(monkeypatch)
 
     model = ScoreRetriever(score, CATALOGUE, "exclude")
     whole = list(model(HISTORIES, NAMES, TARGETS, 3))
-    monkeypatch.setattr(retrievers, "MOST_SCORES", 3 * 8)
+    monkeypatch.setattr(retrievers, "MAX_SCORES", 3 * 8)
     parts = list(model(HISTORIES, NAMES, TARGETS, 3))
     assert blocks == [4, 3, 1]
     assert [x.places.tolist() for x in whole] == [x.places.tolist() for x in parts]

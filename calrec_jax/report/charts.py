@@ -10,9 +10,10 @@ _WIDTH, _HEIGHT = 480, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 22, 34, 30
 _KEY = 84  # width of a line's name
 _COLOURS = ("#3b7dd8", "#d8703b", "#4aa564", "#8a63c9")
-_MOST_POINTS = 400  # of one line; more could not be told apart
+_MAX_POINTS = 400  # of one line; more could not be distinguished
 
 Points = Sequence[tuple[float, float]]
+"""(x, y) each."""
 
 
 def line_chart(title: str, series: Mapping[str, Points]) -> str:
@@ -55,7 +56,7 @@ def bar_chart(
 
     Args:
       edges: ascending, one more than `counts`.
-      whole: values are whole numbers, and a bin's are those below its upper edge.
+      whole: whether values are whole numbers; a bin then holds those below its upper edge.
     """
     width = (_WIDTH - _LEFT - _RIGHT) / len(counts)
     high, most = _HEIGHT - _TOP - _BOTTOM, max([*counts, 1])
@@ -89,7 +90,7 @@ def _whole_bin(edges: Sequence[float], i: int) -> str:
 
 
 def _gridline(down: float, label: str) -> tuple[str, str]:
-    """A line from side to side, and what it stands for."""
+    """A horizontal line, and its label."""
     line = f'<path d="M{_LEFT} {down}H{_WIDTH - _RIGHT}" stroke="currentColor" opacity=".15"/>'
     return line, _text(_LEFT - 6, down + 4, label, "end")
 
@@ -109,7 +110,7 @@ def _line(places: Points, colour: str) -> str:
     return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
 
 
-def _text(x, y, text: str, anchor: str, bold: bool = False) -> str:
+def _text(x: float, y: float, text: str, anchor: str, bold: bool = False) -> str:
     weight = ' font-weight="600"' if bold else ""
     return (
         f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="currentColor"{weight}>'
@@ -118,14 +119,14 @@ def _text(x, y, text: str, anchor: str, bold: bool = False) -> str:
 
 
 def _thinned(points: Points) -> list[tuple[float, float]]:
-    """The finite points, every so many of them and the last."""
+    """At most about `_MAX_POINTS` of the finite points, evenly chosen, and the last one."""
     finite = [(x, y) for x, y in points if math.isfinite(y)]
-    every = math.ceil(len(finite) / _MOST_POINTS) or 1
+    every = math.ceil(len(finite) / _MAX_POINTS) or 1
     return finite if every == 1 else [*finite[:-1:every], finite[-1]]
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
-    """Where an axis begins and ends; wide enough for `_ticks` whatever the values."""
+    """The ends of an axis that holds the values, wide enough for `_ticks`."""
     low, high = min(values), max(values)
     if high - low > 1e-6 * max(abs(low), abs(high)):
         return low, high
@@ -134,7 +135,7 @@ def _bounds(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from low to high, three to five: steps of 1, 2 or 5 times a power of ten."""
+    """Three to five round numbers from low to high, in steps of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / 5
     power = 10 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from calrec_jax.report import plain
 from calrec_jax.report.compare import Comparison
-from calrec_jax.report.evaluation import SLICINGS, beyond_accuracy
+from calrec_jax.report.evaluation import SLICINGS, beyond_accuracy_table
 from calrec_jax.report.page import (
     VALUES,
     Section,
@@ -56,13 +56,13 @@ def _runs(comparison: Comparison) -> list[list[str]]:
 
 
 def _users(comparison: Comparison) -> str:
-    """On whom figures are."""
-    others = {name: n for name, n in comparison.users.items() if n > comparison.common}
-    told = f"{comparison.common:,} users that all have, {comparison.items:,} items"
-    if others:
-        left = (f"{n - comparison.common:,} of {name}" for name, n in others.items())
-        told += f"; left out, since others do not have them: {', '.join(left)}"
-    return told
+    """A sentence on the users that the figures are of."""
+    sentence = f"{comparison.common:,} users that all have, {comparison.items:,} items"
+    extra = {name: n - comparison.common for name, n in comparison.users.items()}
+    left_out = [f"{n:,} of {name}" for name, n in extra.items() if n > 0]
+    if left_out:
+        sentence += f"; left out, since others do not have them: {', '.join(left_out)}"
+    return sentence
 
 
 def _settings(comparison: Comparison) -> list[list[str]]:
@@ -71,13 +71,13 @@ def _settings(comparison: Comparison) -> list[list[str]]:
 
 
 def _slice_lines(comparison: Comparison) -> Iterator[str]:
-    """For each slicing a table of the differences to the first run."""
+    """The lines of a table of differences to the first run, for each slicing."""
     first = next(iter(comparison.folders))
     for slicing, slices in comparison.slices.items():
         labels = {
-            (part, name): f"{part} ({plain.users(of['n'])}): {name} - {first}"
-            for part, of in slices.items()
-            for name in of["paired"]
+            (part, name): f"{part} ({plain.users(values['n'])}): {name} - {first}"
+            for part, values in slices.items()
+            for name in values["paired"]
         }
         width = max(map(len, labels.values()))
         yield ""
@@ -101,17 +101,21 @@ def write_page(comparison: Comparison, path: pathlib.Path) -> None:
 
 def _runs_html(comparison: Comparison) -> str:
     (_, *columns), *rows = _runs(comparison)
-    parts = [_words(columns, rows), f"<p>{html.escape(_users(comparison))}</p>"]
+    parts = [_text_table(columns, rows), f"<p>{html.escape(_users(comparison))}</p>"]
     if comparison.settings:
         (corner, *columns), *rows = _settings(comparison)
-        parts.append(f"<h3>{corner.capitalize()}</h3>{_words(columns, rows)}")
+        parts.append(f"<h3>{corner.capitalize()}</h3>{_text_table(columns, rows)}")
     else:
         parts.append("<p>All settings of the evaluations are the same.</p>")
     return "\n".join(parts)
 
 
-def _words(columns: list[str], rows: list[list[str]]) -> str:
-    cells = [(breakable(row[0]), [f"<td>{breakable(x)}</td>" for x in row[1:]]) for row in rows]
+def _text_table(columns: list[str], rows: list[list[str]]) -> str:
+    """A table whose cells are plain texts."""
+    cells = [
+        (breakable(first), [f"<td>{breakable(cell)}</td>" for cell in others])
+        for first, *others in rows
+    ]
     return table(columns, cells, kind="words")
 
 
@@ -131,9 +135,13 @@ def _slices_html(comparison: Comparison) -> Iterator[Section]:
     parts = [f"<p>Differences: each minus {breakable(first)}, with 95 % intervals.</p>"]
     for slicing, slices in comparison.slices.items():
         rows = []
-        for part, of in slices.items():
-            share = f"{plain.users(of['n'])}, {of['n'] / comparison.common:.1%}"
-            cells = [delta_cell(of["paired"][n][m]) for n in others for m in _SLICE_METRICS]
+        for part, values in slices.items():
+            share = f"{plain.users(values['n'])}, {values['n'] / comparison.common:.1%}"
+            cells = [
+                delta_cell(values["paired"][name][metric])
+                for name in others
+                for metric in _SLICE_METRICS
+            ]
             rows.append((f"{breakable(part)}<br><small>{share}</small>", cells))
         parts.append(f"<h3>{html.escape(SLICINGS.get(slicing, slicing))}</h3>")
         parts.append(table(columns, rows))
@@ -141,4 +149,4 @@ def _slices_html(comparison: Comparison) -> Iterator[Section]:
 
 
 def _beyond_html(comparison: Comparison) -> str:
-    return f"<p>Of all users of each run.</p>{beyond_accuracy(comparison.beyond_accuracy)}"
+    return f"<p>Of all users of each run.</p>{beyond_accuracy_table(comparison.beyond_accuracy)}"

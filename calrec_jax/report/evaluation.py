@@ -17,10 +17,10 @@ from calrec_jax.report.page import (
 )
 
 SLICINGS = {
-    "target": "Target: warm if it occurs in training, else cold",
+    "target": "Target: warm if it occurs in training, otherwise cold",
     "purchase": "Purchase: the target is new to the user, or a repeat",
     "history": "History, in events",
-    "day": "Day: the target was bought on that of the event before it, or later",
+    "day": "Day: the target was bought on the day of the event before it, or later",
     "domain": "Domain",
 }
 _SLICE_METRICS = ("ndcg@10", "recall@10", "mrr")  # the first is shown first
@@ -32,10 +32,10 @@ _SEEN = {
 
 
 def section(evaluation: str, result: Mapping[str, Any]) -> Section:
-    """What a metrics.json holds.
+    """The section on what a metrics.json holds.
 
     Args:
-      evaluation: its name.
+      evaluation: the name of the evaluation.
       result: the file, as `files.read_metrics` reads it.
     """
     models = {result["model"]: result["metrics"], **result["baselines"]}
@@ -47,7 +47,7 @@ def section(evaluation: str, result: Mapping[str, Any]) -> Section:
 <h3>{breakable(result["model"])} minus each baseline, on the same users</h3>
 {delta_table(result["paired"])}
 <h3>Beyond accuracy</h3>
-{beyond_accuracy(result["beyond_accuracy"])}
+{beyond_accuracy_table(result["beyond_accuracy"])}
 <h3>Slices of the users</h3>
 {_slices(result)}
 <div class="charts">{_histories(result)}</div>""",
@@ -61,7 +61,7 @@ def _heading(evaluation: str, result: Mapping[str, Any]) -> str:
 
 
 def _setting(result: Mapping[str, Any]) -> str:
-    """Who was measured, on what, and how items were ranked."""
+    """A sentence on the measured users, the items and how these were ranked."""
     config = result["config"]
     sample = "" if result["n"] == result["users"] else f" (a sample of {result['users']:,})"
     parts = [
@@ -76,8 +76,8 @@ def _setting(result: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def beyond_accuracy(models: Mapping[str, Mapping[str, float]]) -> str:
-    """A table of {model: {measure: value}}, and what the measures are."""
+def beyond_accuracy_table(models: Mapping[str, Mapping[str, float]]) -> str:
+    """A table of {model: {measure: value}}, and a paragraph that explains the measures."""
     columns = list(next(iter(models.values())))
     rows = [
         (breakable(model), [f"<td>{values[column]:.4f}</td>" for column in columns])
@@ -95,7 +95,7 @@ def _histories(result: Mapping[str, Any]) -> str:
 
 
 def _slices(result: Mapping[str, Any]) -> str:
-    """A table for each slicing and metric; the page's script shows those of one metric."""
+    """A table for each slicing and metric; the page's script shows the tables of one metric."""
     several = {k: slices for k, slices in result["slices"].items() if len(slices) > 1}
     if not several:
         return "<p>All users are in the same slices.</p>"
@@ -116,14 +116,15 @@ def _slices(result: Mapping[str, Any]) -> str:
 def _slice_table(result: Mapping[str, Any], slices: Mapping[str, Any], metric: str) -> str:
     names = [result["model"], *result["baselines"]]
     rows = []
-    for slice_name, of in slices.items():
-        values = [of["metrics"][metric], *(of["baselines"][b][metric] for b in names[1:])]
-        share = f"{plain.users(of['n'])}, {of['n'] / result['n']:.1%}"
-        rows.append((f"{breakable(slice_name)}<br><small>{share}</small>", _marked(values)))
+    for slice_name, part in slices.items():
+        models = [part["metrics"], *(part["baselines"][name] for name in names[1:])]
+        share = f"{plain.users(part['n'])}, {part['n'] / result['n']:.1%}"
+        cells = _cells_with_best_marked([metrics[metric] for metrics in models])
+        rows.append((f"{breakable(slice_name)}<br><small>{share}</small>", cells))
     return table(names, rows, corner=metric)
 
 
-def _marked(values: Sequence[Mapping[str, float]]) -> list[str]:
-    """A cell each, the best of them marked."""
+def _cells_with_best_marked(values: Sequence[Mapping[str, float]]) -> list[str]:
+    """A cell for each value; the best ones are marked."""
     best = max(v["value"] for v in values)
     return [value_cell(v, "best" if v["value"] == best else "", ties=False) for v in values]

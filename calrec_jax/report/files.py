@@ -1,4 +1,4 @@
-"""What the report reads of a run: its manifest and the files of its evaluations."""
+"""Reading what the report shows of a run: its manifest and the files of its evaluations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from calrec_jax.metrics import METRICS
 from calrec_jax.model_dir import ModelDir
 from calrec_jax.training import manifest as manifests
 
-_AGAIN = "run `calrec eval` again, which keeps the predictions"
+_REMEDY = "run `calrec eval` again, which keeps the predictions"
 _PARTS = (
     "model",
     "n",
@@ -54,11 +54,11 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def require(path: pathlib.Path, value: Any, names: Iterable[str], remedy: str) -> None:
-    """Raises CalrecError where a part of a file is no object, or lacks what this version writes.
+    """Raises CalrecError where a value is no object, or lacks a name that this version writes.
 
     Args:
-      path: of the file.
-      remedy: what to do.
+      path: the file that the value is from.
+      remedy: what the user can do, for the error.
     """
     if not isinstance(value, dict):
         raise CalrecError(f"{path} is damaged, with {str(value)[:20]!r} for an object: {remedy}")
@@ -74,11 +74,11 @@ def read_metrics(path: pathlib.Path) -> dict[str, Any]:
       CalrecError: it is damaged, or lacks what this version writes.
     """
     result = read_json(path)
-    require(path, result, _PARTS, _AGAIN)
-    require(path, result["config"], _SETTINGS, _AGAIN)
-    require(path, result["metrics"], METRICS, _AGAIN)
+    require(path, result, _PARTS, _REMEDY)
+    require(path, result["config"], _SETTINGS, _REMEDY)
+    require(path, result["metrics"], METRICS, _REMEDY)
     for part in ("baselines", "paired", "beyond_accuracy", "slices", "histories", "choices"):
-        require(path, result[part], (), _AGAIN)
+        require(path, result[part], (), _REMEDY)
     return result
 
 
@@ -86,24 +86,24 @@ def read_slices(path: pathlib.Path, slicings: Iterable[str]) -> dict[str, dict[s
     """What a slices.json holds: {domain: {user: {slicing: slice}}}.
 
     Args:
-      slicings: of the metrics.json beside it.
+      slicings: the names of the slicings in the metrics.json beside it.
 
     Raises:
       CalrecError: it is damaged.
     """
     slicings, domains = list(slicings), read_json(path)
-    require(path, domains, (), _AGAIN)
+    require(path, domains, (), _REMEDY)
     for users in domains.values():
-        require(path, users, (), _AGAIN)
-        for of in users.values():
-            require(path, of, slicings, _AGAIN)
+        require(path, users, (), _REMEDY)
+        for slices_of_user in users.values():
+            require(path, slices_of_user, slicings, _REMEDY)
     return domains
 
 
 def evaluations(model_dir: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """{name: what its metrics.json holds} of the evaluations that are finished.
+    """{name: what its metrics.json holds} of the finished evaluations.
 
-    Those of whole splits first, as they are named after, then by name.
+    Evaluations that are named as their split come first; within both groups they are by name.
 
     Raises:
       CalrecError: `model_dir` is no MODEL_DIR, or as `read_metrics`.

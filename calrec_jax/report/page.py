@@ -1,4 +1,4 @@
-"""A self-contained page: its look, its one script, and the tables that pages share."""
+"""A self-contained page: its style, its one script, and the tables that pages share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from calrec_jax.metrics import METRICS
 from calrec_jax.report.plain import short
 
 Section = tuple[str, str]
-"""HTML of a section's heading and of what stands below it."""
+"""HTML of a section's heading, and HTML of the section below it."""
 
 VALUES = (
     "Values are expected over random tie-breaking, with 95 % bootstrap intervals over users; "
@@ -132,7 +132,7 @@ def write(path: pathlib.Path, title: str, sections: Iterable[Section]) -> None:
 
 
 def source(title: str, sections: Iterable[Section]) -> str:
-    """HTML of a page that asks for nothing from outside and runs no script but ours.
+    """HTML of a page that loads nothing from elsewhere and runs only its own script.
 
     Args:
       title: plain text.
@@ -182,7 +182,8 @@ def table(
 def metric_table(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """A row a model: {model: {metric: {value, low, high, tie_low, tie_high}}}."""
     rows = [
-        (breakable(m), [value_cell(of[metric]) for metric in METRICS]) for m, of in models.items()
+        (breakable(name), [value_cell(values[metric]) for metric in METRICS])
+        for name, values in models.items()
     ]
     return table(METRICS, rows)
 
@@ -190,26 +191,33 @@ def metric_table(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str
 def delta_table(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """A row a model: {model: {metric: {delta, low, high}}}."""
     rows = [
-        (breakable(m), [delta_cell(of[metric]) for metric in METRICS]) for m, of in models.items()
+        (breakable(name), [delta_cell(deltas[metric]) for metric in METRICS])
+        for name, deltas in models.items()
     ]
     return table(METRICS, rows)
 
 
 def value_cell(v: Mapping[str, float], kind: str = "", ties: bool = True) -> str:
-    """A value with its interval and, where there are ties and they are asked for, what they allow.
+    """A value with its interval and, where there are ties, the bounds that they allow.
 
     Args:
+      v: {"value", "low", "high", "tie_low", "tie_high"}.
       kind: a class of the cell.
+      ties: whether the bounds of ties are shown.
     """
-    told = [f"{short(v['low'])}–{short(v['high'])}"]
+    ranges = [f"{short(v['low'])}–{short(v['high'])}"]
     if ties and v["tie_low"] < v["tie_high"]:
-        told.append(f"ties {short(v['tie_low'])}–{short(v['tie_high'])}")
+        ranges.append(f"ties {short(v['tie_low'])}–{short(v['tie_high'])}")
     marked = f' class="{kind}"' if kind else ""
-    return f"<td{marked}>{v['value']:.4f}<br><small>{'<br>'.join(told)}</small></td>"
+    return f"<td{marked}>{v['value']:.4f}<br><small>{'<br>'.join(ranges)}</small></td>"
 
 
 def delta_cell(d: Mapping[str, float]) -> str:
-    """A difference with its interval, marked where that lies on one side of zero."""
+    """A difference with its interval, marked where the interval lies on one side of zero.
+
+    Args:
+      d: {"delta", "low", "high"}.
+    """
     mark = "better" if d["low"] > 0 else "worse" if d["high"] < 0 else ""
     return (
         f'<td><span class="{mark}">{d["delta"]:+.4f}</span><br>'

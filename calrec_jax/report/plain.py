@@ -29,7 +29,7 @@ def result_table(result: Mapping[str, Any]) -> str:
 
 
 def show(text: str) -> None:
-    """Prints a text; what the terminal's encoding has not is written as an escape."""
+    """Prints a text; characters that the terminal's encoding lacks are written as escapes."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
 
@@ -47,7 +47,7 @@ def rows(
     sign: str = "",
     metrics: Sequence[str] = METRICS,
 ) -> list[str]:
-    """Two lines: the values of one model, and their intervals below.
+    """Two lines: the values of one model, and their intervals below them.
 
     Args:
       name: of the model, in a column of `width` characters.
@@ -65,17 +65,17 @@ def rows(
 
 
 def short(value: float, sign: str = "") -> str:
-    """Four decimals, and no zero before them."""
+    """The value with four decimals, without the zero before the point."""
     return f"{value:{sign}.4f}".replace("0.", ".", 1)
 
 
 def users(count: int) -> str:
-    """So many users, in words."""
+    """The number with its noun: "1 user", "2 users"."""
     return f"{count:,} user" if count == 1 else f"{count:,} users"
 
 
 def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """A line a row, with columns as wide as they need to be."""
+    """A line for each row, with columns as wide as their longest cell."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -86,7 +86,7 @@ def aligned(table: Sequence[Sequence[str]]) -> list[str]:
 def choices(result: Mapping[str, Any]) -> Iterator[str]:
     """A sentence for each weight that a metrics.json says was chosen on validation."""
     for domain, chosen in result["choices"].items():
-        of_domain = f"{domain}: " if len(result["choices"]) > 1 else ""
+        prefix = f"{domain}: " if len(result["choices"]) > 1 else ""
         for name, choice in chosen.items():
             if name == result["model"]:
                 parts = f"BM25 + {choice['weight']:g} x dense"
@@ -94,6 +94,6 @@ def choices(result: Mapping[str, Any]) -> Iterator[str]:
                 parts = f"{choice['part']} + {choice['weight']:g} x BM25"
             here = ", on whom it is measured here" if result["split"] == "validation" else ""
             yield (
-                f"{of_domain}{name}: {parts}, chosen by NDCG@10 of {choice['users']:,} validation "
+                f"{prefix}{name}: {parts}, chosen by NDCG@10 of {choice['users']:,} validation "
                 f"users{here}"
             )

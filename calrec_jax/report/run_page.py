@@ -31,7 +31,7 @@ _LOSSES = {
 
 
 def write(model_dir: str | os.PathLike) -> pathlib.Path:
-    """Writes MODEL_DIR/report.html from what is there, and says on the page what is not.
+    """Writes MODEL_DIR/report.html from the files that are there, and lists the missing ones on it.
 
     Raises:
       CalrecError: `model_dir` is no MODEL_DIR, or a file in it is damaged or of an earlier version.
@@ -54,7 +54,7 @@ def write(model_dir: str | os.PathLike) -> pathlib.Path:
 
 
 def _unfinished(model_dir: ModelDir, results: Mapping[str, Any]) -> Iterator[Section]:
-    """What to say of evaluations that are not there, or not complete."""
+    """Sections on evaluations that are missing or not complete."""
     begun = [
         folder
         for folder in model_dir.evaluations()
@@ -86,7 +86,7 @@ def _stages(model_dir: ModelDir, manifest: Mapping[str, Any]) -> str:
 
 
 def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The objects of a metrics.jsonl; a kill may have left half a line at the end."""
+    """The objects of a metrics.jsonl, without the half line that a killed process may have left."""
     if not path.exists():
         return []
     try:
@@ -100,7 +100,7 @@ def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A chart a loss, training and validation together."""
+    """A chart for each loss, with training and validation together."""
     return [
         charts.line_chart(
             title,

@@ -1,10 +1,10 @@
-"""The report's section on training data, from what `inspection.describe` told when a run began."""
+"""The report's section on training data, from what `inspection.describe` returned."""
 
 from __future__ import annotations
 
 import html
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calrec_jax.report import charts, files
@@ -22,9 +22,7 @@ _COLUMNS = (
     ("histories cut", lambda d: f"{d['histories_cut']:.1%}"),
     ("items cut", lambda d: f"{d['items_cut']:.1%}"),
 )
-
-
-_OF_A_STAGE = (
+_STAGE_PARTS = (
     "mixture",
     "steps",
     "rows",
@@ -34,7 +32,7 @@ _OF_A_STAGE = (
     "rates",
     "domains",
 )
-_OF_A_DOMAIN = (
+_DOMAIN_PARTS = (
     "name",
     "items",
     "examples",
@@ -47,29 +45,29 @@ _OF_A_DOMAIN = (
     "items_cut",
     "shown",
 )
-_OF_TOKENS = ("mean", "p99", "histogram")
-_AGAIN = "run `calrec train` again, which keeps what is trained; or remove the file"
+_TOKEN_PARTS = ("mean", "p99", "histogram")
+_REMEDY = "run `calrec train` again, which keeps what is trained; or remove the file"
 
 
 def read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """What a data.json holds. Raises CalrecError where it is damaged or of an earlier version."""
-    told = files.read_json(path)
-    files.require(path, told, (), _AGAIN)
-    for stage in told.values():
-        files.require(path, stage, _OF_A_STAGE, _AGAIN)
+    described = files.read_json(path)
+    files.require(path, described, (), _REMEDY)
+    for stage in described.values():
+        files.require(path, stage, _STAGE_PARTS, _REMEDY)
         for domain in stage["domains"]:
-            files.require(path, domain, _OF_A_DOMAIN, _AGAIN)
-            files.require(path, domain["tokens"], _OF_TOKENS, _AGAIN)
-    return told
+            files.require(path, domain, _DOMAIN_PARTS, _REMEDY)
+            files.require(path, domain["tokens"], _TOKEN_PARTS, _REMEDY)
+    return described
 
 
-def stages(told: Mapping[str, Mapping[str, Any]]) -> str:
-    """HTML of what each stage trains on."""
-    return "\n".join(_stage(*stage) for stage in told.items())
+def stages(described: Mapping[str, Mapping[str, Any]]) -> str:
+    """HTML of what each stage trains on, from what a data.json holds."""
+    return "\n".join(_stage(*stage) for stage in described.items())
 
 
-def _stage(name: str, told: Mapping[str, Any]) -> str:
-    domains = told["domains"]
+def _stage(name: str, stage: Mapping[str, Any]) -> str:
+    domains = stage["domains"]
     rows = [
         (breakable(d["name"]), [f"<td>{show(d)}</td>" for _, show in _COLUMNS]) for d in domains
     ]
@@ -78,16 +76,17 @@ def _stage(name: str, told: Mapping[str, Any]) -> str:
         for d in domains
     )
     shown = "".join(_example(d["name"], example) for d in domains for example in d["shown"])
-    return f"""<h3>{html.escape(name)}: {html.escape(told["mixture"])}</h3>
-<p>{told["steps"]:,} steps of {told["rows"]:,} rows of {told["row_length"]:,} tokens, at most
-{told["max_segments"]} examples a row; targets: {html.escape(told["targets"])};
-rates: {html.escape(told["rates"])}.</p>
+    return f"""<h3>{html.escape(name)}: {html.escape(stage["mixture"])}</h3>
+<p>{stage["steps"]:,} steps of {stage["rows"]:,} rows of {stage["row_length"]:,} tokens, at most
+{stage["max_segments"]} examples a row; targets: {html.escape(stage["targets"])};
+rates: {html.escape(stage["rates"])}.</p>
 {table([title for title, _ in _COLUMNS], rows)}
 <div class="charts">{bars}</div>
 {shown}"""
 
 
-def _example(domain: str, spans) -> str:
+def _example(domain: str, spans: Sequence[Sequence[str]]) -> str:
+    """An example, by its spans: (kind, text) each."""
     parts = "".join(
         f'<h4>{html.escape(kind)}</h4><p class="text">{html.escape(text)}</p>'
         for kind, text in spans

@@ -24,7 +24,7 @@ from calrec_jax.retrieval.words import words
 # Words of more than one item in so many are "common", like those of the template, in all items.
 # Their scores are held for every item, so that they are added without looking places up.
 _COMMON = 2
-_HELD = 2**16  # scores of a block of queries, which stay in a cache while they are added up
+_BLOCK_SCORES = 2**16  # of a block of queries: they stay in a cache while they are added up
 _FORMAT = "2"  # of the file, and of the words that a text is cut into
 
 
@@ -48,18 +48,19 @@ class BM25Config:
         ranges.require_at_most_one(self, "b", zero=True)
 
 
-class _Found(NamedTuple):
-    """Queries as rows of an index.
+class _Queries(NamedTuple):
+    """Queries whose words are looked up in an index.
 
     Attributes:
-      totals: of each query, the sum of its common words, float64 [items].
-      rows: of the words of all queries, int [words]; an empty one where there is nothing to add.
-      ends: int [queries + 1]; the rows of query n are rows[ends[n] : ends[n + 1]].
+      totals: for each query the summed scores of its common words, float64 [items].
+      rows: rows of the index, one for each word of all queries, int [words]; an empty row where
+        there is nothing to add.
+      bounds: int [queries + 1]; the rows of query n are rows[bounds[n] : bounds[n + 1]].
     """
 
     totals: list[np.ndarray]
     rows: np.ndarray
-    ends: np.ndarray
+    bounds: np.ndarray
 
 
 def _bm25s() -> types.ModuleType:
@@ -89,7 +90,7 @@ class BM25Index:
       CalrecError: no text has a word.
     """
 
-    def __init__(self, texts: Sequence[str], config: BM25Config = BM25Config()):
+    def __init__(self, texts: Sequence[str], config: BM25Config = BM25Config()) -> None:
         corpus = [words(text) for text in texts]
         if not any(corpus):
             raise CalrecError("the catalogue has no text to index: its items have no fields")
@@ -110,83 +111,85 @@ class BM25Index:
         sizes = np.diff(scores.indptr)
         common = np.flatnonzero(sizes * _COMMON > scores.shape[1])
         self._common = dict(zip(common.tolist(), scores[common].toarray(), strict=True))
-        # Where the postings of each word are. Common words, which are added apart, and words that
-        # are not known share an empty row at the end.
-        self._none = len(sizes)
-        self._rows = np.arange(self._none + 1, dtype=scores.indices.dtype)
-        self._rows[common] = self._none
+        # The row with the scores of each word. Common words, which are added apart, and unknown
+        # words share an empty row at the end.
+        self._empty_row = len(sizes)
+        self._rows = np.arange(self._empty_row + 1, dtype=scores.indices.dtype)
+        self._rows[common] = self._empty_row
         self._starts = np.append(scores.indptr, scores.indptr[-1])
 
     @property
     def num_items(self) -> int:
-        """Of the catalogue."""
+        """The number of items in the catalogue."""
         return self._scores.shape[1]
 
     def __contains__(self, word: str) -> bool:
-        """Whether some item has it; a word as `words` gives it."""
+        """Whether an item has the word, which is one that `words` returns."""
         return word in self._vocabulary
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
-        """float64 [queries, items]; zeros where no word of the query is known.
+        """Scores of all items, float64 [queries, items]; zeros where no word of a query is known.
 
         A query's scores are the same to the bit in any batch: first its common words are added,
         then the others, each in the query's order.
         """
         scores = np.empty((len(queries), self._scores.shape[1]))
-        found = self._look_up(queries)
-        for some in self._blocks(len(queries)):
-            self._fill(scores[some], found, some)
+        looked_up = self._look_up(queries)
+        for block in self._blocks(len(queries)):
+            self._fill(scores[block], looked_up, block)
         return scores
 
     def top_k(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best items of each query as `ranked_rows` has them, without holding all scores.
+        """The k best items of each query, ordered as by `ranked_rows`; not all scores are held.
 
         Returns:
           float64 scores and int64 places, [queries, min(k, items)] each, best first.
         """
         k = min(k, self._scores.shape[1])
         scores, places = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
-        found = self._look_up(queries)
-        for some in self._blocks(len(queries)):
-            rows = np.empty((some.stop - some.start, self._scores.shape[1]))
-            self._fill(rows, found, some)
-            places[some] = ranked_rows(rows, k)
-            scores[some] = np.take_along_axis(rows, places[some], axis=1)
+        looked_up = self._look_up(queries)
+        for block in self._blocks(len(queries)):
+            rows = np.empty((block.stop - block.start, self._scores.shape[1]))
+            self._fill(rows, looked_up, block)
+            places[block] = ranked_rows(rows, k)
+            scores[block] = np.take_along_axis(rows, places[block], axis=1)
         return scores, places
 
-    def _look_up(self, queries: Sequence[str]) -> _Found:
-        ids, ends, totals = [], [0], []
+    def _look_up(self, queries: Sequence[str]) -> _Queries:
+        word_ids, bounds, totals = [], [0], []
         # Texts in the form of one template mostly have the same common words.
         sums: dict[tuple[int, ...], np.ndarray] = {}
-        unknown = itertools.repeat(self._none)
+        unknown = itertools.repeat(self._empty_row)
         for query in queries:
-            some = list(map(self._vocabulary.get, words(query), unknown))
-            common = tuple(filter(self._common.__contains__, some))
+            query_ids = list(map(self._vocabulary.get, words(query), unknown))
+            common = tuple(filter(self._common.__contains__, query_ids))
             if common not in sums:
-                sums[common] = self._sum(common)
+                sums[common] = self._sum_common(common)
             totals.append(sums[common])
-            ids += some
-            ends.append(len(ids))
-        return _Found(totals, self._rows[np.fromiter(ids, np.intp, len(ids))], np.array(ends))
+            word_ids += query_ids
+            bounds.append(len(word_ids))
+        rows = self._rows[np.fromiter(word_ids, np.intp, len(word_ids))]
+        return _Queries(totals, rows, np.array(bounds))
 
-    def _sum(self, common: Sequence[int]) -> np.ndarray:
-        """float64 [items], the sum of common words."""
+    def _sum_common(self, common: Sequence[int]) -> np.ndarray:
+        """The summed scores of common words, float64 [items]."""
         total = np.zeros(self._scores.shape[1])
         for word in common:
             total += self._common[word]
         return total
 
-    def _blocks(self, queries: int) -> list[slice]:
-        """All queries, some at a time."""
-        size = max(1, _HELD // self._scores.shape[1])
-        return [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
+    def _blocks(self, num_queries: int) -> list[slice]:
+        """All queries, in blocks of about `_BLOCK_SCORES` scores."""
+        size = max(1, _BLOCK_SCORES // self._scores.shape[1])
+        starts = range(0, num_queries, size)
+        return [slice(start, min(start + size, num_queries)) for start in starts]
 
-    def _fill(self, scores: np.ndarray, found: _Found, some: slice) -> None:
-        """Puts the scores of `some` of the queries into `scores`, float64 [queries, items]."""
-        for row, total in zip(scores, found.totals[some], strict=True):
+    def _fill(self, scores: np.ndarray, queries: _Queries, block: slice) -> None:
+        """Puts the scores of a block of the queries into `scores`, float64 [queries, items]."""
+        for row, total in zip(scores, queries.totals[block], strict=True):
             row[:] = total
-        bounds = found.ends[some.start : some.stop + 1]
-        rows = found.rows[bounds[0] : bounds[-1]]
+        bounds = queries.bounds[block.start : block.stop + 1]
+        rows = queries.rows[bounds[0] : bounds[-1]]
         sizes = self._starts[rows + 1] - self._starts[rows]
         ends = np.zeros(len(rows) + 1, rows.dtype)
         np.cumsum(sizes, out=ends[1:])
@@ -220,7 +223,7 @@ class BM25Index:
         """The index that `save` wrote, of the same texts and parameters.
 
         Raises:
-          CalrecError: there is none, it is damaged, or it is of others.
+          CalrecError: there is no index, it is damaged, or it is of other texts or parameters.
         """
         return cls._load(pathlib.Path(path), _fingerprint(texts, config))
 
@@ -232,15 +235,15 @@ class BM25Index:
         texts: Sequence[str],
         config: BM25Config = BM25Config(),
     ) -> BM25Index:
-        """The index that is saved in `folder`; built and saved there where it is not yet.
+        """The index that is saved in `folder`; if there is none yet, it is built and saved there.
 
-        Where nothing may be written, as a served run's folder may be, it is built and not saved.
+        Where nothing may be written, as in the folder of a served run, it is built and not saved.
 
         Args:
           folder: made where it is missing.
-          name: of the catalogue, with which the file's name begins: the rest of it is a fingerprint
-            of all that the index depends on, so that one of other texts is another file.
-          texts, config: as of the class.
+          name: of the catalogue. The file's name begins with it and goes on with a fingerprint of
+            all that the index depends on, so that an index of other texts is another file.
+          texts, config: as in the constructor.
 
         Raises:
           CalrecError: the file is damaged, the index cannot be saved, `folder` is a URL, or no text
@@ -264,7 +267,7 @@ class BM25Index:
         try:
             with np.load(path) as saved:
                 arrays = {name: saved[name] for name in saved.files}
-            there = str(arrays["fingerprint"])
+            saved_fingerprint = str(arrays["fingerprint"])
             ordered = arrays["vocabulary"].tobytes().decode().split("\n")
             vocabulary = dict(zip(ordered, arrays["places"].tolist(), strict=True))
             scores = scipy.sparse.csr_matrix(
@@ -278,9 +281,10 @@ class BM25Index:
                 f"{path} is no index of BM25, or a damaged one ({error}): remove it and build it "
                 f"anew"
             ) from error
-        if there != fingerprint:
+        if saved_fingerprint != fingerprint:
             raise CalrecError(
-                f"{path} is an index of other texts, k1 or b: build it anew, or give those it is of"
+                f"{path} is an index of other texts, k1 or b: build it anew, or give those that it "
+                f"was built with"
             )
         index = cls.__new__(cls)
         index._hold(vocabulary, scores, fingerprint)

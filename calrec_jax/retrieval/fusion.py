@@ -1,4 +1,4 @@
-"""Hybrid retrieval: two retrievers' scores as one, and what becomes of items already seen."""
+"""Hybrid retrieval: the scores of two retrievers as one, and the policies for seen items."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SEEN = ("allow", "exclude", "exclude_last")
 
 
 def scaled(scores: np.ndarray, scale: str) -> np.ndarray:
-    """Each user's scores divided by their maximum, or brought to [0, 1] by minimum and maximum.
+    """Each user's scores divided by their maximum, or scaled to [0, 1] by minimum and maximum.
 
-    Excluded items (-inf) stay what they are and count as neither. A row without a positive maximum
-    is not divided ("max"); a constant row becomes zeros ("min_max").
+    Excluded items (-inf) stay excluded, and are neither minimum nor maximum. A row without a
+    positive maximum is not divided ("max"); a constant row becomes zeros ("min_max").
 
     Args:
       scores: [users, items], finite or -inf.
@@ -101,21 +101,24 @@ def choose_weight(
       CalrecError: there are no users or no weights, or as `fuse`.
       ValueError: not one target a user, or as `fuse`.
     """
-    gains: list[np.ndarray] = []  # of the users of a block, [weights, users]
+    ndcgs: list[np.ndarray] = []  # [weights, users] of each block
     for a, b, targets in blocks:
         _check(a, b, *weights)
         a, b = scaled(a, scale), scaled(b, scale)
-        gains.append(np.array([_ndcg(_combined(a, b, weight), targets) for weight in weights]))
-    if not len(weights) or not sum(block.shape[1] for block in gains):
-        raise CalrecError("a weight is chosen of some weights, by users of the validation split")
-    means = np.concatenate(gains, axis=1).mean(axis=1)
+        ndcgs.append(np.array([_ndcg(_combined(a, b, weight), targets) for weight in weights]))
+    if not len(weights) or not sum(block.shape[1] for block in ndcgs):
+        raise CalrecError(
+            "choosing a weight needs weights to choose from, and users of the validation split"
+        )
+    means = np.concatenate(ndcgs, axis=1).mean(axis=1)
     best = int(np.argmax(means))
     return float(weights[best]), float(means[best])
 
 
 def _ndcg(scores: np.ndarray, targets: Sequence[int]) -> np.ndarray:
     """NDCG@10 of each user, float64 [users]."""
-    bounds = [metrics.rank_bounds(row, t) for row, t in zip(scores, targets, strict=True)]
+    pairs = zip(scores, targets, strict=True)
+    bounds = [metrics.rank_bounds(row, target) for row, target in pairs]
     return metrics.per_user(*np.array(bounds, np.int64).reshape(-1, 2).T)["ndcg@10"]
 
 
@@ -135,10 +138,10 @@ def seen_places(history: Sequence[int], policy: str) -> Sequence[int]:
 
 
 def without_seen(scores: np.ndarray, histories: Sequence[Sequence[int]], policy: str) -> np.ndarray:
-    """Scores in which items that a user has already had are -inf.
+    """Scores in which the items that the policy excludes are -inf.
 
-    A target that is itself excluded cannot be found: it ties with all others that are excluded,
-    below the rest. So policies differ in what they can reach at most wherever users buy again.
+    A target that is itself excluded cannot be found: it ties with all other excluded items, below
+    the rest. So the best possible metrics depend on the policy wherever users buy items again.
 
     Args:
       scores: [users, items].

@@ -87,26 +87,35 @@ def ranked_rows(scores: np.ndarray, k: int) -> np.ndarray:
     places = np.empty((len(scores), k), np.int64)
     if not places.size:
         return places
-    for row, bound, best in zip(scores, _at_most_kth(scores, k), places, strict=True):
+    for row, bound, row_places in zip(scores, _kth_lower_bounds(scores, k), places, strict=True):
         # Only items that can be among the first k are sorted, ties with the k-th included.
         candidates = (row >= bound).nonzero()[0]
-        theirs = row[candidates]
+        candidate_scores = row[candidates]
         if len(candidates) > 4 * k:
-            if np.count_nonzero(theirs > bound) < k:  # many tie with the k-th
-                kth = bound
-            else:  # the best are in few groups
-                kth = np.partition(theirs, len(theirs) - k)[len(theirs) - k]
-            above, tied = (theirs > kth).nonzero()[0], (theirs == kth).nonzero()[0]
-            among = np.concatenate([above, tied[: k - len(above)]])
-            candidates, theirs = candidates[among], theirs[among]
-        best[:] = candidates[(-theirs).argsort(kind="stable")[:k]]
+            chosen = _first_k(candidate_scores, bound, k)
+            candidates, candidate_scores = candidates[chosen], candidate_scores[chosen]
+        row_places[:] = candidates[(-candidate_scores).argsort(kind="stable")[:k]]
     return places
 
 
-def _at_most_kth(scores: np.ndarray, k: int) -> np.ndarray:
-    """For each row a score that at least k items reach, mostly not many more: found in one pass.
+def _first_k(scores: np.ndarray, bound: float, k: int) -> np.ndarray:
+    """Indices of the k best scores, in no order; of ties with the k-th the first.
 
-    It is the k-th of the maxima of groups, each of which some item reaches. [n]
+    Args:
+      scores: [candidates], none below `bound`.
+    """
+    if np.count_nonzero(scores > bound) < k:  # many tie with the k-th
+        kth = bound
+    else:  # the best are in few groups
+        kth = np.partition(scores, len(scores) - k)[len(scores) - k]
+    above, tied = (scores > kth).nonzero()[0], (scores == kth).nonzero()[0]
+    return np.concatenate([above, tied[: k - len(above)]])
+
+
+def _kth_lower_bounds(scores: np.ndarray, k: int) -> np.ndarray:
+    """For each row a score that at least k items reach, and mostly not many more, [n].
+
+    It is the k-th of the maxima of groups of items, found in one pass.
     """
     n, items = scores.shape
     groups = 2 * k

@@ -24,7 +24,7 @@ _UNSPACED = "".join(
         "\uff66-\uffdc",  # Katakana and Hangul of half the width
     )
 )
-# Apart from those: `re` has a table for a class of characters that fit 16 bits, and is slow else.
+# Apart from those, because `re` is fast only for a class of characters that fit 16 bits.
 _UNSPACED_BEYOND = "\U0001aff0-\U0001b16f\U00020000-\U0003ffff"  # Kana, Han
 # Blocks whose combining marks are vowels and other parts of a word. A mark of Latin, Greek or
 # Cyrillic divides words, like punctuation.
@@ -51,7 +51,7 @@ _RUN = re.compile(
     rf"((?:{_LETTER}[{_MARKS}{_INVISIBLE}]*)+)"  # of letters without spaces
     rf"|(?:(?!{_LETTER})\w[{_MARKS}]*)+"  # a word
 )
-_SEEN = re.compile(rf"[^{_INVISIBLE}]+")
+_VISIBLE = re.compile(rf"[^{_INVISIBLE}]+")
 _MARKED_LETTER = re.compile(rf"[^{_MARKS}][{_MARKS}]*")
 
 
@@ -59,24 +59,24 @@ def words(text: str) -> list[str]:
     """The words of a text, lower-cased; no stop words, no stemming.
 
     A word is a run of letters, digits and underscores. Where no spaces are written between words,
-    as in Chinese, Japanese, Thai, Lao, Khmer and Burmese, each two neighbouring letters with their
-    marks are one, in Unicode's form NFKC; a letter that stands alone is one, too. Korean is cut
-    alike between its spaces. In other scripts than Latin, Greek and Cyrillic, marks such as vowels
-    belong to the word they stand in.
+    as in Chinese, Japanese, Thai, Lao, Khmer and Burmese, each pair of neighbouring letters with
+    their marks is a word, in Unicode's form NFKC; so is a letter that stands alone. Korean is cut
+    into pairs between its spaces. In other scripts than Latin, Greek and Cyrillic, marks such as
+    vowels belong to the word that they stand in.
     """
     text = text.lower()
     if text.isascii() or not _NOT_PLAIN.search(text):
         return _WORD.findall(text)
-    found: list[str] = []
+    text_words: list[str] = []
     for run in _RUN.finditer(text):
-        found += _pairs(run[1]) if run[1] else [run[0]]
-    return found
+        text_words += _pairs(run[1]) if run[1] else [run[0]]
+    return text_words
 
 
 def _pairs(run: str) -> Iterator[str]:
-    """Of neighbouring letters, or the only one."""
-    seen = "".join(_SEEN.findall(run))
-    letters = _MARKED_LETTER.findall(unicodedata.normalize("NFKC", seen))
+    """The pairs of neighbouring letters, or the letter that stands alone."""
+    visible = "".join(_VISIBLE.findall(run))
+    letters = _MARKED_LETTER.findall(unicodedata.normalize("NFKC", visible))
     if len(letters) == 1:
         return iter(letters)
     return (a + b for a, b in zip(letters, letters[1:], strict=False))

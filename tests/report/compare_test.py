@@ -99,7 +99,7 @@ def test_other_data_is_not_compared(tmp_path):
         result["data"]["toys"]["sequences"] = sequences
         path.write_text(json.dumps(result))
     folders = [tmp_path / name / "eval" / "test" for name in ("one", "two")]
-    with pytest.raises(CalrecError, match="the users, histories or items of toys are others"):
+    with pytest.raises(CalrecError, match="the users, histories or items of toys differ"):
         compare.compare(folders)
 
 

@@ -115,7 +115,7 @@ def test_a_row_a_slice_with_its_share_and_the_best_marked(model_dir):
 
 def test_all_that_are_best_are_marked():
     values = [{"value": v, "low": 0.1, "high": 0.6} for v in (0.2, 0.5, 0.5, 0.0)]
-    cells = evaluation._marked(values)
+    cells = evaluation._cells_with_best_marked(values)
     assert [cell.startswith('<td class="best">') for cell in cells] == [False, True, True, False]
 
 

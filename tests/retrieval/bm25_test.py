@@ -134,7 +134,7 @@ def test_blocks_of_any_size_give_the_same(held, monkeypatch):
     index = BM25Index(TEXTS)
     expected = [index.scores([query])[0] for query in QUERIES]
     best = [index.top_k([query], 3) for query in QUERIES]
-    monkeypatch.setattr(bm25, "_HELD", held)
+    monkeypatch.setattr(bm25, "_BLOCK_SCORES", held)
     np.testing.assert_array_equal(index.scores(QUERIES), expected)
     scores, places = index.top_k(QUERIES, 3)
     np.testing.assert_array_equal(scores, np.concatenate([scores for scores, _ in best]))

@@ -1,4 +1,4 @@
-"""What an evaluation costs when nobody has to be asked: ranks, baselines, slices and intervals.
+"""The cost of an evaluation whose predictions are there: ranks, baselines, slices and intervals.
 
     python benchmarks/evaluation.py FOLDER --users=10000 --items=10000
 
@@ -14,13 +14,15 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.evaluation import EvaluationConfig
 from calrec_jax.eval.evaluator import EvaluatedDomain, predict_and_measure
-from calrec_jax.eval.retrievers import Ranking, Retriever
+from calrec_jax.eval.retrievers import Histories, Ranking, Retriever
 from calrec_jax.model_dir import EvaluationDir
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue, UserSequence
@@ -48,10 +50,11 @@ def main() -> None:
     subprocess.run([sys.executable, __file__, *sys.argv[1:], "--child"], check=True)
 
 
-def measure(args) -> None:
+def measure(args: argparse.Namespace) -> None:
+    """Measures the predictions in FOLDER, and prints seconds and peak memory."""
     made = made_up(args.users, args.items)
     start, cpu = time.perf_counter(), time.process_time()
-    result = run(args.folder, *made, None)
+    result = run(args.folder, *made, model=None)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(
@@ -60,22 +63,32 @@ def measure(args) -> None:
     )
 
 
-def run(folder, catalogue, train, validation, test, model: Retriever | None) -> dict:
+def run(
+    folder: pathlib.Path,
+    catalogue: Catalogue,
+    train: Sequence[UserSequence],
+    validation: Sequence[UserSequence],
+    test: Sequence[UserSequence],
+    model: Retriever | None,
+) -> dict[str, Any]:
+    """The evaluation of a model; None = all predictions are there."""
     texts = [Template().render_item(fields) for fields in catalogue.fields]
-    known = BaselineData(train, catalogue, validation)
+    data = BaselineData(train, catalogue, validation)
     config = EvaluationConfig(catalogue.domain)
-    subject = EvaluatedDomain(known, test, texts, lambda: model)
+    domain = EvaluatedDomain(data, test, texts, lambda: model)
     return predict_and_measure(
-        "made up", [subject], config, EvaluationDir(folder), {}, lambda done, total: None
+        "made up", [domain], config, EvaluationDir(folder), {}, lambda done, total: None
     )
 
 
 def made_up_model(catalogue: Catalogue) -> Retriever:
-    """32 texts and 100 ranked items a user, in no time."""
+    """A model that gives each user 32 texts and 100 ranked items, at hardly any cost."""
     rng = np.random.default_rng(1)
     texts = [Template().render_item(fields) for fields in catalogue.fields]
 
-    def retriever(histories, names, targets, k):
+    def retriever(
+        histories: Histories, names: Sequence[str], targets: Sequence[str] | None, k: int
+    ) -> Iterator[Ranking]:
         for _ in histories:
             places = rng.choice(len(catalogue), k, replace=False)
             low = int(rng.geometric(0.02))

@@ -1,13 +1,13 @@
-"""What looking up generated texts costs, and exact dense retrieval: beside bm25s and the memory.
+"""The cost of BM25 for generated texts, and of exact dense retrieval; beside bm25s and memory.
 
     python benchmarks/retrieval.py bm25 --items=100000
     python benchmarks/retrieval.py index --items=1000000
     python benchmarks/retrieval.py dense
 
-bm25: one user's 32 texts against a made-up catalogue. Both sides get the texts and give float64
-scores of all items, which quasi-round-robin needs, or the 100 best of each text. bm25s takes every
-way that it has, Numba's where it is installed; the fastest counts. All sides give the same ranking,
-or this stops.
+bm25: one user's 32 texts against a made-up catalogue. Both libraries get the texts and return
+float64 scores of all items, which quasi-round-robin needs, or the 100 best items of each text. Of
+bm25s' ways, Numba's among them where it is installed, the fastest counts. All rankings must be the
+same, or the benchmark stops.
 
 index: making an index beside loading it, each once, and the file's size.
 
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from calrec_jax.decode.dense import DenseIndex
-from calrec_jax.retrieval.bm25 import BM25Index
+from calrec_jax.retrieval.bm25 import BM25Config, BM25Index
 from calrec_jax.retrieval.round_robin import ranked
 from calrec_jax.retrieval.words import words
 
@@ -60,21 +60,25 @@ def main() -> None:
     {"bm25": compare_bm25, "index": compare_index, "dense": compare_dense}[args.command](args)
 
 
-def compare_bm25(args) -> None:
+def compare_bm25(args: argparse.Namespace) -> None:
+    """Prints the seconds of both libraries."""
     texts = made_up(args.items)
     queries = generated(texts, args.queries)
     start = time.perf_counter()
     index = BM25Index(texts)
     print(f"index of {args.items:,} items: {time.perf_counter() - start:.1f} s")
-    theirs = bm25s_ways(texts, queries, args.threads)
+    bm25s_functions = bm25s_ways(texts, queries, args.threads)
     expected = index.scores(queries)
     best = [best_of(row, K) for row in expected]
 
     ways: dict[str, dict[str, Callable]] = {
-        "all scores": {"calrec_jax": lambda: index.scores(queries), **theirs["all scores"]},
+        "all scores": {
+            "calrec_jax": lambda: index.scores(queries),
+            **bm25s_functions["all scores"],
+        },
         "100 best": {
             "calrec_jax": lambda: index.top_k(queries, K),
-            **theirs["100 best"],
+            **bm25s_functions["100 best"],
         },
     }
     for name, way in ways["all scores"].items():
@@ -89,7 +93,8 @@ def compare_bm25(args) -> None:
         print(f"{kind}, {fastest} / calrec_jax: {seconds[fastest] / seconds['calrec_jax']:.2f}")
 
 
-def compare_index(args) -> None:
+def compare_index(args: argparse.Namespace) -> None:
+    """Prints the seconds of building and of loading an index."""
     texts = made_up(args.items)
     queries = generated(texts, 32)
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +112,8 @@ def compare_index(args) -> None:
     print(f"built / loaded: {seconds[0] / seconds[1]:.1f}")
 
 
-def compare_dense(args) -> None:
+def compare_dense(args: argparse.Namespace) -> None:
+    """Prints the seconds of dense retrieval, and of reading as much memory."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((args.items, args.width), np.float32)
     queries = rng.standard_normal((args.queries, args.width), np.float32)
@@ -130,7 +136,7 @@ def compare_dense(args) -> None:
 
 
 def check(index: DenseIndex, vectors: np.ndarray, queries: np.ndarray, rounding: float) -> None:
-    """Holds what the first query finds against NumPy's scores of all items."""
+    """Compares the first query's results with NumPy's scores of all items."""
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
     expected = vectors @ queries[0] / lengths / np.linalg.norm(queries[0])
     scores, places = index.top_k(queries, K)
@@ -139,7 +145,7 @@ def check(index: DenseIndex, vectors: np.ndarray, queries: np.ndarray, rounding:
 
 
 def made_up(items: int) -> list[str]:
-    """Texts in the form of the template, of words that are as frequent as in a language."""
+    """Texts in the form of the template, with words as unevenly frequent as in a language."""
     rng = np.random.default_rng(0)
     names = [f"w{i}" for i in range(max(2_000, items // 2))]
     chance = 1 / np.arange(10, len(names) + 10)
@@ -159,24 +165,27 @@ def made_up(items: int) -> list[str]:
 def generated(texts: list[str], queries: int) -> list[str]:
     """Texts of items in which a word is missing and another is new."""
     rng = np.random.default_rng(1)
-    found = []
+    made = []
     for place in rng.choice(len(texts), queries, replace=False):
         parts = texts[place].split()
         parts[rng.integers(1, 4)] = "unheard"
         del parts[rng.integers(1, 4)]
-        found.append(" ".join(parts))
-    return found
+        made.append(" ".join(parts))
+    return made
 
 
-def bm25s_ways(texts, queries, threads: int) -> dict[str, dict[str, Callable]]:
-    """What bm25s offers for the same scores, in float64."""
+def bm25s_ways(
+    texts: list[str], queries: list[str], threads: int
+) -> dict[str, dict[str, Callable]]:
+    """The functions of bm25s for the same scores, in float64: {kind: {name: function}}."""
+    config = BM25Config()
 
-    def index(**backend):
-        made = bm25s.BM25(k1=1.5, b=0.75, method="lucene", dtype="float64", **backend)
+    def index(**backend: str) -> bm25s.BM25:
+        made = bm25s.BM25(k1=config.k1, b=config.b, method="lucene", dtype="float64", **backend)
         made.index([words(text) for text in texts], show_progress=False)
         return made
 
-    def retrieve(made, n_threads, backend):
+    def retrieve(made: bm25s.BM25, n_threads: int, backend: str) -> bm25s.Results:
         return made.retrieve(
             [words(query) for query in queries],
             k=K,
@@ -210,6 +219,7 @@ def bm25s_ways(texts, queries, threads: int) -> dict[str, dict[str, Callable]]:
 
 
 def best_of(scores: np.ndarray, k: int) -> list[int]:
+    """Places of the k best items; scores that differ by rounding tie."""
     return ranked(np.round(scores, DECIMALS), k).tolist()
 
 

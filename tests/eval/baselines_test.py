@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import pathlib
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,37 +19,47 @@ from calrec_jax import metrics
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import baselines, outcomes
 from calrec_jax.eval.baselines import BaselineData
-from calrec_jax.eval.outcomes import outcome
+from calrec_jax.eval.outcomes import Score, outcome
 from calrec_jax.eval.slices import slices
 from calrec_jax.retrieval import fusion
-from calrec_jax.text.items import Catalogue
+from calrec_jax.text.items import Catalogue, UserSequence
 
 
-def known(train=TRAIN, catalogue=CATALOGUE, validation=VALIDATION) -> BaselineData:
+def baseline_data(
+    train: list[UserSequence] = TRAIN,
+    catalogue: Catalogue = CATALOGUE,
+    validation: list[UserSequence] = VALIDATION,
+) -> BaselineData:
     return BaselineData(train, catalogue, validation)
 
 
-def score(name: str, users, train=TRAIN, catalogue=CATALOGUE, validation=VALIDATION):
-    scorer = baselines.BASELINES[name](known(train, catalogue, validation))
+def score(
+    name: str,
+    users: list[UserSequence],
+    train: list[UserSequence] = TRAIN,
+    catalogue: Catalogue = CATALOGUE,
+    validation: list[UserSequence] = VALIDATION,
+) -> np.ndarray:
+    scorer = baselines.BASELINES[name](baseline_data(train, catalogue, validation))
     return scorer([user.history for user in users])
 
 
-def test_popularity_counts_every_event_of_the_training_sequences_and_no_other():
+def test_popularity_counts_every_event_of_the_training_sequences_and_no_other() -> None:
     train = [user("a", 0, 1, 0), user("b", 1, 0)]
     counts = score("popularity", [user("a", 0, 1, 0, 5, 6), user("c", 7, 7)], train)
     assert counts.tolist() == [[3, 2, 0, 0, 0, 0, 0, 0]] * 2
     assert counts.dtype == np.float64
 
 
-def test_popularity_without_training_sequences_ties_everything():
+def test_popularity_without_training_sequences_ties_everything() -> None:
     assert not score("popularity", USERS, train=[]).any()
 
 
-def test_the_last_item_repeated_ties_all_others():
+def test_the_last_item_repeated_ties_all_others() -> None:
     scores = score("last_item_repeated", USERS)
     assert scores.argmax(axis=1).tolist() == [1, 4, 7, 2]
     assert scores.sum(axis=1).tolist() == [1.0] * 4
-    low, high = outcome(baselines.last_item_repeated(known()), USERS, CATALOGUE).bounds
+    low, high = outcome(baselines.last_item_repeated(baseline_data()), USERS, CATALOGUE).bounds
     assert low.tolist() == [2] * 4 and high.tolist() == [8] * 4
 
 
@@ -60,22 +74,22 @@ TOYS = Catalogue.create(
 )
 
 
-def test_bm25_asks_with_the_last_item_of_the_history_which_may_win():
+def test_bm25_queries_with_the_last_item_of_the_history_which_may_win() -> None:
     (row,) = score("bm25_title", [user("a", 0, 2, 3)], [], TOYS)
     assert np.argsort(-row).tolist()[:2] == [2, 3]
     assert row[2] > row[3] > 0 and row[0] == row[1] == 0
 
 
-def test_bm25_of_the_text_reads_title_brand_and_category_and_no_price():
+def test_bm25_of_the_text_reads_title_brand_and_category_and_no_price() -> None:
     (row,) = score("bm25_text", [user("a", 3, 1, 0)], [], TOYS)
     assert row[3] > row[2] == 0  # of one brand
     assert row[1] > row[0] > 0 == score("bm25_title", [user("a", 3, 1, 0)], [], TOYS)[0, 2]
-    texts, _ = known([], TOYS).texts(baselines.TEXT)
+    texts, _ = baseline_data([], TOYS).texts(baselines.TEXT)
     assert texts == ["red ball", "blue ball Hop", "green hat Things to wear", "green shoe Hop"]
 
 
 @pytest.mark.parametrize("kind", ["title", "text"])
-def test_bm25_of_the_others_differs_by_the_last_item_alone(kind):
+def test_bm25_of_the_others_differs_by_the_last_item_alone(kind: str) -> None:
     users = [user("a", 2, 0), user("b", 3, 1, 2)]
     free, others = (score(f"bm25_{kind}{end}", users, [], TOYS) for end in ("", "_others"))
     last = np.array([[False, False, True, False], [False, True, False, False]])
@@ -84,7 +98,7 @@ def test_bm25_of_the_others_differs_by_the_last_item_alone(kind):
 
 
 @pytest.mark.parametrize("name", ["bm25_title_others", "bm25_text_others", "hybrid"])
-def test_text_without_spaces_between_words_matches(name):
+def test_text_without_spaces_between_words_matches(name: str) -> None:
     titles = ["新款韩版宽松连衣裙女", "不锈钢保温杯大容量", "大容量保温杯便携男女"]
     items = {f"i{n}": {"title": title} for n, title in enumerate(titles)}
     catalogue = Catalogue.create("toys", items)
@@ -93,13 +107,13 @@ def test_text_without_spaces_between_words_matches(name):
 
 
 @pytest.mark.parametrize("name", ["bm25_title", "hybrid"])
-def test_a_catalogue_without_such_text_is_told_in_one_line(name):
+def test_a_catalogue_without_such_text_is_reported_in_one_line(name: str) -> None:
     bare = Catalogue.create("toys", {f"i{n}": {"author": "Someone"} for n in range(8)})
     with pytest.raises(CalrecError, match="no item of toys has title.*EvaluationConfig.baselines"):
         score(name, USERS, catalogue=bare)
 
 
-def test_the_next_items_of_the_last_item_rank_by_count_then_all_by_popularity():
+def test_the_next_items_of_the_last_item_rank_by_count_then_all_by_popularity() -> None:
     train = [user("a", 0, 1, 2), user("b", 0, 1), user("c", 0, 3), user("d", 4, 0, 4), user("e", 4)]
     (row,) = score("co_occurrence", [user("z", 2, 0, 5)], train)
     # After 0 come 1 twice, 3 and 4 once each; 4 was bought more often than 3.
@@ -108,7 +122,7 @@ def test_the_next_items_of_the_last_item_rank_by_count_then_all_by_popularity():
     assert row[1] == pytest.approx(1.0) and row[3] == pytest.approx(0.5)
 
 
-def test_the_order_of_a_pair_matters_to_co_occurrence_and_not_to_item_knn():
+def test_the_order_of_a_pair_matters_to_co_occurrence_and_not_to_item_knn() -> None:
     train = [user("a", 0, 1)]
     assert score("co_occurrence", [user("z", 1, 5)], train)[0].argmax() == 0  # a tie with 1
     forth, back = (score("co_occurrence", [user("z", n, 5)], train)[0] for n in (0, 1))
@@ -117,7 +131,7 @@ def test_the_order_of_a_pair_matters_to_co_occurrence_and_not_to_item_knn():
     assert forth[1] == back[0] == pytest.approx(1.0)
 
 
-def test_item_knn_by_hand():
+def test_item_knn_by_hand() -> None:
     # U(0) = {a, b}, U(1) = {a, c}, U(2) = {a, b, c, d}: an item twice in a sequence counts once.
     train = [user("a", 0, 1, 2, 0), user("b", 0, 2), user("c", 1, 2), user("d", 2, 3)]
     (row,) = score("item_knn", [user("z", 1, 0, 5)], train)
@@ -129,47 +143,49 @@ def test_item_knn_by_hand():
     assert row[3] > row[4] == 0.0  # not similar, but bought
 
 
-def test_an_item_is_not_its_own_neighbour_but_may_be_recommended_again():
+def test_an_item_is_not_its_own_neighbour_but_may_be_recommended_again() -> None:
     (row,) = score("item_knn", [user("z", 0, 1, 5)], [user("a", 0, 1)])
     assert row[0] == pytest.approx(1.0)  # by item 1
     assert row[1] == pytest.approx(0.5)  # by item 0, which is older
 
 
-def test_the_hybrid_takes_what_is_best_on_validation_and_says_so():
+def test_the_hybrid_takes_what_is_best_on_validation_and_says_so() -> None:
     # After `anchor` all buy `candle`; no two titles share a word, so BM25 knows nothing.
     train = [user(f"u{n}", 0, 2) for n in range(3)] + [user("v", 2, 1), user("w", 2, 3)]
-    hybrid = baselines.HybridBaseline(known(train, validation=[user("u0", 0, 2)]))
+    hybrid = baselines.HybridBaseline(baseline_data(train, validation=[user("u0", 0, 2)]))
     assert hybrid.choice == baselines.HybridChoice("item_knn", 0.1, 1.0, 1)
     (row,) = hybrid([user("z", 0, 5).history])
     assert row.argmax() == 2 and row[0] == -np.inf
 
 
-def test_the_hybrid_prefers_the_order_of_items_where_validation_does():
+def test_the_hybrid_prefers_the_order_of_items_where_validation_does() -> None:
     # 1 comes before 0 more often than behind it: to item_knn the better neighbour, never the next.
     train = [user(f"b{n}", 1, 0) for n in range(3)] + [user("a", 0, 2)]
-    choice = baselines.HybridBaseline(known(train, validation=[user("v", 0, 2)])).choice
+    choice = baselines.HybridBaseline(baseline_data(train, validation=[user("v", 0, 2)])).choice
     assert (choice.part, choice.ndcg) == ("co_occurrence", 1.0)
 
 
-def test_the_hybrid_needs_a_validation_split():
+def test_the_hybrid_needs_a_validation_split() -> None:
     with pytest.raises(CalrecError, match="validation split, .* of toys is empty: leave it out"):
-        baselines.HybridBaseline(known(validation=[]))
+        baselines.HybridBaseline(baseline_data(validation=[]))
 
 
-def test_the_hybrid_chooses_by_a_bounded_sample_that_is_always_the_same(monkeypatch):
+def test_the_hybrid_chooses_by_a_bounded_sample_that_is_always_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(baselines, "_MAX_CHOOSING_USERS", 3)
     many = [user(f"u{n}", n % 8, (n + 3) % 8) for n in range(50)]
     sample = baselines._choosing_users(many)
     assert len({u.user_id for u in sample}) == 3 and sample == baselines._choosing_users(many)
-    assert baselines.HybridBaseline(known(validation=many)).choice.users == 3
+    assert baselines.HybridBaseline(baseline_data(validation=many)).choice.users == 3
     assert baselines._choosing_users(many[:3]) == many[:3]
 
 
-def test_blocks_bound_the_memory_and_change_nothing(monkeypatch):
+def test_blocks_bound_the_memory_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = []
-    counted = baselines.last_item_repeated(known())
+    counted = baselines.last_item_repeated(baseline_data())
 
-    def counting(histories):
+    def counting(histories: list[tuple[str, ...]]) -> np.ndarray:
         blocks.append(len(histories))
         return counted(histories)
 
@@ -177,19 +193,19 @@ def test_blocks_bound_the_memory_and_change_nothing(monkeypatch):
     parts = outcome(counting, USERS, CATALOGUE, max_scores=3 * len(CATALOGUE))
     least = outcome(counting, USERS, CATALOGUE, max_scores=1)
     assert blocks == [4, 3, 1, 1, 1, 1, 1]
-    for some in (parts, least):
+    for in_blocks in (parts, least):
         for name in ("low", "high", "best"):
-            np.testing.assert_array_equal(getattr(whole, name), getattr(some, name))
-    choice = baselines.HybridBaseline(known()).choice
+            np.testing.assert_array_equal(getattr(whole, name), getattr(in_blocks, name))
+    choice = baselines.HybridBaseline(baseline_data()).choice
     monkeypatch.setattr(
         outcomes, "user_blocks", lambda users, catalogue: ([user] for user in users)
     )
-    assert baselines.HybridBaseline(known()).choice == choice
+    assert baselines.HybridBaseline(baseline_data()).choice == choice
 
 
-def test_items_of_the_history_may_be_left_out():
-    score, told = baselines.popularity(known()), [user("a", 1, 0, 2), user("b", 3, 4, 4)]
-    found = {seen: outcome(score, told, CATALOGUE, seen) for seen in fusion.SEEN}
+def test_items_of_the_history_may_be_left_out() -> None:
+    score, users = baselines.popularity(baseline_data()), [user("a", 1, 0, 2), user("b", 3, 4, 4)]
+    found = {seen: outcome(score, users, CATALOGUE, seen) for seen in fusion.SEEN}
     # Of n(i) = 1, 2, 1, 1, 1, 0, 1, 1 for the eight items.
     assert found["allow"].best[:, :8].tolist() == [[1, 0, 2, 3, 4, 6, 7, 5]] * 2
     assert found["exclude"].best.tolist() == [
@@ -205,7 +221,7 @@ def test_items_of_the_history_may_be_left_out():
     assert [x.tolist() for x in found["exclude_last"].bounds] == [[2, 8], [6, 8]]
 
 
-def test_the_hybrid_is_chosen_under_the_policy_that_it_is_measured_with():
+def test_the_hybrid_is_chosen_under_the_policy_that_it_is_measured_with() -> None:
     # Everybody buys the same item again: what may not be recommended cannot be found.
     again = [user(f"u{n}", n, (n + 1) % 8, n) for n in range(8)]
     choices = {
@@ -216,13 +232,13 @@ def test_the_hybrid_is_chosen_under_the_policy_that_it_is_measured_with():
 
 
 @pytest.mark.parametrize("name", baselines.BASELINES)
-def test_no_users_have_no_ranks(name):
-    low, high = outcome(baselines.BASELINES[name](known()), [], CATALOGUE).bounds
+def test_no_users_have_no_ranks(name: str) -> None:
+    low, high = outcome(baselines.BASELINES[name](baseline_data()), [], CATALOGUE).bounds
     assert low.shape == high.shape == (0,)
 
 
 @pytest.mark.parametrize("name", ["popularity", "co_occurrence", "item_knn", "hybrid"])
-def test_an_item_that_is_not_in_the_catalogue_is_named(name):
+def test_an_item_that_is_not_in_the_catalogue_is_named(name: str) -> None:
     with pytest.raises(CalrecError, match="'i9'"):
         score(name, USERS, train=[user("a", 0, 9)])
 
@@ -230,21 +246,21 @@ def test_an_item_that_is_not_in_the_catalogue_is_named(name):
 # Oracles: the formulas of the docstrings, item by item, in plain Python.
 
 
-def oracle_popularity(train, history, i):
+def oracle_popularity(train: list[list[int]], history: list[int], i: int) -> int:
     return sum(sequence.count(i) for sequence in train)
 
 
-def oracle_last_item_repeated(train, history, i):
+def oracle_last_item_repeated(train: list[list[int]], history: list[int], i: int) -> float:
     return float(i == history[-1])
 
 
-def oracle_co_occurrence(train, history, i):
+def oracle_co_occurrence(train: list[list[int]], history: list[int], i: int) -> float:
     pairs = Counter(pair for s in train for pair in zip(s, s[1:], strict=False))
     return float(pairs[history[-1], i])
 
 
-def oracle_item_knn(train, history, i):
-    def users(j):
+def oracle_item_knn(train: list[list[int]], history: list[int], i: int) -> float:
+    def users(j: int) -> set[int]:
         return {n for n, sequence in enumerate(train) if j in sequence}
 
     total = 0.0
@@ -255,7 +271,9 @@ def oracle_item_knn(train, history, i):
     return total
 
 
-def oracle_bm25(texts, history, i, k1=1.5, b=0.75):
+def oracle_bm25(
+    texts: list[str], history: list[int], i: int, k1: float = 1.5, b: float = 0.75
+) -> float:
     documents = [text.lower().split() for text in texts]
     mean = sum(map(len, documents)) / len(documents)
     total = 0.0
@@ -278,16 +296,16 @@ TEXTS = st.lists(
 )
 
 
-def titled(texts) -> Catalogue:
+def titled(texts: list[str]) -> Catalogue:
     return Catalogue.create("toys", {f"i{n}": {"title": text} for n, text in enumerate(texts)})
 
 
-def same_ranking(row, expected) -> None:
-    """All pairs compare alike; expected values nearer than rounding can tell are equal."""
-    ours = np.sign(row[:, None] - row[None, :])
+def same_ranking(row: np.ndarray, expected: np.ndarray) -> None:
+    """All pairs compare alike; expected values that differ by rounding alone are equal."""
+    order = np.sign(row[:, None] - row[None, :])
     gaps = expected[:, None] - expected[None, :]
-    theirs = np.sign(np.where(np.abs(gaps) < 1e-9, 0, gaps))
-    np.testing.assert_array_equal(ours, theirs)
+    expected_order = np.sign(np.where(np.abs(gaps) < 1e-9, 0, gaps))
+    np.testing.assert_array_equal(order, expected_order)
 
 
 @given(SEQUENCES, HISTORIES)
@@ -301,8 +319,12 @@ def same_ranking(row, expected) -> None:
     ],
 )
 def test_rankings_are_those_of_the_formulas_ties_included(
-    name, oracle, by_popularity, train, histories
-):
+    name: str,
+    oracle: Callable[..., Any],
+    by_popularity: bool,
+    train: list[list[int]],
+    histories: list[list[int]],
+) -> None:
     catalogue = titled(["word"] * ITEMS)
     users = [user("u", *history, 0) for history in histories]
     scores = score(name, users, [user("t", *s) for s in train], catalogue)
@@ -316,11 +338,13 @@ def test_rankings_are_those_of_the_formulas_ties_included(
 
 
 @given(SEQUENCES, HISTORIES, TEXTS)
-def test_scores_are_those_of_the_formulas(train, histories, texts):
+def test_scores_are_those_of_the_formulas(
+    train: list[list[int]], histories: list[list[int]], texts: list[str]
+) -> None:
     catalogue = titled(texts)
     users = [user("u", *history, 0) for history in histories]
     sequences = [user("t", *s) for s in train]
-    hybrid = baselines.HybridBaseline(known(sequences, catalogue, [user("v", 0, 1)]))
+    hybrid = baselines.HybridBaseline(baseline_data(sequences, catalogue, [user("v", 0, 1)]))
     others = [name for name in baselines.BASELINES if name != "hybrid"]
     found = {name: score(name, users, sequences, catalogue) for name in others}
     for n, history in enumerate(histories):
@@ -364,6 +388,7 @@ REAL = {
         "item_knn": (0.0814, 0.0594),
     },
 }
+RealData = dict[str, tuple[BaselineData, list[UserSequence]]]
 SETS = {
     "full": ("jsonl", "Industrial_and_Scientific", 8441, 4385),
     "timed": ("amazon2018", "Industrial_and_Scientific_timed", 3271, 3541),
@@ -371,8 +396,8 @@ SETS = {
 
 
 @pytest.fixture(scope="module")
-def industrial(shared_data, tmp_path_factory):
-    """{set: (what baselines may know, test users)}, as `calrec prepare` makes them.
+def industrial(shared_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> RealData:
+    """{set: (data of baselines, test users)}, as `calrec prepare` makes them.
 
     The published figures were measured with equal events counted as often as they are listed.
     """
@@ -394,50 +419,55 @@ def industrial(shared_data, tmp_path_factory):
     return found
 
 
-def measured(maker, industrial, name) -> tuple[float, float]:
-    what, test = industrial[name]
-    found = outcome(maker(what), test, what.catalogue, what.seen)
+def measured(
+    maker: Callable[[BaselineData], Score], industrial: RealData, name: str
+) -> tuple[float, float]:
+    """(Recall@10, NDCG@10) of a baseline."""
+    data, test = industrial[name]
+    found = outcome(maker(data), test, data.catalogue, data.seen)
     summary = metrics.summarise({"": found.bounds})[""]
     return summary["recall@10"]["value"], summary["ndcg@10"]["value"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "name"), [(s, n) for s, made in REAL.items() for n in made])
-def test_baselines_on_real_data(industrial, dataset, name):
+def test_baselines_on_real_data(industrial: RealData, dataset: str, name: str) -> None:
     values = measured(baselines.BASELINES[name], industrial, dataset)
     assert values == pytest.approx(REAL[dataset][name], abs=5e-5)
 
 
 @pytest.mark.slow
-def test_the_hybrid_on_the_timed_set(industrial):
+def test_the_hybrid_on_the_timed_set(industrial: RealData) -> None:
     """Validation prefers co-occurrence there; the published figure is itemKNN's with w = 2."""
-    known, _ = industrial["timed"]
-    hybrid = baselines.HybridBaseline(known)
+    data, _ = industrial["timed"]
+    hybrid = baselines.HybridBaseline(data)
     assert (hybrid.choice.part, hybrid.choice.weight) == ("co_occurrence", 2.0)
     chosen = measured(lambda _: hybrid, industrial, "timed")
     assert chosen == pytest.approx((0.1129, 0.0817), abs=5e-5)
     published = measured(
-        lambda _: lambda told: hybrid.scores(told, "item_knn", 2.0), industrial, "timed"
+        lambda _: lambda histories: hybrid.scores(histories, "item_knn", 2.0), industrial, "timed"
     )
     assert published == pytest.approx((0.1165, 0.0810), abs=5e-5)
 
 
 @pytest.mark.slow
-def test_the_hybrid_without_items_that_were_seen(industrial):
-    what, test = industrial["full"]
-    known = BaselineData(what.train, what.catalogue, what.validation, seen="exclude")
-    hybrid = baselines.HybridBaseline(known)
+def test_the_hybrid_without_items_that_were_seen(industrial: RealData) -> None:
+    data, test = industrial["full"]
+    without_seen = dataclasses.replace(data, seen="exclude")
+    hybrid = baselines.HybridBaseline(without_seen)
     assert (hybrid.choice.part, hybrid.choice.weight) == ("item_knn", 1.0)
-    values = measured(lambda _: hybrid, {"full": (known, test)}, "full")
+    values = measured(lambda _: hybrid, {"full": (without_seen, test)}, "full")
     assert values == pytest.approx((0.1229, 0.0873), abs=5e-5)
 
 
 @pytest.mark.slow
-def test_the_published_hybrid_finds_what_is_bought_on_one_day(industrial):
-    known, test = industrial["timed"]
-    hybrid = baselines.HybridBaseline(known)
-    found = outcome(lambda told: hybrid.scores(told, "item_knn", 2.0), test, known.catalogue)
-    trained = {test[0].domain: {item for user in known.train for item in user.item_ids}}
+def test_the_published_hybrid_finds_what_is_bought_on_one_day(industrial: RealData) -> None:
+    data, test = industrial["timed"]
+    hybrid = baselines.HybridBaseline(data)
+    found = outcome(
+        lambda histories: hybrid.scores(histories, "item_knn", 2.0), test, data.catalogue
+    )
+    trained = {test[0].domain: {item for user in data.train for item in user.item_ids}}
     days = slices(test, trained)["day"]
     recall = {
         day: metrics.per_user(found.low[places], found.high[places])["recall@10"].mean()

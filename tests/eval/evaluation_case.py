@@ -5,11 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from calrec_jax.eval.baselines import BaselineData
 from calrec_jax.eval.evaluation import EvaluationConfig
 from calrec_jax.eval.evaluator import EvaluatedDomain, predict_and_measure
-from calrec_jax.eval.retrievers import BM25Lookup, TextRetriever, TrieLookup
+from calrec_jax.eval.retrievers import (
+    BM25Lookup,
+    Generate,
+    ScoreRetriever,
+    TextRetriever,
+    TrieLookup,
+)
 from calrec_jax.model_dir import EvaluationDir
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.text.generated import Generated
@@ -32,51 +39,53 @@ TRAIN = [user("a", 0, 1), user("b", 3, 4), user("c", 6, 7), user("d", 1, 2)]
 VALIDATION = [user("a", 1, 0), user("b", 3, 5), user("c", 6, 7), user("d", 1, 2)]
 
 
-def said(*pairs: tuple[str, float]) -> list[Generated]:
-    """A user's continuations, from (text, log-probability)."""
+def texts_with(*pairs: tuple[str, float]) -> list[Generated]:
+    """The generated texts of one user, from (text, log-probability)."""
     return [Generated(text, log_prob) for text, log_prob in pairs]
 
 
 class FakeModel:
-    """Says the target's title to everyone, then `drum`; remembers whom it was asked about.
+    """Generates the target's title and `drum` for each user, and records the users.
 
     Args:
-      dies_after: batches; then it is killed, as a machine may be.
+      dies_after: the number of batches after which it is killed, as a machine may be.
     """
 
-    def __init__(self, dies_after: int | None = None):
+    def __init__(self, dies_after: int | None = None) -> None:
         self.batches: list[list[str]] = []
         self._dies_after = dies_after
 
     @property
-    def asked(self) -> list[str]:
-        """User ids, in order."""
+    def predicted(self) -> list[str]:
+        """The ids of the users that it generated for, in order."""
         return [name for batch in self.batches for name in batch]
 
-    def __call__(self, histories, names):
+    def __call__(self, histories: list[tuple[str, ...]], names: list[str]) -> list[list[Generated]]:
         if len(self.batches) == self._dies_after:
             raise KeyboardInterrupt
         self.batches.append(list(names))
         targets = {user.user_id: user.target for user in USERS}
         return [
-            said((f"Title: {WORDS[CATALOGUE.index[targets[name]]]}", -1.5), ("Title: drum", -2.25))
+            texts_with(
+                (f"Title: {WORDS[CATALOGUE.index[targets[name]]]}", -1.5), ("Title: drum", -2.25)
+            )
             for name in names
         ]
 
 
-def config(**changes) -> EvaluationConfig:
+def config(**changes: Any) -> EvaluationConfig:
     """Small batches and few resamples."""
     small = {"domains": "toys", "users_per_batch": 2, "bootstrap_samples": 50}
     return EvaluationConfig(**small | changes)
 
 
 def texts_of(catalogue: Catalogue, template: Template = TEMPLATE) -> list[str]:
-    """Of all items."""
+    """The texts of all items."""
     return [template.render_item(fields) for fields in catalogue.fields]
 
 
 def writer(
-    generate, c: EvaluationConfig, catalogue: Catalogue, template: Template
+    generate: Generate, c: EvaluationConfig, catalogue: Catalogue, template: Template
 ) -> TextRetriever:
     """A model that writes texts, as a retriever."""
     index = BM25Index(texts_of(catalogue, template), c.bm25)
@@ -86,7 +95,12 @@ def writer(
     return TextRetriever(generate, lookup, catalogue, c.seen)
 
 
-def run(directory: pathlib.Path, generate=None, retriever=None, **changes):
+def run(
+    directory: pathlib.Path,
+    generate: Generate | None = None,
+    retriever: ScoreRetriever | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
     """`predict_and_measure` on the domain above.
 
     Args:
@@ -106,7 +120,7 @@ def run(directory: pathlib.Path, generate=None, retriever=None, **changes):
     given = arguments | {name: changes.pop(name) for name in arguments if name in changes}
     c, catalogue = config(**changes), given["catalogue"]
     template = given["template"]
-    subject = EvaluatedDomain(
+    domain = EvaluatedDomain(
         BaselineData(given["train"], catalogue, given["validation"], c.bm25, c.seen),
         given["users"],
         texts_of(catalogue, template),
@@ -118,7 +132,7 @@ def run(directory: pathlib.Path, generate=None, retriever=None, **changes):
         **given["settings"],
     }
     return predict_and_measure(
-        "calrec", [subject], c, EvaluationDir(directory), settings, given["progress"]
+        "calrec", [domain], c, EvaluationDir(directory), settings, given["progress"]
     )
 
 

@@ -74,7 +74,9 @@ def changed(first: EvaluationConfig, changes: dict[str, Any]) -> EvaluationConfi
         (BEAM, ALWAYS | {"num_samples", "max_new_tokens", "decoding", "epsilon", "k1", "b"}),
     ],
 )
-def test_predictions_depend_on_what_the_retriever_reads(given, read):
+def test_predictions_depend_on_what_the_retriever_reads(
+    given: dict[str, Any], read: set[str]
+) -> None:
     first = changed(config(), given)
     settings, found = first.prediction_settings(), set()
     for name, change in OTHER.items():
@@ -93,7 +95,7 @@ def test_predictions_depend_on_what_the_retriever_reads(given, read):
     )
 
 
-def test_the_settings_of_predictions_have_the_names_and_the_order_of_version_0_1():
+def test_the_settings_of_predictions_have_the_names_and_the_order_of_version_0_1() -> None:
     sampling = SamplingConfig(3, 0.7, 60, "sample", 5, 0.9)
     made = config(sampling=sampling, bm25=BM25Config(1.2, 0.5), retrieval="hybrid", seed=4)
     assert list(made.prediction_settings().items()) == [
@@ -118,7 +120,7 @@ def test_the_settings_of_predictions_have_the_names_and_the_order_of_version_0_1
     ]
 
 
-def test_all_settings_have_the_names_and_the_order_of_version_0_1():
+def test_all_settings_have_the_names_and_the_order_of_version_0_1() -> None:
     sampling = SamplingConfig(3, 0.7, 60, "beam")
     made = EvaluationConfig(
         "toys", sampling=sampling, bm25=BM25Config(1.2, 0.5), baselines=["popularity"]
@@ -152,13 +154,15 @@ def test_all_settings_have_the_names_and_the_order_of_version_0_1():
 
 
 @pytest.mark.parametrize("domains", ["toys", ["toys"], ("toys",)])
-def test_domains_are_a_tuple_of_names_however_they_are_given(domains):
+def test_domains_are_a_tuple_of_names_however_they_are_given(
+    domains: list[str] | str | tuple[str, ...],
+) -> None:
     made = EvaluationConfig(domains)
     assert made.domains == ("toys",)
     assert made.flat()["domain"] == "toys"
 
 
-def test_several_domains_are_a_list_in_files():
+def test_several_domains_are_a_list_in_files() -> None:
     made = EvaluationConfig(["toys", "games"])
     assert made.domains == ("toys", "games")
     assert made.flat()["domain"] == ["toys", "games"]

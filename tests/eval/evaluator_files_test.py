@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -29,7 +30,7 @@ from calrec_jax.text.generated import Generated
 from calrec_jax.text.templates import Template
 
 
-def test_predictions_have_the_documented_form(tmp_path):
+def test_predictions_have_the_documented_form(tmp_path: pathlib.Path) -> None:
     run(tmp_path)
     first, *others = lines(tmp_path)
     assert first == {
@@ -48,7 +49,7 @@ def test_predictions_have_the_documented_form(tmp_path):
     assert [prediction["user_id"] for prediction in others] == ["b", "c", "d"]
 
 
-def test_metrics_have_the_documented_form(tmp_path):
+def test_metrics_have_the_documented_form(tmp_path: pathlib.Path) -> None:
     result = run(tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text()) == result
     assert result["n"] == 4
@@ -60,19 +61,19 @@ def test_metrics_have_the_documented_form(tmp_path):
     assert list(result["baselines"]) == list(result["paired"]) == list(BASELINES)
     for name, deltas in result["paired"].items():
         assert list(deltas) == list(metrics.METRICS)
-        ours, theirs = result["metrics"]["mrr"], result["baselines"][name]["mrr"]
-        assert deltas["mrr"]["delta"] == pytest.approx(ours["value"] - theirs["value"])
+        model, baseline = result["metrics"]["mrr"], result["baselines"][name]["mrr"]
+        assert deltas["mrr"]["delta"] == pytest.approx(model["value"] - baseline["value"])
         assert list(deltas["mrr"]) == ["delta", "low", "high"]
     assert result["metrics"]["recall@1"]["value"] == 1.0
 
 
-def test_the_configuration_is_recorded(tmp_path):
+def test_the_configuration_is_recorded(tmp_path: pathlib.Path) -> None:
     result = run(tmp_path, max_users=3, seed=5)
     assert (result["n"], result["users"], result["items"]) == (3, 4, 8)
     assert result["config"] == config(max_users=3, seed=5).flat()
 
 
-def test_equal_evaluations_write_equal_bytes_whatever_the_batches(tmp_path):
+def test_equal_evaluations_write_equal_bytes_whatever_the_batches(tmp_path: pathlib.Path) -> None:
     run(tmp_path / "one")
     run(tmp_path / "two")
     run(tmp_path / "wide", users_per_batch=64)
@@ -81,10 +82,12 @@ def test_equal_evaluations_write_equal_bytes_whatever_the_batches(tmp_path):
     assert lines(tmp_path / "one") == lines(tmp_path / "wide")
 
 
-def test_with_a_trie_items_that_were_reached_rank_by_log_probability(tmp_path):
+def test_with_a_trie_items_that_were_reached_rank_by_log_probability(
+    tmp_path: pathlib.Path,
+) -> None:
     """Each user's texts are of i4, of i2 and i7 (the same text) and of i4 again."""
 
-    def generate(histories, names):
+    def generate(histories: list[tuple[str, ...]], names: list[str]) -> list[list[Generated]]:
         pairs = (("easel", -3.0, (4,)), ("candle", -2.0, (2, 7)), ("easel", -9.0, (4,)))
         return [[Generated(*pair) for pair in pairs] for _ in names]
 
@@ -99,26 +102,26 @@ def test_with_a_trie_items_that_were_reached_rank_by_log_probability(tmp_path):
     assert scores[3:] == [0] * 5
 
 
-def test_the_template_of_the_domain_writes_the_texts(tmp_path):
+def test_the_template_of_the_domain_writes_the_texts(tmp_path: pathlib.Path) -> None:
     run(tmp_path, template=Template(fields=("title", "brand")))
     (example, *_) = json.loads((tmp_path / "examples.json").read_text())
     assert example["history"] == ["i0", "i1"]
     assert example["texts"]["i2"] == "Title: candle"
 
 
-def test_the_baselines_are_those_that_are_named_in_their_order(tmp_path):
+def test_the_baselines_are_those_that_are_named_in_their_order(tmp_path: pathlib.Path) -> None:
     result = run(tmp_path, baselines=["hybrid", "popularity"])
     assert list(result["baselines"]) == list(result["paired"]) == ["hybrid", "popularity"]
     choice = result["choices"]["toys"]["hybrid"]
     assert list(choice) == ["part", "weight", "ndcg", "users"]
     assert choice["users"] == len(VALIDATION)
-    # They are measured anew, and the model is not asked again.
+    # They are measured anew, and nothing is predicted again.
     assert run(tmp_path, FakeModel(dies_after=0), baselines=[])["baselines"] == {}
     with pytest.raises(CalrecError, match="EvaluationConfig.baselines names 'bm52', .*bm25_title"):
         config(baselines=["bm52"])
 
 
-def test_the_hybrid_is_chosen_on_validation_and_on_no_test_user(tmp_path):
+def test_the_hybrid_is_chosen_on_validation_and_on_no_test_user(tmp_path: pathlib.Path) -> None:
     first = run(tmp_path / "a")
     others = [user("a", 0, 1, 7), user("b", 3, 4, 6)]
     second = run(tmp_path / "b", users=others)
@@ -128,17 +131,17 @@ def test_the_hybrid_is_chosen_on_validation_and_on_no_test_user(tmp_path):
     assert ndcg[1] < ndcg[0]
 
 
-def test_texts_of_the_baselines_do_not_depend_on_the_template(tmp_path):
+def test_texts_of_the_baselines_do_not_depend_on_the_template(tmp_path: pathlib.Path) -> None:
     first = run(tmp_path / "a")
     second = run(tmp_path / "b", template=dataclasses.replace(TEMPLATE, fields=("title", "brand")))
     assert first["baselines"] == second["baselines"]
 
 
-def test_a_model_that_scores_items_is_measured_in_the_same_way(tmp_path):
-    score, told = popularity(BaselineData(TRAIN, CATALOGUE, VALIDATION)), []
+def test_a_model_that_scores_items_is_measured_in_the_same_way(tmp_path: pathlib.Path) -> None:
+    score, calls = popularity(BaselineData(TRAIN, CATALOGUE, VALIDATION)), []
     retriever = ScoreRetriever(score, CATALOGUE, "allow")
-    result = run(tmp_path, retriever=retriever, progress=lambda *done: told.append(done))
-    assert told == [(0, 4), (2, 4), (4, 4)]
+    result = run(tmp_path, retriever=retriever, progress=lambda *done: calls.append(done))
+    assert calls == [(0, 4), (2, 4), (4, 4)]
     assert result["metrics"] == result["baselines"]["popularity"]
     beyond = result["beyond_accuracy"]
     assert beyond["calrec"] == beyond["popularity"]
@@ -146,7 +149,7 @@ def test_a_model_that_scores_items_is_measured_in_the_same_way(tmp_path):
     assert first["generated"] == [] and first["ranked"][0] == {"item_id": "i1", "score": 2.0}
 
 
-def test_evaluation_runs_where_neither_jax_nor_tensorflow_is_installed():
+def test_evaluation_runs_where_neither_jax_nor_tensorflow_is_installed() -> None:
     code = (
         "import sys\n"
         "sys.modules |= dict.fromkeys(['jax', 'flax', 'tensorflow', 'gin'])  # not to be had\n"

@@ -3,49 +3,60 @@
 from __future__ import annotations
 
 import json
+import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
-from evaluation_case import CATALOGUE, TEMPLATE, WORDS, config, said, user, writer
+from evaluation_case import CATALOGUE, TEMPLATE, WORDS, config, texts_with, user, writer
 
 from calrec_jax import metrics
 from calrec_jax.decode.dense import DenseIndex
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval import hybrid
+from calrec_jax.eval.hybrid import WeightChoice
 from calrec_jax.eval.retrievers import DenseRetriever
 from calrec_jax.model_dir import EvaluationDir
 from calrec_jax.retrieval import fusion
+from calrec_jax.text.generated import Generated
+from calrec_jax.text.items import UserSequence
 
 USERS = [user("a", 0, 1), user("b", 3, 4), user("c", 6, 7), user("d", 1, 2), user("e", 2, 5)]
 ITEMS = np.random.default_rng(0).normal(size=(8, 3))
 
 
 class Writer:
-    """Says the item after the last one to some users, and the last one to others."""
+    """Generates the item after the last one for users a and b, and the last one for others."""
 
-    def __init__(self, dies_after: int | None = None):
-        self.asked, self._left = [], dies_after
+    def __init__(self, dies_after: int | None = None) -> None:
+        self.predicted, self._left = [], dies_after
 
-    def __call__(self, histories, names):
+    def __call__(self, histories: list[tuple[str, ...]], names: list[str]) -> list[list[Generated]]:
         if self._left == 0:
             raise KeyboardInterrupt
         self._left = self._left and self._left - 1
-        self.asked += names
+        self.predicted += names
         places = [CATALOGUE.index[history[-1]] for history in histories]
         return [
-            said((f"Title: {WORDS[place + (name in 'ab')]}", -1.5))
+            texts_with((f"Title: {WORDS[place + (name in 'ab')]}", -1.5))
             for place, name in zip(places, names, strict=True)
         ]
 
 
 def dense() -> DenseRetriever:
-    def embed(histories):
+    def embed(histories: list[tuple[str, ...]]) -> np.ndarray:
         return ITEMS[[CATALOGUE.index[history[-1]] for history in histories]]
 
     return DenseRetriever(embed, DenseIndex(ITEMS), CATALOGUE, "allow")
 
 
-def choose(directory, model=None, users=USERS, settings=None, told=None):
+def choose(
+    directory: pathlib.Path,
+    model: Writer | None = None,
+    users: list[UserSequence] = USERS,
+    settings: dict[str, int] | None = None,
+    calls: list[Any] | None = None,
+) -> WeightChoice:
     texts = writer(model or Writer(), config(), CATALOGUE, TEMPLATE)
     return hybrid.choose_dense_weight(
         texts,
@@ -55,14 +66,14 @@ def choose(directory, model=None, users=USERS, settings=None, told=None):
         EvaluationDir(directory),
         settings or {"step": 3},
         batch_size=2,
-        progress=lambda *done: told is not None and told.append(done),
+        progress=lambda *done: calls is not None and calls.append(done),
     )
 
 
-def test_the_weight_is_that_of_the_best_ndcg_on_these_users(tmp_path):
-    told = []
-    choice = choose(tmp_path, told=told)
-    assert told == [(2, 5), (4, 5), (5, 5)]
+def test_the_weight_is_that_of_the_best_ndcg_on_these_users(tmp_path: pathlib.Path) -> None:
+    calls = []
+    choice = choose(tmp_path, calls=calls)
+    assert calls == [(2, 5), (4, 5), (5, 5)]
     histories = [u.history for u in USERS]
     texts = writer(Writer(), config(), CATALOGUE, TEMPLATE)
     a = texts.scores(texts.generate(histories, [u.user_id for u in USERS]), histories)
@@ -81,23 +92,23 @@ def test_the_weight_is_that_of_the_best_ndcg_on_these_users(tmp_path):
     assert hybrid.read_choice(EvaluationDir(tmp_path)) == choice
 
 
-def test_what_was_interrupted_goes_on(tmp_path):
+def test_what_was_interrupted_goes_on(tmp_path: pathlib.Path) -> None:
     whole = choose(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         choose(tmp_path / "killed", Writer(dies_after=1))
     assert hybrid.read_choice(EvaluationDir(tmp_path / "killed")) is None
-    rest, told = Writer(), []
-    assert choose(tmp_path / "killed", rest, told=told) == whole
-    assert rest.asked == ["c", "d", "e"] and told == [(4, 5), (5, 5)]
+    rest, calls = Writer(), []
+    assert choose(tmp_path / "killed", rest, calls=calls) == whole
+    assert rest.predicted == ["c", "d", "e"] and calls == [(4, 5), (5, 5)]
 
 
-def test_texts_of_other_settings_are_not_used(tmp_path):
+def test_texts_of_other_settings_are_not_used(tmp_path: pathlib.Path) -> None:
     choose(tmp_path)
     with pytest.raises(CalrecError, match="made with step = 3, this evaluation has 4"):
         choose(tmp_path, settings={"step": 4})
 
 
-def test_without_validation_users_a_weight_has_to_be_bound(tmp_path):
+def test_without_validation_users_a_weight_has_to_be_bound(tmp_path: pathlib.Path) -> None:
     with pytest.raises(CalrecError, match="toys is empty: bind EvaluationConfig.dense_weight"):
         choose(tmp_path, users=[])
 
@@ -115,7 +126,7 @@ def test_without_validation_users_a_weight_has_to_be_bound(tmp_path):
         json.dumps({"weight": 1.0, "ndcg": 0.5, "users": None}),
     ],
 )
-def test_a_damaged_choice_is_told(tmp_path, text):
+def test_a_damaged_choice_is_reported(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "choice.json").write_text(text)
     with pytest.raises(CalrecError, match="choice.json is damaged"):
         hybrid.read_choice(EvaluationDir(tmp_path))

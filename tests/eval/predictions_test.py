@@ -1,10 +1,13 @@
-"""Files of an evaluation are whole or not there, and what is damaged is told."""
+"""Files of an evaluation are whole or missing, and damage is reported."""
 
 from __future__ import annotations
 
 import json
 import os
+import pathlib
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from evaluation_case import FakeModel, run
@@ -16,7 +19,7 @@ from calrec_jax.files import write_json
 from calrec_jax.model_dir import EvaluationDir
 
 
-def _first(change):
+def _first(change: Callable[..., Any]) -> Callable[..., Any]:
     """Makes a text of lines its first line, changed."""
     return lambda text: json.dumps(change(json.loads(text.splitlines()[0]))) + "\n"
 
@@ -36,7 +39,9 @@ def _first(change):
         lambda text: "\n",
     ],
 )
-def test_a_line_that_is_no_prediction_is_told_and_its_removal_is_enough(tmp_path, damage):
+def test_a_line_that_is_no_prediction_is_reported_and_its_removal_is_enough(
+    tmp_path: pathlib.Path, damage: Callable[..., Any]
+) -> None:
     run(tmp_path)
     path = tmp_path / "predictions.jsonl"
     whole = path.read_text()
@@ -48,7 +53,7 @@ def test_a_line_that_is_no_prediction_is_told_and_its_removal_is_enough(tmp_path
     path.write_text(whole.partition("\n")[2])
     model = FakeModel()
     run(tmp_path, model)
-    assert model.asked == ["a"]
+    assert model.predicted == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -59,17 +64,19 @@ def test_a_line_that_is_no_prediction_is_told_and_its_removal_is_enough(tmp_path
         {"ranked": [{"item_id": "i99", "score": 1.0}]},
     ],
 )
-def test_predictions_of_other_targets_or_items_are_not_measured(tmp_path, change):
+def test_predictions_of_other_targets_or_items_are_not_measured(
+    tmp_path: pathlib.Path, change: dict[str, Any]
+) -> None:
     run(tmp_path)
     path = tmp_path / "predictions.jsonl"
     path.write_text(_first(lambda line: line | change)(path.read_text()))
     model = FakeModel()
     with pytest.raises(CalrecError, match="prediction of user 'a' of toys .*remove its line"):
         run(tmp_path, model)
-    assert model.asked == []
+    assert model.predicted == []
 
 
-def test_settings_that_are_no_object_are_told(tmp_path):
+def test_settings_that_are_no_object_are_reported(tmp_path: pathlib.Path) -> None:
     for text in ("[]", "3", "null", "[" * 100_000):
         run(tmp_path / text[:4])
         (tmp_path / text[:4] / "settings.json").write_text(text)
@@ -77,17 +84,19 @@ def test_settings_that_are_no_object_are_told(tmp_path):
             run(tmp_path / text[:4])
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_asked(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported_before_anything_is_predicted(
+    tmp_path: pathlib.Path,
+) -> None:
     (tmp_path / "eval").write_text("a file")
     model = FakeModel()
     with pytest.raises(
         CalrecError, match="cannot keep predictions in .*eval/test: Not a directory"
     ):
         run(tmp_path / "eval" / "test", model)
-    assert model.asked == []
+    assert model.predicted == []
 
 
-def test_two_processes_do_not_evaluate_into_one_folder(tmp_path):
+def test_two_processes_do_not_evaluate_into_one_folder(tmp_path: pathlib.Path) -> None:
     with locked(EvaluationDir(tmp_path / "a")):
         line = rf"process {os.getpid()} on host {socket.gethostname()} evaluates into .*a: wait"
         with pytest.raises(CalrecError, match=line):
@@ -101,7 +110,9 @@ def test_two_processes_do_not_evaluate_into_one_folder(tmp_path):
 
 @pytest.mark.parametrize("whole", ["", '{"line": 1}\n', '{"line": 1}\n{"line": 2}\n'])
 @pytest.mark.parametrize("torn", ["", '{"li', '{"line": 3' + " " * 50])
-def test_half_a_line_at_the_end_is_dropped_whatever_its_length(tmp_path, monkeypatch, whole, torn):
+def test_half_a_line_at_the_end_is_dropped_whatever_its_length(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, whole: str, torn: str
+) -> None:
     monkeypatch.setattr(predictions, "_BLOCK", 8)
     path = tmp_path / "predictions.jsonl"
     write_json(tmp_path / "settings.json", {})
@@ -110,7 +121,7 @@ def test_half_a_line_at_the_end_is_dropped_whatever_its_length(tmp_path, monkeyp
     assert path.read_text() == whole
 
 
-def test_some_of_the_settings_are_held_against_those_that_are_there(tmp_path):
+def test_some_of_the_settings_are_held_against_those_that_are_there(tmp_path: pathlib.Path) -> None:
     write_json(tmp_path / "settings.json", {"step": 3, "dtype": "float32"})
     require_made_with(EvaluationDir(tmp_path), {"step": 3})
     with pytest.raises(CalrecError, match="made with dtype = 'float32', .* has 'bfloat16'"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
-from evaluation_case import CATALOGUE, TEMPLATE, USERS, WORDS, said
+from evaluation_case import CATALOGUE, TEMPLATE, USERS, WORDS, texts_with
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from calrec_jax.eval.retrievers import (
     TextRetriever,
 )
 from calrec_jax.retrieval.bm25 import BM25Index
+from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue
 from calrec_jax.text.templates import Template
 
@@ -39,21 +41,29 @@ outputs_of_all = st.lists(outputs, min_size=len(USERS), max_size=len(USERS))
 vectors = st.lists(st.sampled_from([(1, 0), (0, 1), (-1, 0), (3, 4)]), min_size=8, max_size=8)
 
 
-def texts_of(said_to_users, seen: str = "allow") -> TextRetriever:
-    def generate(histories, names):
-        return [said(*pairs) for pairs in said_to_users]
+def texts_of(texts_of_users: list[Any], seen: str = "allow") -> TextRetriever:
+    def generate(histories: list[tuple[str, ...]], names: list[str]) -> list[Any]:
+        return [texts_with(*pairs) for pairs in texts_of_users]
 
     return TextRetriever(
         generate, BM25Lookup(INDEX, CATALOGUE, TEMPLATE, 1 / 5000), CATALOGUE, seen
     )
 
 
-def dense_of(items, queries, seen: str = "allow") -> DenseRetriever:
+def dense_of(
+    items: list[tuple[int, ...]] | np.ndarray,
+    queries: list[tuple[int, ...]] | np.ndarray,
+    seen: str = "allow",
+) -> DenseRetriever:
     index = DenseIndex(np.array(items, np.float64))
     return DenseRetriever(lambda histories: np.array(queries, np.float64), index, CATALOGUE, seen)
 
 
-def check(retriever, expected: list[list[float]], seen: str = "allow") -> list:
+def check(
+    retriever: DenseRetriever | HybridRetriever | TextRetriever,
+    expected: list[list[float]],
+    seen: str = "allow",
+) -> list:
     """Rankings are those of the expected scores, of which -inf are left out."""
     rankings = list(retriever(HISTORIES, NAMES, TARGETS, 8))
     for user, row, ranking in zip(USERS, expected, rankings, strict=True):
@@ -73,13 +83,13 @@ def check(retriever, expected: list[list[float]], seen: str = "allow") -> list:
     return rankings
 
 
-def slow_scores(pairs) -> list[float]:
+def slow_scores(pairs: list[tuple[str, float]]) -> list[float]:
     """Each output looked up alone and nothing merged."""
     scores = [0.0] * len(CATALOGUE)
-    for some, log_prob in pairs:
-        if not set(some.split()) & set(WORDS):
+    for text, log_prob in pairs:
+        if not set(text.split()) & set(WORDS):
             continue
-        row = INDEX.scores([some])[0]
+        row = INDEX.scores([text])[0]
         low, span = row.min(), row.max() - row.min()
         for item, value in enumerate(row):
             scaled = (value - low) / span if span > 0 else 0.0
@@ -88,10 +98,10 @@ def slow_scores(pairs) -> list[float]:
 
 
 @given(outputs_of_all, st.sampled_from(SEEN))
-def test_texts_rank_as_the_method_says(said_to_users, seen):
-    rankings = check(texts_of(said_to_users, seen), [*map(slow_scores, said_to_users)], seen)
-    for pairs, ranking in zip(said_to_users, rankings, strict=True):
-        assert {g.text for g in ranking.generated} == {some for some, _ in pairs}
+def test_texts_rank_as_the_method_says(texts_of_users: list[Any], seen: str) -> None:
+    rankings = check(texts_of(texts_of_users, seen), [*map(slow_scores, texts_of_users)], seen)
+    for pairs, ranking in zip(texts_of_users, rankings, strict=True):
+        assert {g.text for g in ranking.generated} == {text for text, _ in pairs}
 
 
 GARDEN = Catalogue.create(
@@ -109,14 +119,16 @@ GARDEN = Catalogue.create(
 )
 
 
-def looked_up(*pairs, catalogue=GARDEN, template=Template()) -> dict[str, float]:
+def looked_up(
+    *pairs: tuple[str, float], catalogue: Catalogue = GARDEN, template: Template = Template()
+) -> dict[str, float]:
     """{item id: score} of one user's outputs."""
     index = BM25Index([template.render_item(fields) for fields in catalogue.fields])
-    (row,) = BM25Lookup(index, catalogue, template, 1 / 5000).scores([said(*pairs)])
+    (row,) = BM25Lookup(index, catalogue, template, 1 / 5000).scores([texts_with(*pairs)])
     return dict(zip(catalogue.item_ids, row.tolist(), strict=True))
 
 
-def test_a_text_of_labels_alone_does_not_vote_for_the_shortest_item():
+def test_a_text_of_labels_alone_does_not_vote_for_the_shortest_item() -> None:
     hose = ("Title: Garden hose 25 m Brand: Velmo", -3.0)
     found = looked_up(("Title: zzqq", -1.0), hose)
     assert found == looked_up(hose)
@@ -134,12 +146,12 @@ def test_a_text_of_labels_alone_does_not_vote_for_the_shortest_item():
         "title: zzqq Brand yyxx Price:9 Pric",
     ],
 )
-def test_words_of_labels_find_nothing(text):
+def test_words_of_labels_find_nothing(text: str) -> None:
     assert not any(looked_up((text, -1.0)).values())
 
 
 @pytest.mark.parametrize("title", ["Brand new", "Title, brand and price"])
-def test_a_word_of_a_label_that_an_item_has_in_its_text_is_a_word(title):
+def test_a_word_of_a_label_that_an_item_has_in_its_text_is_a_word(title: str) -> None:
     items = {"a": {"title": title}, "b": {"title": "Pen", "brand": "Velmo"}}
     catalogue = Catalogue.create("garden", items)
     assert looked_up(("Title: brand", -1.0), catalogue=catalogue)["a"] > 0.99
@@ -150,7 +162,7 @@ def test_a_word_of_a_label_that_an_item_has_in_its_text_is_a_word(title):
     assert not any(looked_up(("Brand: brand", -1.0), catalogue=shown, template=hidden).values())
 
 
-def test_labels_are_those_of_the_template():
+def test_labels_are_those_of_the_template() -> None:
     template = Template(fields=("film name", "标题"))
     items = {"a": {"film name": "Heat"}, "b": {"film name": "Ronin", "标题": "冷血悍将"}}
     catalogue = Catalogue.create("films", items)
@@ -160,10 +172,10 @@ def test_labels_are_those_of_the_template():
     assert looked_up(("Title: ronin", -1.0), catalogue=catalogue, template=template)["b"] > 0.99
 
 
-def test_a_user_of_whose_texts_none_has_a_word_leaves_the_others_as_they_are():
+def test_a_user_of_whose_texts_none_has_a_word_leaves_the_others_as_they_are() -> None:
     nothing, something = [("Title: zzqq", -1.0), ("", -2.0)], [("Title: drum", -1.0)]
     rows = texts_of([nothing, something, nothing, []]).scores(
-        [said(*pairs) for pairs in (nothing, something, nothing, [])], HISTORIES
+        [texts_with(*pairs) for pairs in (nothing, something, nothing, [])], HISTORIES
     )
     assert not rows[[0, 2, 3]].any()
     assert rows[1].argmax() == 3
@@ -172,7 +184,7 @@ def test_a_user_of_whose_texts_none_has_a_word_leaves_the_others_as_they_are():
     assert [g.text for g in rankings[0].generated] == ["Title: zzqq", ""]
 
 
-def test_in_the_hybrid_a_text_of_labels_alone_leaves_the_towers_alone():
+def test_in_the_hybrid_a_text_of_labels_alone_leaves_the_towers_alone() -> None:
     vectors = [(1, n) for n in range(8)]
     dense, nothing = dense_of(vectors, [(0, 1)] * 4), texts_of([[("Title: zzqq", -1.0)]] * 4)
     both = list(HybridRetriever(nothing, dense, CATALOGUE, 0.1)(HISTORIES, NAMES, TARGETS, 8))
@@ -180,15 +192,19 @@ def test_in_the_hybrid_a_text_of_labels_alone_leaves_the_towers_alone():
     assert [r.places.tolist() for r in both] == [r.places.tolist() for r in alone]
 
 
-def cosines(items, queries) -> list[list[float]]:
-    def cosine(a, b):
+def cosines(
+    items: list[tuple[int, ...]] | np.ndarray, queries: list[tuple[int, ...]] | np.ndarray
+) -> list[list[float]]:
+    def cosine(a: np.ndarray | tuple[int, ...], b: np.ndarray | tuple[int, ...]) -> float:
         return (a[0] * b[0] + a[1] * b[1]) / math.hypot(*a) / math.hypot(*b)
 
     return [[cosine(query, item) for item in items] for query in queries]
 
 
 @given(vectors, vectors, st.sampled_from(SEEN))
-def test_towers_rank_by_the_cosine(items, queries, seen):
+def test_towers_rank_by_the_cosine(
+    items: list[tuple[int, ...]], queries: list[tuple[int, ...]], seen: str
+) -> None:
     queries = queries[: len(USERS)]
     check(dense_of(items, queries, seen), cosines(items, queries), seen)
     scores = dense_of(items, queries, seen).scores(HISTORIES)
@@ -206,7 +222,7 @@ def scaled(row: list[float], excluded: set[int]) -> list[float]:
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 5.0])
 @pytest.mark.parametrize("seen", SEEN)
-def test_both_are_added_each_from_zero_to_one(weight, seen):
+def test_both_are_added_each_from_zero_to_one(weight: float, seen: str) -> None:
     rng = np.random.default_rng(0)
     items, queries = rng.normal(size=(8, 2)), rng.normal(size=(4, 2))
     pairs = [[(f"Title: {WORDS[n]}", -1.0), (f"Title: {WORDS[n + 2]}", -9.0)] for n in range(4)]
@@ -227,7 +243,7 @@ def test_both_are_added_each_from_zero_to_one(weight, seen):
     assert [len(ranking.generated) for ranking in rankings] == [2] * 4
 
 
-def test_without_a_target_there_is_no_rank():
+def test_without_a_target_there_is_no_rank() -> None:
     pairs = [[("drum", -1.0)]] * 4
     items = [(1, 0)] * 8
     for retriever in (
@@ -242,16 +258,16 @@ def test_without_a_target_there_is_no_rank():
 
 @pytest.mark.parametrize(("most", "together"), [(10**6, [4]), (4 * 8, [2, 2]), (1, [1] * 4)])
 def test_texts_of_a_batch_are_looked_up_together_as_far_as_memory_allows(
-    monkeypatch, most, together
-):
+    monkeypatch: pytest.MonkeyPatch, most: int, together: list[int]
+) -> None:
     calls = []
 
-    def scores(queries):
+    def scores(queries: list[str]) -> np.ndarray:
         calls.append(list(queries))
         return INDEX.scores(queries)
 
-    def generate(histories, names):
-        return [said(("drum", -1.0), ("fan", -2.0), ("drum", -3.0)) for _ in names]
+    def generate(histories: list[tuple[str, ...]], names: list[str]) -> list[list[Generated]]:
+        return [texts_with(("drum", -1.0), ("fan", -2.0), ("drum", -3.0)) for _ in names]
 
     index = BM25Index(TEXTS)
     monkeypatch.setattr(index, "scores", scores)
@@ -262,10 +278,12 @@ def test_texts_of_a_batch_are_looked_up_together_as_far_as_memory_allows(
     assert [ranking.places.tolist()[:2] for ranking in found] == [[3, 5]] * 4
 
 
-def test_a_model_that_scores_items_is_asked_as_far_as_memory_allows(monkeypatch):
+def test_a_model_that_scores_items_is_called_as_far_as_memory_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     blocks, table = [], np.random.default_rng(0).normal(size=(4, 8))
 
-    def score(histories):
+    def score(histories: list[tuple[str, ...]]) -> np.ndarray:
         blocks.append(len(histories))
         return table[[HISTORIES.index(history) for history in histories]]
 
@@ -279,11 +297,11 @@ def test_a_model_that_scores_items_is_asked_as_far_as_memory_allows(monkeypatch)
 
 
 @pytest.mark.parametrize("answers", [3, 5])
-def test_a_model_that_answers_for_other_than_the_users_is_a_defect(answers):
+def test_a_model_that_answers_for_other_than_the_users_is_a_defect(answers: int) -> None:
     with pytest.raises(ValueError):
         list(texts_of([[]] * answers)(HISTORIES, NAMES, TARGETS, 3))
 
 
-def test_a_target_that_is_not_in_the_catalogue_is_named():
+def test_a_target_that_is_not_in_the_catalogue_is_named() -> None:
     with pytest.raises(CalrecError, match="toys has no item 'x9'"):
         list(texts_of([[]] * 4)(HISTORIES, NAMES, ["x9", *TARGETS[1:]], 3))

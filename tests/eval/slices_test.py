@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,12 +26,14 @@ ORDER = {
 }
 
 
-def user(items: str, timestamps=None, domain: str = "toys") -> UserSequence:
+def user(
+    items: str, timestamps: tuple[int, ...] | None = None, domain: str = "toys"
+) -> UserSequence:
     """A sequence of items that are a letter each; the last is the target."""
     return UserSequence("u", domain, tuple(items), timestamps)
 
 
-def of(slicing: str, *args, **kwargs) -> str:
+def of(slicing: str, *args: str | tuple[int, ...], **kwargs: str) -> str:
     return slice_of(user(*args, **kwargs), TRAINED)[slicing]
 
 
@@ -38,7 +42,7 @@ def with_history(events: int) -> UserSequence:
 
 
 @st.composite
-def many_users(draw) -> list[UserSequence]:
+def many_users(draw: Callable[..., Any]) -> list[UserSequence]:
     def one() -> UserSequence:
         items = draw(st.text("abcd", min_size=2, max_size=60))
         times = st.lists(st.integers(0, 5 * DAY), min_size=len(items), max_size=len(items))
@@ -48,26 +52,26 @@ def many_users(draw) -> list[UserSequence]:
     return [one() for _ in range(draw(st.integers(0, 8)))]
 
 
-def test_a_target_is_warm_where_its_own_domain_has_trained_it():
+def test_a_target_is_warm_where_its_own_domain_has_trained_it() -> None:
     assert (of("target", "ab"), of("target", "ac")) == ("warm", "cold")
     assert of("target", "ac", domain="games") == "warm"
     assert of("target", "ca", domain="games") == "cold"
     assert of("target", "zzz") == "cold"  # the history does not count
 
 
-def test_a_purchase_is_repeated_where_the_history_has_it():
+def test_a_purchase_is_repeated_where_the_history_has_it() -> None:
     assert (of("purchase", "abc"), of("purchase", "abca"), of("purchase", "aa")) == (
         "new", "repeat", "repeat",
     )  # fmt: skip
 
 
-def test_histories_by_their_events():
+def test_histories_by_their_events() -> None:
     edges = (1, 2, 3, 4, 5, 9, 10, 19, 20, 49, 50, 1000)
     found = [slice_of(with_history(n), TRAINED)["history"] for n in edges]
     assert found == [name for name in ORDER["history"] for _ in range(2)]
 
 
-def test_days_are_those_of_utc():
+def test_days_are_those_of_utc() -> None:
     assert of("day", "abc", (0, 0, 0)) == "same_day"
     assert of("day", "abc", (0, DAY, 2 * DAY - 1)) == "same_day"
     assert of("day", "abc", (0, DAY - 1, DAY)) == "later_day"
@@ -76,7 +80,7 @@ def test_days_are_those_of_utc():
     assert of("day", "abc") == "unknown"
 
 
-def test_a_user_has_a_slice_of_each_slicing():
+def test_a_user_has_a_slice_of_each_slicing() -> None:
     assert slice_of(user("abca", (1, 2, 3, DAY)), TRAINED) == {
         "target": "warm",
         "purchase": "repeat",
@@ -86,7 +90,7 @@ def test_a_user_has_a_slice_of_each_slicing():
     }
 
 
-def test_slices_hold_the_places_of_their_users():
+def test_slices_hold_the_places_of_their_users() -> None:
     users = [
         user("ab", (0, 1)),
         user("abcda", (0, 1, 2, 3, DAY)),
@@ -103,13 +107,13 @@ def test_slices_hold_the_places_of_their_users():
     }
 
 
-def test_without_timestamps_all_days_are_unknown():
+def test_without_timestamps_all_days_are_unknown() -> None:
     found = slices([user("ab"), user("cd")], TRAINED)
     assert {name: places.tolist() for name, places in found["day"].items()} == {"unknown": [0, 1]}
 
 
 @given(many_users())
-def test_each_slicing_has_every_user_once_and_in_order(users):
+def test_each_slicing_has_every_user_once_and_in_order(users: list[UserSequence]) -> None:
     found = slices(users, TRAINED)
     assert list(found) == list(ORDER)
     for slicing, of_slicing in found.items():
@@ -122,33 +126,33 @@ def test_each_slicing_has_every_user_once_and_in_order(users):
         assert sorted(joined) == list(range(len(users)))
 
 
-def test_no_users_are_in_no_slice():
+def test_no_users_are_in_no_slice() -> None:
     assert slices([], {}) == {name: {} for name in ORDER}
 
 
-def test_a_domain_must_have_been_trained():
+def test_a_domain_must_have_been_trained() -> None:
     with pytest.raises(KeyError, match="games"):
         slice_of(user("ab", domain="games"), {"toys": {"a"}})
 
 
-def test_a_histogram_of_short_histories_has_a_bin_for_each_length():
+def test_a_histogram_of_short_histories_has_a_bin_for_each_length() -> None:
     users = [with_history(n) for n in (1, 1, 3, 4, 4, 4)]
     assert history_lengths(users) == {"edges": [1, 2, 3, 4, 5], "counts": [2, 0, 1, 3]}
     assert history_lengths([with_history(20)])["edges"] == list(range(1, 22))
 
 
-def test_a_histogram_of_long_histories_has_wider_bins():
+def test_a_histogram_of_long_histories_has_wider_bins() -> None:
     users = [with_history(n) for n in (1, 2, 3, 40, 41)]
     edges = [*range(1, 44, 3)]
     assert history_lengths(users) == {"edges": edges, "counts": [3, *[0] * 12, 2]}
 
 
-def test_a_histogram_of_nobody():
+def test_a_histogram_of_nobody() -> None:
     assert history_lengths([]) == {"edges": [1, 2], "counts": [0]}
 
 
 @given(st.lists(st.integers(1, 3000), max_size=20))
-def test_histograms_count_every_user_and_can_be_drawn(lengths):
+def test_histograms_count_every_user_and_can_be_drawn(lengths: list[int]) -> None:
     found = history_lengths([with_history(n) for n in lengths])
     edges, counts = found["edges"], found["counts"]
     assert len(counts) <= 20 and len(edges) == len(counts) + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,9 @@ def coordinates(svg: str) -> list[list[tuple[float, float]]]:
 
 
 @given(points, points)
-def test_any_values_give_a_drawing_inside_its_frame(first, second):
+def test_any_values_give_a_drawing_inside_its_frame(
+    first: list[tuple[float, ...]], second: list[tuple[float, ...]]
+) -> None:
     svg = charts.line_chart("loss", {"train": first, "validation": second})
     ET.fromstring(svg)
     assert "nan" not in svg and "inf" not in svg
@@ -33,28 +36,28 @@ def test_any_values_give_a_drawing_inside_its_frame(first, second):
         assert all(0 <= x <= 480 and 0 <= y <= 250 for x, y in line)
 
 
-def test_lines_fall_where_the_values_fall():
+def test_lines_fall_where_the_values_fall() -> None:
     falling = [(0, 4), (5, 3), (10, 2)]
     ((start, *_, end),) = coordinates(charts.line_chart("loss", {"train": falling}))
     assert start[0] < end[0] and start[1] < end[1]  # SVG counts downwards
 
 
-def test_values_that_are_not_finite_are_left_out():
+def test_values_that_are_not_finite_are_left_out() -> None:
     line = [(0, 1.0), (1, math.nan), (2, math.inf), (3, 2.0)]
     (drawn,) = coordinates(charts.line_chart("loss", {"train": line}))
     assert len(drawn) == 2
 
 
-def test_nothing_to_draw_is_said():
+def test_nothing_to_draw_is_shown() -> None:
     assert "No values of loss" in charts.line_chart("loss", {"train": [(0, math.nan)]})
 
 
-def test_one_point_is_a_dot():
+def test_one_point_is_a_dot() -> None:
     svg = charts.line_chart("loss", {"validation": [(100, 1.25)]})
     assert "<circle" in svg and "polyline" not in svg
 
 
-def test_a_long_line_is_thinned_and_keeps_its_ends():
+def test_a_long_line_is_thinned_and_keeps_its_ends() -> None:
     line = [(step, 1 / (step + 1)) for step in range(100_001)]
     thinned = charts._thinned(line)
     assert 200 < len(thinned) <= 401
@@ -72,11 +75,11 @@ def test_a_long_line_is_thinned_and_keeps_its_ends():
         (-1, 1, [-1, -0.5, 0, 0.5, 1]),
     ],
 )
-def test_ticks_are_round_numbers(low, high, ticks):
+def test_ticks_are_round_numbers(low: float, high: float, ticks: list[Any]) -> None:
     assert charts._ticks(low, high) == ticks
 
 
-def test_names_are_escaped():
+def test_names_are_escaped() -> None:
     assert "<b>" not in charts.line_chart("<b>", {"<b>": [(0, 1), (1, 2)]})
     assert "<b>" not in charts.bar_chart("<b>", [0, 1], [1])
 
@@ -95,7 +98,7 @@ def labels(svg: str) -> list[str]:
 
 
 @given(st.lists(st.integers(0, 10**7), min_size=1, max_size=40), st.booleans())
-def test_bars_stand_on_the_axis_inside_the_frame(counts, whole):
+def test_bars_stand_on_the_axis_inside_the_frame(counts: list[int], whole: bool) -> None:
     drawn = bars(charts.bar_chart("users", range(len(counts) + 1), counts, whole))
     assert len(drawn) == len(counts)
     for bar, count in zip(drawn, counts, strict=True):
@@ -104,25 +107,25 @@ def test_bars_stand_on_the_axis_inside_the_frame(counts, whole):
         assert bar["height"] == pytest.approx(186 * count / max([*counts, 1]), abs=0.1)
 
 
-def test_bins_of_whole_numbers_are_named_by_what_is_in_them():
+def test_bins_of_whole_numbers_are_named_by_what_is_in_them() -> None:
     svg = charts.bar_chart("users", [1, 2, 4, 6], [5, 1200, 0], whole=True)
     assert re.findall("<title>(.*?)</title>", svg) == ["1: 5", "2–3: 1,200", "4–5: 0"]
     assert labels(svg) == ["0", "500", "1,000", "1", "2–3", "4–5"]
     assert labels(charts.bar_chart("users", [7, 8], [2], whole=True)) == ["0", "1", "2", "7"]
 
 
-def test_other_bins_are_named_by_their_edges():
+def test_other_bins_are_named_by_their_edges() -> None:
     svg = charts.bar_chart("tokens", [0.0, 10.25, 20.5], [2, 1])
     assert re.findall("<title>(.*?)</title>", svg) == ["0 to 10: 2", "10 to 20: 1"]
     assert labels(svg) == ["0", "1", "2", "0", "10", "20"]
 
 
-def test_counts_have_no_fractions():
+def test_counts_have_no_fractions() -> None:
     assert labels(charts.bar_chart("users", [0, 1], [1]))[:2] == ["0", "1"]
     assert labels(charts.bar_chart("users", [0, 1], [0]))[:2] == ["0", "1"]
 
 
-def test_lines_have_a_key():
+def test_lines_have_a_key() -> None:
     svg = charts.line_chart("loss", {"train": [(0, 1), (1, 2)], "validation": [(0, 2)]})
     assert labels(svg)[-2:] == ["train", "validation"]
     for colour in charts._COLOURS[:2]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,11 +20,15 @@ SECOND = {"a": (1, 1), "b": (1, 1), "c": (1, 1), "d": (11, 11)}
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Makes a run and its evaluation `test`; returns its MODEL_DIR."""
     monkeypatch.chdir(tmp_path)
 
-    def make(folder: str, ranks=FIRST, **changes) -> pathlib.Path:
+    def make(
+        folder: str,
+        ranks: dict[str, tuple[int, ...]] = FIRST,
+        **changes: dict[str, Any] | int | str,
+    ) -> pathlib.Path:
         model_dir = claim(tmp_path / folder)
         evaluate(model_dir, ranks, **changes)
         return model_dir
@@ -30,18 +36,18 @@ def run(tmp_path, monkeypatch):
     return make
 
 
-def deltas(values) -> dict[str, float]:
+def deltas(values: dict[str, dict[str, float]]) -> dict[str, float]:
     return {metric: round(d["delta"], 6) for metric, d in values.items()}
 
 
-def refused(*runs, **options) -> str:
+def refused(*runs: pathlib.Path | str, **options: Any) -> str:
     with pytest.raises(CalrecError) as raised:
         compare.compare(runs, **options)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
 
-def test_metrics_and_differences_to_the_first(run):
+def test_metrics_and_differences_to_the_first(run: Callable[..., Any]) -> None:
     compared = compare.compare([run("x"), run("y", SECOND), run("z")])
     assert list(compared.folders) == ["x", "y", "z"]
     assert compared.users == {"x": 4, "y": 4, "z": 4}
@@ -62,7 +68,7 @@ def test_metrics_and_differences_to_the_first(run):
     assert set(map(str, compared.paired["z"].values())) == {str(zero)}  # and not -0.0
 
 
-def test_the_other_way_round_only_the_signs_change(run):
+def test_the_other_way_round_only_the_signs_change(run: Callable[..., Any]) -> None:
     x, y = run("x"), run("y", SECOND)
     there, back = compare.compare([x, y]).paired["y"], compare.compare([y, x]).paired["x"]
     assert there["recall@1"]["low"] < 0 < there["recall@1"]["high"]
@@ -73,7 +79,7 @@ def test_the_other_way_round_only_the_signs_change(run):
         )
 
 
-def test_users_that_not_all_have_are_left_out_and_counted(run):
+def test_users_that_not_all_have_are_left_out_and_counted(run: Callable[..., Any]) -> None:
     first, second = FIRST | {"e": (1, 1)}, {"f": (1, 1), "g": (9, 9)} | SECOND
     compared = compare.compare([run("x", first), run("y", second)])
     assert compared.users == {"x": 5, "y": 6} and compared.common == 4
@@ -86,12 +92,12 @@ def test_users_that_not_all_have_are_left_out_and_counted(run):
     )
 
 
-def test_users_are_told_apart_by_domain(run):
+def test_users_are_distinguished_by_domain(run: Callable[..., Any]) -> None:
     message = refused(run("x", domain="toys"), run("y", domain="books"))
     assert message == "x, y have no users in common: nothing can be compared"
 
 
-def test_other_data_is_not_compared(tmp_path):
+def test_other_data_is_not_compared(tmp_path: pathlib.Path) -> None:
     for name, sequences in (("one", "aaaa"), ("two", "cccc")):
         evaluate(tmp_path / name)
         path = tmp_path / name / "eval" / "test" / "metrics.json"
@@ -103,7 +109,7 @@ def test_other_data_is_not_compared(tmp_path):
         compare.compare(folders)
 
 
-def test_predictions_of_users_that_were_not_measured_do_not_count(run):
+def test_predictions_of_users_that_were_not_measured_do_not_count(run: Callable[..., Any]) -> None:
     x, y = run("x"), run("y", SECOND)
     line = {"user_id": "e", "domain": "toys", "target": "i2", "rank": {"low": 5, "high": 5}}
     line |= {"generated": [], "ranked": []}
@@ -113,7 +119,7 @@ def test_predictions_of_users_that_were_not_measured_do_not_count(run):
     assert compare.compare([x, y]).users == {"x": 4, "y": 4}
 
 
-def test_slices_of_the_first_run(run):
+def test_slices_of_the_first_run(run: Callable[..., Any]) -> None:
     first = {"a": "new", "b": "new", "c": "repeat", "d": "repeat", "e": "alone"}
     compared = compare.compare([
         run("x", FIRST | {"e": (1, 1)}, purchases=first),
@@ -126,7 +132,7 @@ def test_slices_of_the_first_run(run):
     assert deltas(parts["repeat"]["paired"]["y"])["recall@1"] == 0.0
 
 
-def test_settings_that_differ_are_told(run):
+def test_settings_that_differ_are_reported(run: Callable[..., Any]) -> None:
     dense = {"retrieval": "dense", "temperature": 1.0, "users_per_batch": 7, "name": "n"}
     x, y = run("x"), run("y", config=dense, split="validation", model="sasrec",
         beyond_accuracy={"sasrec": {"coverage@10": 0.5}})  # fmt: skip
@@ -138,7 +144,7 @@ def test_settings_that_differ_are_told(run):
     }
 
 
-def test_beyond_accuracy_is_that_of_each_model(run):
+def test_beyond_accuracy_is_that_of_each_model(run: Callable[..., Any]) -> None:
     values = {"coverage@10": 0.125, "gini@10": 0.5, "novelty@10": 7.0}
     y = run("y", model="sasrec", beyond_accuracy={"popularity": {}, "sasrec": values})
     compared = compare.compare([run("x"), y])
@@ -148,7 +154,7 @@ def test_beyond_accuracy_is_that_of_each_model(run):
     assert lines[-1].split() == ["y", "0.1250", "0.5000", "7.0000"]
 
 
-def test_an_evaluation_is_named_by_its_folder_or_chosen(run):
+def test_an_evaluation_is_named_by_its_folder_or_chosen(run: Callable[..., Any]) -> None:
     x, y = run("x"), run("y")
     for model_dir in (x, y):
         evaluate(model_dir, SECOND, name="test_dense")
@@ -175,7 +181,9 @@ def test_an_evaluation_is_named_by_its_folder_or_chosen(run):
         (["m/eval/test", "r/m/eval/test"], ["{here}/m", "r/m"]),
     ],
 )
-def test_names_are_the_shortest_ends_of_paths(tmp_path, folders, names):
+def test_names_are_the_shortest_ends_of_paths(
+    tmp_path: pathlib.Path, folders: list[str], names: list[str]
+) -> None:
     found = compare.names([tmp_path / folder for folder in folders])
     assert found == [name.format(here=tmp_path.name) for name in names]
 
@@ -187,7 +195,7 @@ paths = st.tuples(st.lists(parts, max_size=3), parts).map(
 
 
 @given(st.lists(paths, min_size=2, max_size=5, unique=True))
-def test_names_tell_all_runs_apart(folders):
+def test_names_tell_all_runs_apart(folders: list[pathlib.Path]) -> None:
     found = compare.names(folders)
     assert len(set(found)) == len(folders)
     same = len({folder.name for folder in folders}) == 1
@@ -196,19 +204,21 @@ def test_names_tell_all_runs_apart(folders):
         assert f"/{whole}".endswith(f"/{name}")
 
 
-def test_a_run_twice_is_refused(run):
+def test_a_run_twice_is_refused(run: Callable[..., Any]) -> None:
     x = run("x")
     assert refused(x, "x") == f"{x}/eval/test is given twice"
 
 
-def test_what_is_no_run_is_refused(run, tmp_path):
+def test_what_is_no_run_is_refused(run: Callable[..., Any], tmp_path: pathlib.Path) -> None:
     x = run("x")
     (tmp_path / "empty").mkdir()
     assert refused(x, "absent").startswith("absent is no folder: give a MODEL_DIR")
     assert refused(x, "empty").startswith("empty is neither a MODEL_DIR, which has a manifest.json")
 
 
-def test_an_evaluation_that_is_not_there_is_told_with_those_that_are(run, tmp_path):
+def test_an_evaluation_that_is_not_there_is_reported_with_those_that_are(
+    run: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
     x, y = run("x"), run("y", name="test_dense")
     assert refused(x, y) == f"{y} has no evaluation 'test'; it has test_dense: give --evaluation"
     bare = claim(tmp_path / "bare")
@@ -216,13 +226,13 @@ def test_an_evaluation_that_is_not_there_is_told_with_those_that_are(run, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "slices.json"])
-def test_an_evaluation_that_is_not_finished_is_refused(run, name):
+def test_an_evaluation_that_is_not_finished_is_refused(run: Callable[..., Any], name: str) -> None:
     x, y = run("x"), run("y")
     (y / "eval" / "test" / name).unlink()
     assert refused(x, y) == f"{y}/eval/test has no {name}: run `calrec eval` to its end"
 
 
-def test_files_that_do_not_belong_together_are_refused(run):
+def test_files_that_do_not_belong_together_are_refused(run: Callable[..., Any]) -> None:
     x, y = run("x"), run("y")
     path = y / "eval" / "test" / "predictions.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
@@ -248,7 +258,7 @@ def test_files_that_do_not_belong_together_are_refused(run):
         "[" * 100_000,
     ],
 )
-def test_a_damaged_line_is_named(run, line):
+def test_a_damaged_line_is_named(run: Callable[..., Any], line: str) -> None:
     x, y = run("x"), run("y")
     path = y / "eval" / "test" / "predictions.jsonl"
     lines = path.read_text().splitlines()
@@ -256,7 +266,7 @@ def test_a_damaged_line_is_named(run, line):
     assert refused(x, y).startswith(f"{path} is damaged in line 3: ")
 
 
-def test_other_targets_are_refused(run):
+def test_other_targets_are_refused(run: Callable[..., Any]) -> None:
     x, y = run("x"), run("y", targets={"b": "i7"})
     assert refused(x, y) == (
         "x and y cannot be compared: the target of user 'b' of toys is i2 in the one and i7 in the "
@@ -264,7 +274,7 @@ def test_other_targets_are_refused(run):
     )
 
 
-def test_other_catalogues_are_refused(run):
+def test_other_catalogues_are_refused(run: Callable[..., Any]) -> None:
     assert refused(run("x"), run("y", items=9)) == (
         "x and y cannot be compared: their catalogues have 8 and 9 items"
     )
@@ -273,21 +283,21 @@ def test_other_catalogues_are_refused(run):
 @pytest.mark.parametrize(
     "text", ["[]", "null", '{"toys": []}', '{"toys": {"a": {}}}', "[" * 100_000]
 )
-def test_slices_of_another_form_are_named(run, text):
+def test_slices_of_another_form_are_named(run: Callable[..., Any], text: str) -> None:
     x, y = run("x"), run("y")
     path = y / "eval" / "test" / "slices.json"
     path.write_text(text)
     assert refused(x, y).startswith(f"{path} ")
 
 
-def test_an_earlier_version_is_named(run):
+def test_an_earlier_version_is_named(run: Callable[..., Any]) -> None:
     x, y = run("x"), run("y")
     path = y / "eval" / "test" / "metrics.json"
     path.write_text(json.dumps({"metrics": {}}))
     assert refused(x, y).startswith(f"{path} has no 'model': an earlier version made it")
 
 
-def test_the_tables_for_the_terminal(run):
+def test_the_tables_for_the_terminal(run: Callable[..., Any]) -> None:
     compared = compare.compare([
         run("x", purchases={"d": "repeat"}),
         run("y", SECOND, config={"retrieval": "dense"}),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import pathlib
 import re
 import shutil
 import subprocess
+from typing import Any
 
 import pytest
 from report_case import RANKS, claim, evaluate, example
@@ -29,15 +31,15 @@ addEventListener("load", () => {{
     control.value = value;
     control.dispatchEvent(new Event(control.matches("[data-metrics] *") ? "change" : "input"));
   }};
-  let told;
-  try {{ told = (() => {{ {script} }})(); }} catch (error) {{ told = String(error); }}
-  document.querySelector("pre").textContent = JSON.stringify(told);
+  let found;
+  try {{ found = (() => {{ {script} }})(); }} catch (error) {{ found = String(error); }}
+  document.querySelector("pre").textContent = JSON.stringify(found);
 }});
 </script>"""
 
 
-def browse(path, folder, width: int, script: str):
-    """What a script returns that runs beside a page of some width."""
+def browse(path: pathlib.Path, folder: pathlib.Path, width: int, script: str) -> Any:
+    """What a script returns that runs beside a page of a given width, as JSON."""
     harness = folder / "harness.html"
     page = html.escape(path.read_text("utf-8"))
     harness.write_text(_HARNESS.format(page=page, width=width, script=script), "utf-8")
@@ -53,12 +55,12 @@ def browse(path, folder, width: int, script: str):
         harness.as_uri(),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    (told,) = re.findall(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
-    return json.loads(html.unescape(told))
+    (found,) = re.findall(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
+    return json.loads(html.unescape(found))
 
 
 @pytest.fixture
-def model_dir(tmp_path):
+def model_dir(tmp_path: pathlib.Path) -> pathlib.Path:
     """A run with long words everywhere, and 45 users."""
     model_dir = claim(tmp_path / ("long" * 30))
     ranks = {f"u{n}": RANKS["abcd"[n % 4]] for n in range(45)}
@@ -88,7 +90,9 @@ WIDTHS = """
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_no_page_is_wider_than_its_window(model_dir, tmp_path, width):
+def test_no_page_is_wider_than_its_window(
+    model_dir: pathlib.Path, tmp_path: pathlib.Path, width: int
+) -> None:
     path = tmp_path / "both.html"
     evaluations = [model_dir / "eval" / name for name in ("test", "long" * 20)]
     comparison_page.write_page(compare.compare(evaluations), path)
@@ -97,8 +101,10 @@ def test_no_page_is_wider_than_its_window(model_dir, tmp_path, width):
         assert content <= window <= width
 
 
-def test_users_are_searched_chosen_and_paged(model_dir, tmp_path):
-    told = browse(
+def test_users_are_searched_chosen_and_paged(
+    model_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    found = browse(
         run_page.write(model_dir),
         tmp_path,
         800,
@@ -106,10 +112,10 @@ def test_users_are_searched_chosen_and_paged(model_dir, tmp_path):
         const box = page.querySelector("[data-users]");
         const [search, rank, purchase] = box.querySelectorAll("input, select");
         const [previous, next] = box.querySelectorAll("button");
-        const told = {};
+        const found = {};
         const note = (name) => {
           const shown = [...box.querySelectorAll("details")].filter((x) => !x.hidden);
-          told[name] = [
+          found[name] = [
             box.querySelector("output").textContent,
             shown.length,
             shown[0]?.querySelector(".find").textContent ?? null,
@@ -125,10 +131,10 @@ def test_users_are_searched_chosen_and_paged(model_dir, tmp_path):
         set(rank, ""); set(purchase, ""); set(search, "OF  U4"); note("search");
         set(search, "oldest first"); note("headings");
         set(search, ""); note("all");
-        return told;
+        return found;
         """,
     )
-    assert told == {
+    assert found == {
         "start": ["1 to 20 of 45 users", 20, "u0", True, False],
         "second": ["21 to 40 of 45 users", 20, "u20", False, False],
         "third": ["41 to 45 of 45 users", 5, "u40", False, True],
@@ -141,8 +147,10 @@ def test_users_are_searched_chosen_and_paged(model_dir, tmp_path):
     }
 
 
-def test_slices_show_the_metric_that_is_chosen(model_dir, tmp_path):
-    told = browse(
+def test_slices_show_the_metric_that_is_chosen(
+    model_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    found = browse(
         run_page.write(model_dir),
         tmp_path,
         800,
@@ -155,4 +163,4 @@ def test_slices_show_the_metric_that_is_chosen(model_dir, tmp_path):
         return [before, shown(), all(".controls").some((x) => x.hidden)];
         """,
     )
-    assert told == [["ndcg@10"], ["mrr"], False]
+    assert found == [["ndcg@10"], ["mrr"], False]

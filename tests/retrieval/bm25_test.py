@@ -13,6 +13,7 @@ import random
 import re
 import subprocess
 import sys
+from typing import Any, BinaryIO
 
 import bm25s
 import numpy as np
@@ -56,7 +57,7 @@ def lucene(texts: list[str], query: str, k1: float, b: float) -> list[float]:
 
 
 @pytest.mark.parametrize(("k1", "b"), [(1.5, 0.75), (0.9, 0.4), (2.0, 0.0), (1.2, 1.0)])
-def test_scores_are_the_formulas(k1, b):
+def test_scores_are_the_formulas(k1: float, b: float) -> None:
     expected = [lucene(TEXTS, query, k1, b) for query in QUERIES]
     scores = BM25Index(TEXTS, BM25Config(k1, b)).scores(QUERIES)
     np.testing.assert_allclose(scores, expected, rtol=1e-14, atol=0)
@@ -71,13 +72,13 @@ def test_scores_are_the_formulas(k1, b):
         ({"b": 1.1}, r"give one in \[0, 1\]"),
     ],
 )
-def test_a_parameter_out_of_its_range_is_refused(change, reason):
+def test_a_parameter_out_of_its_range_is_refused(change: dict[str, float], reason: str) -> None:
     ((name, value),) = change.items()
     with pytest.raises(CalrecError, match=f"^BM25Config.{name} is {value}: {reason}$"):
         BM25Config(**change)
 
 
-def test_parameters_of_other_types_are_left_to_the_check_of_types():
+def test_parameters_of_other_types_are_left_to_the_check_of_types() -> None:
     assert BM25Config(k1="1.2").k1 == "1.2"
 
 
@@ -86,14 +87,14 @@ text = st.lists(word, max_size=8).map(" ".join)
 
 
 @given(st.lists(text, min_size=1, max_size=8).filter(any), st.lists(text, max_size=5))
-def test_random_scores_are_the_formulas(texts, queries):
+def test_random_scores_are_the_formulas(texts: list[str], queries: list[str]) -> None:
     expected = np.array([lucene(texts, query, 1.5, 0.75) for query in queries])
     scores = BM25Index(texts).scores(queries)
     assert scores.shape == (len(queries), len(texts))
     np.testing.assert_allclose(scores, expected.reshape(scores.shape), rtol=1e-13, atol=0)
 
 
-def test_scores_are_those_of_bm25s():
+def test_scores_are_those_of_bm25s() -> None:
     reference = bm25s.BM25(k1=1.5, b=0.75, method="lucene", dtype="float64")
     reference.index([words(text) for text in TEXTS], show_progress=False)
     scores = BM25Index(TEXTS).scores(QUERIES[:4])
@@ -101,28 +102,28 @@ def test_scores_are_those_of_bm25s():
         np.testing.assert_allclose(row, reference.get_scores(words(query)), rtol=1e-14, atol=0)
 
 
-def test_a_repeated_word_counts_each_time():
+def test_a_repeated_word_counts_each_time() -> None:
     once, twice = BM25Index(TEXTS).scores(["iron", "iron iron"])
     np.testing.assert_array_equal(twice, 2 * once)
 
 
-def test_scores_are_float64():
+def test_scores_are_float64() -> None:
     scores = BM25Index(TEXTS).scores(QUERIES)
     assert scores.dtype == np.float64
     assert scores.shape == (len(QUERIES), len(TEXTS))
 
 
-def test_no_known_word_gives_zeros():
+def test_no_known_word_gives_zeros() -> None:
     assert not BM25Index(TEXTS).scores(["", "nothing known", "?!"]).any()
 
 
-def test_no_query_gives_no_row():
+def test_no_query_gives_no_row() -> None:
     index = BM25Index(TEXTS)
     assert index.scores([]).shape == (0, len(TEXTS))
     assert [found.shape for found in index.top_k([], 2)] == [(0, 2), (0, 2)]
 
 
-def test_a_query_scores_the_same_in_any_batch():
+def test_a_query_scores_the_same_in_any_batch() -> None:
     index = BM25Index(TEXTS)
     together = index.scores(QUERIES)
     for query, row in zip(QUERIES, together, strict=True):
@@ -130,7 +131,7 @@ def test_a_query_scores_the_same_in_any_batch():
 
 
 @pytest.mark.parametrize("held", [1, 2 * len(TEXTS), 2**20])
-def test_blocks_of_any_size_give_the_same(held, monkeypatch):
+def test_blocks_of_any_size_give_the_same(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
     index = BM25Index(TEXTS)
     expected = [index.scores([query])[0] for query in QUERIES]
     best = [index.top_k([query], 3) for query in QUERIES]
@@ -141,17 +142,17 @@ def test_blocks_of_any_size_give_the_same(held, monkeypatch):
     np.testing.assert_array_equal(places, np.concatenate([places for _, places in best]))
 
 
-def test_equal_texts_tie_exactly():
+def test_equal_texts_tie_exactly() -> None:
     scores = BM25Index([*TEXTS, *TEXTS]).scores(QUERIES)
     np.testing.assert_array_equal(scores[:, : len(TEXTS)], scores[:, len(TEXTS) :])
 
 
-def test_the_index_is_built_once(monkeypatch):
+def test_the_index_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     # Known defect elsewhere: the index is built again for each user.
     built = []
     build = bm25s.BM25.index
 
-    def counting(self, *args, **kwargs):
+    def counting(self: bm25s.BM25, *args: Any, **kwargs: bool) -> None:
         built.append(self)
         return build(self, *args, **kwargs)
 
@@ -162,7 +163,7 @@ def test_the_index_is_built_once(monkeypatch):
     assert len(built) == 1
 
 
-def test_scores_do_not_depend_on_the_hash_seed():
+def test_scores_do_not_depend_on_the_hash_seed() -> None:
     # bm25s numbers words in the order of a set, which differs between processes; sums of floats
     # depend on their order.
     texts = [" ".join(f"w{i * j % 97}" for j in range(1, 30)) for i in range(1, 40)]
@@ -183,7 +184,7 @@ def test_scores_do_not_depend_on_the_hash_seed():
     assert outputs == {BM25Index(texts).scores(texts).tobytes().hex()}
 
 
-def test_text_without_spaces_is_found():
+def test_text_without_spaces_is_found() -> None:
     texts = ["Title: 2023新款韩版宽松显瘦连衣裙女夏季", "Title: 不锈钢保温杯大容量便携男女学生"]
     dress, cup = BM25Index(texts).scores(["Title: 不锈钢保温杯大容量便携"])[0]
     assert cup > dress
@@ -202,7 +203,7 @@ LETTERS = {
 
 
 @pytest.mark.parametrize("script", LETTERS)
-def test_of_240_items_each_is_found_with_a_character_missing(script):
+def test_of_240_items_each_is_found_with_a_character_missing(script: str) -> None:
     rng, letters = random.Random(0), LETTERS[script].split()
     titles = ["".join(rng.choices(letters, k=14)) for _ in range(240)]
     queries = []
@@ -214,12 +215,12 @@ def test_of_240_items_each_is_found_with_a_character_missing(script):
 
 
 @pytest.mark.parametrize("texts", [[], ["", " ? "]])
-def test_a_catalogue_without_words_is_refused(texts):
+def test_a_catalogue_without_words_is_refused(texts: list[str]) -> None:
     with pytest.raises(CalrecError, match="no text to index"):
         BM25Index(texts)
 
 
-def test_words_of_half_the_items_are_added_in_any_order_of_the_others():
+def test_words_of_half_the_items_are_added_in_any_order_of_the_others() -> None:
     # Some words are in all items, some in more than half, some in few; "a" more than once.
     texts = [
         f"title a{' a' * (i % 3)} {'half' if i % 3 else 'third'} w{i % 7} brand b{i % 11}"
@@ -242,7 +243,7 @@ def test_words_of_half_the_items_are_added_in_any_order_of_the_others():
 
 
 @pytest.mark.parametrize("k", [1, 3, 100])
-def test_the_best_are_those_of_all_scores(k):
+def test_the_best_are_those_of_all_scores(k: int) -> None:
     index = BM25Index([*TEXTS, *TEXTS])
     rows = index.scores(QUERIES)
     scores, places = index.top_k(QUERIES, k)
@@ -252,7 +253,9 @@ def test_the_best_are_those_of_all_scores(k):
         assert best.tolist() == row[at].tolist()
 
 
-def test_a_saved_index_gives_the_same_scores(tmp_path, monkeypatch):
+def test_a_saved_index_gives_the_same_scores(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = [*TEXTS, "été \udcff naïve"]
     index = BM25Index(texts, BM25Config(0.9, 0.4))
     index.save(tmp_path / "index.npz")
@@ -273,18 +276,20 @@ def test_a_saved_index_gives_the_same_scores(tmp_path, monkeypatch):
         (TEXTS, BM25Config(b=0.7)),
     ],
 )
-def test_a_saved_index_of_something_else_is_refused(tmp_path, other):
+def test_a_saved_index_of_something_else_is_refused(
+    tmp_path: pathlib.Path, other: tuple[BM25Config | list[str], ...]
+) -> None:
     BM25Index(TEXTS).save(tmp_path / "index.npz")
     with pytest.raises(CalrecError, match="of other texts, k1 or b"):
         BM25Index.load(tmp_path / "index.npz", *other)
 
 
-def test_a_missing_index_is_told(tmp_path):
+def test_a_missing_index_is_reported(tmp_path: pathlib.Path) -> None:
     with pytest.raises(CalrecError, match="there is no index of BM25 at .*index.npz"):
         BM25Index.load(tmp_path / "index.npz", TEXTS)
 
 
-def test_a_damaged_index_is_refused_or_does_no_harm(tmp_path):
+def test_a_damaged_index_is_refused_or_does_no_harm(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "index.npz"
     index = BM25Index(TEXTS)
     index.save(path)
@@ -303,7 +308,9 @@ def test_a_damaged_index_is_refused_or_does_no_harm(tmp_path):
             BM25Index.load(path, TEXTS)
 
 
-def test_a_save_that_fails_leaves_the_old_index(tmp_path, monkeypatch):
+def test_a_save_that_fails_leaves_the_old_index(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index, path = BM25Index(TEXTS), tmp_path / "index.npz"
     index.save(path)
     before = path.read_bytes()
@@ -314,12 +321,14 @@ def test_a_save_that_fails_leaves_the_old_index(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["index.npz"]
 
 
-def torn(file, **arrays):
+def torn(file: BinaryIO, **arrays: np.ndarray) -> None:
     file.write(b"half")
     raise OSError("no space")
 
 
-def test_a_cached_index_is_built_once(tmp_path, monkeypatch):
+def test_a_cached_index_is_built_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, expected = tmp_path / "not" / "yet", BM25Index(TEXTS).scores(QUERIES)
     built = BM25Index.cached(folder, "items", TEXTS)
     (path,) = folder.iterdir()
@@ -330,7 +339,7 @@ def test_a_cached_index_is_built_once(tmp_path, monkeypatch):
         np.testing.assert_array_equal(index.scores(QUERIES), expected)
 
 
-def test_another_index_is_another_file(tmp_path):
+def test_another_index_is_another_file(tmp_path: pathlib.Path) -> None:
     other = BM25Config(k1=0.9, b=0.4)
     for texts, config in ((TEXTS, BM25Config()), (TEXTS[:-1], BM25Config()), (TEXTS, other)):
         index = BM25Index.cached(tmp_path, "items", texts, config)
@@ -340,7 +349,9 @@ def test_another_index_is_another_file(tmp_path):
     assert len({*tmp_path.iterdir()}) == 3
 
 
-def test_an_index_of_other_words_is_not_used(tmp_path, monkeypatch):
+def test_an_index_of_other_words_is_not_used(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # As it was when text without spaces was one word.
     with monkeypatch.context() as patched:
         patched.setattr(bm25, "_FORMAT", "1")
@@ -350,7 +361,7 @@ def test_an_index_of_other_words_is_not_used(tmp_path, monkeypatch):
     assert BM25Index.cached(tmp_path, "items", ["保温杯大"]).scores(["保温杯"]).any()
 
 
-def test_a_damaged_cached_index_is_named(tmp_path):
+def test_a_damaged_cached_index_is_named(tmp_path: pathlib.Path) -> None:
     BM25Index.cached(tmp_path, "items", TEXTS)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:100])
@@ -361,8 +372,10 @@ def test_a_damaged_cached_index_is_named(tmp_path):
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_where_nothing_may_be_written_an_index_is_built_each_time(tmp_path, monkeypatch):
-    def refused(*args, **kwargs):
+def test_where_nothing_may_be_written_an_index_is_built_each_time(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: BinaryIO, **kwargs: np.ndarray) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(np, "savez", refused)
@@ -371,7 +384,9 @@ def test_where_nothing_may_be_written_an_index_is_built_each_time(tmp_path, monk
     assert [*tmp_path.iterdir()] == []
 
 
-def test_an_index_that_cannot_be_cached_is_told(tmp_path, monkeypatch):
+def test_an_index_that_cannot_be_cached_is_reported(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(CalrecError, match="cannot save the index of BM25 as .*file/items-"):
@@ -384,7 +399,7 @@ def test_an_index_that_cannot_be_cached_is_told(tmp_path, monkeypatch):
     assert [*tmp_path.iterdir()] == [file]
 
 
-def test_the_last_title_as_query_on_real_data(shared_data):
+def test_the_last_title_as_query_on_real_data(shared_data: pathlib.Path) -> None:
     """The figures were measured apart from this project's code: .0942 and .0480 [.0445, .0512]."""
     folder = shared_data / "amazon2018" / "Industrial_and_Scientific"
     titles = {item["item_id"]: item["title"] or "" for item in records(folder / "items.jsonl.gz")}

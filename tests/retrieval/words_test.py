@@ -15,7 +15,7 @@ HAN = "不锈钢保温杯大容量便携女夏季々〇"
 HANGUL = "한국어무선청소기값"
 
 
-def test_words():
+def test_words() -> None:
     assert words('Title: Pan-Set, 12" (été_x)') == ["title", "pan", "set", "12", "été_x"]
     assert words(" ... ") == []
 
@@ -30,7 +30,7 @@ SPACED = st.characters(
 
 
 @given(st.text(SPACED, max_size=60))
-def test_where_spaces_divide_words_they_are_runs_of_letters(text):
+def test_where_spaces_divide_words_they_are_runs_of_letters(text: str) -> None:
     assert words(text) == re.findall(r"\w+", text.lower())
 
 
@@ -61,25 +61,25 @@ def test_where_spaces_divide_words_they_are_runs_of_letters(text):
         ("Été 2 Ёлка ΑΒΓ 3個", "été 2 ёлка αβγ 3 個"),
     ],
 )
-def test_scripts(text, expected):
+def test_scripts(text: str, expected: str) -> None:
     # Burmese and Thai have letters that are two in form NFKC.
     assert words(text) == [unicodedata.normalize("NFKC", word) for word in expected.split()]
 
 
 @given(st.text(st.sampled_from(HAN + HANGUL), min_size=1, max_size=20))
-def test_a_run_without_spaces_is_its_pairs(run):
+def test_a_run_without_spaces_is_its_pairs(run: str) -> None:
     pairs = [run[i : i + 2] for i in range(len(run) - 1)]
     assert words(run) == (pairs or [run])
     assert words(f"Title: a1{run}b2") == ["title", "a1", *(pairs or [run]), "b2"]
 
 
 @given(st.text(st.sampled_from(HANGUL + "ガギグパピｱｲ"), max_size=20))
-def test_composed_and_decomposed_letters_are_the_same(text):
+def test_composed_and_decomposed_letters_are_the_same(text: str) -> None:
     assert words(text) == words(unicodedata.normalize("NFD", text))
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=60))
-def test_every_letter_and_digit_is_in_a_word(text):
+def test_every_letter_and_digit_is_in_a_word(text: str) -> None:
     found = unicodedata.normalize("NFKC", "".join(words(text)))
     for letter in filter(str.isalnum, text.lower()):
         assert unicodedata.normalize("NFKC", letter) in found

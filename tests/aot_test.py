@@ -1,7 +1,7 @@
 """The training step and the sampler compile for a TPU that is not there, in bfloat16.
 
-What the compiler says of the program is checked too: no logits of whole rows, no copies of the
-prompts' keys and values, and the old state's memory is used again for the new one.
+The compiled programs are checked too: there are no logits of whole rows and no copies of the
+prompts' keys and values, and the new state reuses the old state's memory.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ PROMPTS, PROMPT_LENGTH, SAMPLES = 4, 320, 16
 
 @pytest.fixture(scope="module")
 def chips():
-    """chips("v5e:2x2"): those of a slice, as the compiler knows them."""
+    """chips("v5e:2x2"): the devices of a slice, described for the compiler."""
     with pytest.MonkeyPatch.context() as patch:
-        # Several processes may compile at once, and nobody is asked which TPU this machine has.
+        # Several processes may compile at once, and no metadata server is queried for a TPU.
         patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         patch.setenv("TPU_SKIP_MDS_QUERY", "1")
         yield lambda slice: topologies.get_topology_desc(slice, platform="tpu").devices
@@ -129,7 +129,7 @@ def test_logits_of_whole_rows_would_be_seen(devices):
 
 
 def test_a_slice_of_64_chips_holds_two_billion_parameters_and_its_rows(chips):
-    """Eight rows of 1,024 tokens a chip. Were one array computed for all 512 rows, it would not."""
+    """Eight rows of 1,024 tokens per chip. With one array of all 512 rows it would not fit."""
     config = presets.preset("gemma_2b", param_dtype="float32", remat="full")
     spec = BatchSpec.create(512, {"inputs": 896, "targets": 128}, 1024, max_segments=6)
     step, _ = compiled_step(

@@ -1,4 +1,4 @@
-"""What a batch holds, segment by segment, however they are packed."""
+"""The segments of batches, however they are packed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLOT_FEATURES = ("item_tokens", "item_mask", "target_item_ids", "domain_ids")
 
 
 def segments(*batches) -> collections.Counter:
-    """Multiset of the segments of `batches`, each as a tuple of what the features say of it."""
+    """The multiset of the segments of `batches`, each as a tuple of its part of the features."""
     found = collections.Counter()
     for batch in batches:
         for row, ids in enumerate(batch["decoder_segment_ids"]):

@@ -1,4 +1,4 @@
-"""The batch's sizes and the check at the seam between data and model."""
+"""The batch's sizes, and the check of batches between data and model."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def unembed(hidden):
 
 
 def language_batch(seed: int, rows: int = 3, length: int = 9, most: int = 5):
-    """Hidden states, targets, and weights on `most` places of a row at most."""
+    """Hidden states, targets, and weights on at most `most` positions of a row."""
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=(rows, length, 6)).astype(np.float32)
     targets = rng.integers(11, size=(rows, length)).astype(np.int32)
@@ -130,7 +130,7 @@ def mean_info_nce(a, b, item_ids, domain_ids, config):
 
 
 def oracle_info_nce(a, b, item_ids, domain_ids, config):
-    """The oracle over the slots that hold something; domains one by one, each its own batch."""
+    """The oracle over the slots that are not empty; each domain is a batch of its own."""
     there = item_ids != 0
     a, b, item_ids, domain_ids = a[there], b[there], item_ids[there], domain_ids[there]
     groups = [np.ones(len(a), bool)]

@@ -38,13 +38,13 @@ def of_all_tie_breaks(scores, target: int) -> dict[str, float]:
 
 
 def summary(low, high, **bootstrap) -> dict[str, dict[str, float]]:
-    """Of one model alone."""
+    """The summary of one model."""
     return metrics.summarise({"model": (low, high)}, **bootstrap)["model"]
 
 
-def difference(ours, theirs, **bootstrap) -> dict[str, dict[str, float]]:
-    """From one other model."""
-    return metrics.paired(ours, {"other": theirs}, **bootstrap)["other"]
+def difference(ours, baseline, **bootstrap) -> dict[str, dict[str, float]]:
+    """The differences from one baseline."""
+    return metrics.paired(ours, {"other": baseline}, **bootstrap)["other"]
 
 
 def users(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -238,29 +238,30 @@ def true_means(bounds) -> dict[str, float]:
 
 
 def covering(trials: int, seed: int) -> collections.Counter:
-    """How many of the samples of a population have an interval that holds what is true of it.
+    """How many samples of a population have an interval that contains the population's value.
 
-    Keys are (metric, "value") and (metric, "delta"). Each sample is of 200 of 2,000 users whose
-    metrics are known, many of them with ties; the two models are alike on the same users.
+    Keys are (metric, "value") and (metric, "delta"). Each sample has 200 of 2,000 users whose
+    metrics are known, many of them with ties; the two models are similar on the same users.
     """
     rng, size = np.random.default_rng(seed), 2000
     ours = users(rng, size)
     low = np.maximum(1, ours[0] + rng.integers(-3, 6, size))
-    theirs = low, low + rng.integers(0, 4, size)
-    of_ours, of_theirs = true_means(ours), true_means(theirs)
+    baseline = low, low + rng.integers(0, 4, size)
+    true, true_of_baseline = true_means(ours), true_means(baseline)
     found = collections.Counter()
     for trial in range(trials):
         drawn = rng.integers(size, size=200)
-        mine, other = ([bound[drawn] for bound in model] for model in (ours, theirs))
-        values = summary(*mine, bootstrap_samples=1000, seed=trial)
-        deltas = difference(mine, other, bootstrap_samples=1000, seed=trial)
+        sample, other = ([bound[drawn] for bound in model] for model in (ours, baseline))
+        values = summary(*sample, bootstrap_samples=1000, seed=trial)
+        deltas = difference(sample, other, bootstrap_samples=1000, seed=trial)
         for m in COVERED:
-            found[m, "value"] += values[m]["low"] <= of_ours[m] <= values[m]["high"]
-            found[m, "delta"] += deltas[m]["low"] <= of_ours[m] - of_theirs[m] <= deltas[m]["high"]
+            delta = true[m] - true_of_baseline[m]
+            found[m, "value"] += values[m]["low"] <= true[m] <= values[m]["high"]
+            found[m, "delta"] += deltas[m]["low"] <= delta <= deltas[m]["high"]
     return found
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+def test_intervals_cover_the_true_value_as_often_as_they_should():
     trials = 500
     fewest, most = scipy.stats.binom.interval(0.99, trials, 0.95)
     found = covering(trials, seed=0)
@@ -281,13 +282,13 @@ def test_many_users_take_little_memory(models, most):
 
 def test_paired_differences():
     rng = np.random.default_rng(0)
-    ours, theirs = users(rng, 300), users(rng, 300)
-    result = difference(ours, theirs, bootstrap_samples=500)
-    a, b = summary(*ours), summary(*theirs)
+    ours, baseline = users(rng, 300), users(rng, 300)
+    result = difference(ours, baseline, bootstrap_samples=500)
+    a, b = summary(*ours), summary(*baseline)
     for name, entry in result.items():
         assert entry["delta"] == pytest.approx(a[name]["value"] - b[name]["value"], abs=1e-12)
         assert entry["low"] <= entry["delta"] <= entry["high"]
-    swapped = difference(theirs, ours, bootstrap_samples=500)
+    swapped = difference(baseline, ours, bootstrap_samples=500)
     assert swapped["mrr"]["low"] == pytest.approx(-result["mrr"]["high"], abs=1e-12)
 
 
@@ -297,11 +298,11 @@ def test_a_method_does_not_differ_from_itself():
         assert entry == {"delta": 0.0, "low": 0.0, "high": 0.0}
 
 
-def test_pairing_users_takes_out_what_they_share():
+def test_pairing_removes_the_variance_that_models_share():
     rng = np.random.default_rng(0)
     low, _ = users(rng, 400)
-    ours, theirs = (low, low), (low + (rng.random(400) < 0.2), low + 1)
-    entry = difference(ours, theirs)["mrr"]
+    ours, baseline = (low, low), (low + (rng.random(400) < 0.2), low + 1)
+    entry = difference(ours, baseline)["mrr"]
     alone = summary(*ours)["mrr"]
     assert entry["high"] - entry["low"] < (alone["high"] - alone["low"]) / 1.2
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,15 +19,20 @@ from oracles import losses as losses_oracle
 from calrec_jax.losses import LossConfig
 from calrec_jax.models.config import DecoderConfig
 from calrec_jax.models.decoder import Decoder
+from calrec_jax.models.params import Params
 from calrec_jax.models.rotary import RopeScaling
 from calrec_jax.training import step
+from calrec_jax.training.step import Batch
+
+Losses = dict[str, jax.Array]
 
 BOS, EOS = 1, 2
 CONFIG = DecoderConfig(
     vocab_size=20, d_model=8, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=12
 )
 
-# All that families differ in, at once: windows shorter than the rows, two rotations, one scaled.
+# All options in which families differ, at once: windows shorter than the rows, two rotations, one
+# of them scaled.
 FAMILY = {
     "attention_pattern": ("sliding", "global"),
     "sliding_window": 3,
@@ -64,10 +71,10 @@ def unpacked() -> dict[str, np.ndarray]:
     return batches.unpacked_batch(EXAMPLES, ROW_LENGTH, ITEM_LENGTH, BOS, EOS)
 
 
-def params(config: DecoderConfig = CONFIG, seed: int = 0, size: float = 0.5):
-    """Parameters drawn from N(0, size^2), norms' scales too: at their start those hide mistakes.
+def params(config: DecoderConfig = CONFIG, seed: int = 0, size: float = 0.5) -> Params:
+    """Parameters drawn from N(0, size^2), norms' scales too, whose initial values hide mistakes.
 
-    float32 arrays in the decoder's own tree.
+    The tree is the decoder's own; arrays are float32.
     """
     tokens = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(
@@ -79,8 +86,8 @@ def params(config: DecoderConfig = CONFIG, seed: int = 0, size: float = 0.5):
     )
 
 
-def unstacked(stacked, num_layers: int):
-    """Parameters of scanned layers as those of the same layers in a loop."""
+def unstacked(stacked: Params, num_layers: int) -> Params:
+    """The parameters of scanned layers, in the tree of the same layers in a loop."""
     layers = {
         f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stacked["layers"])
         for i in range(num_layers)
@@ -88,7 +95,7 @@ def unstacked(stacked, num_layers: int):
     return {name: value for name, value in stacked.items() if name != "layers"} | layers
 
 
-def for_oracle(tree, config: DecoderConfig = CONFIG) -> dict:
+def for_oracle(tree: Params, config: DecoderConfig = CONFIG) -> dict:
     """Parameters of scanned layers in the oracle's layout."""
     names = {
         "attn_norm": "attention_norm/scale",
@@ -112,13 +119,13 @@ def for_oracle(tree, config: DecoderConfig = CONFIG) -> dict:
         "b_up": "mlp/up/bias",
         "b_down": "mlp/down/bias",
     }
-    there = flatten_dict(tree["layers"], sep="/")
-    assert there.keys() <= {*names.values()}
+    stacked = flatten_dict(tree["layers"], sep="/")
+    assert stacked.keys() <= {*names.values()}
     layers = [
         {
-            name: np.asarray(there[path][i], np.float64)
+            name: np.asarray(stacked[path][i], np.float64)
             for name, path in names.items()
-            if path in there
+            if path in stacked
         }
         for i in range(config.num_layers)
     ]
@@ -133,7 +140,7 @@ def for_oracle(tree, config: DecoderConfig = CONFIG) -> dict:
 
 
 def oracle_cfg(config: DecoderConfig = CONFIG) -> dict:
-    """The rest of the config, in the oracle's words."""
+    """The other fields of the config, under the oracle's names."""
     return {
         "scale_plus_one": config.norm_plus_one,
         "norm_eps": config.norm_eps,
@@ -152,7 +159,7 @@ def oracle_cfg(config: DecoderConfig = CONFIG) -> dict:
     }
 
 
-def oracle_hidden(tree, batch, config: DecoderConfig = CONFIG) -> np.ndarray:
+def oracle_hidden(tree: Params, batch: Batch, config: DecoderConfig = CONFIG) -> np.ndarray:
     """The oracle's hidden states of a batch's joint rows, float64 [B, S, D]."""
     rows = zip(
         batch["decoder_input_tokens"],
@@ -164,14 +171,16 @@ def oracle_hidden(tree, batch, config: DecoderConfig = CONFIG) -> np.ndarray:
     return np.stack([decoder_oracle.forward(oracle_params, *row, cfg) for row in rows])
 
 
-def oracle_losses(tree, examples, losses: LossConfig, config: DecoderConfig = CONFIG) -> dict:
-    """{"loss", "nig", "tt", "ut"} of examples, float64: each is read alone, without a batch.
+def oracle_losses(
+    tree: Params, examples: Sequence[dict], losses: LossConfig, config: DecoderConfig = CONFIG
+) -> dict[str, float]:
+    """{"loss", "nig", "tt", "ut"} of examples, float64. Each is read alone, without a batch.
 
-    Nothing is packed or padded here, so that it holds packing and padding too.
+    Nothing is packed or padded here, so that it tests packing and padding as well.
     """
     oracle_params, cfg = for_oracle(tree, config), oracle_cfg(config)
 
-    def read(tokens):
+    def read(tokens: Sequence[int]) -> np.ndarray:
         n = len(tokens)
         return decoder_oracle.forward(oracle_params, tokens, range(n), [1] * n, cfg)
 
@@ -189,9 +198,9 @@ def oracle_losses(tree, examples, losses: LossConfig, config: DecoderConfig = CO
         v_t.append(read([BOS, *target])[1:].mean(axis=0))
     same = [example["item_id"] for example in examples] if losses.mask_same_target else None
 
-    def info_nce(a):
+    def info_nce(a: Sequence[np.ndarray]) -> float:
         if losses.same_domain_negatives:
-            raise NotImplementedError("the oracle knows no domains")
+            raise NotImplementedError("the oracle has no domains")
         return losses_oracle.info_nce(a, v_t, losses.temperature, losses.direction, same)
 
     nig, tt, ut = nll / count, info_nce(v_tu), info_nce(v_u)
@@ -199,29 +208,43 @@ def oracle_losses(tree, examples, losses: LossConfig, config: DecoderConfig = CO
     return {"loss": loss, "nig": nig, "tt": tt, "ut": ut}
 
 
-# These programs run for microseconds and compile for seconds, so they are not optimised.
+# These programs run for microseconds but compile for seconds, so they are not optimised.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _jit = functools.partial(
     jax.jit, static_argnames=("losses", "config", "max_loss_tokens"), compiler_options=FAST
 )
 
 
-def _means(tree, batch, losses, config, max_loss_tokens):
+def _means(
+    tree: Params, batch: Batch, losses: LossConfig, config: DecoderConfig, max_loss_tokens: int
+) -> Losses:
     sums = step.loss_sums(Decoder(config), tree, batch, losses, max_loss_tokens)
     return sums.means(losses)
 
 
 @_jit
-def losses_of(tree, batch, losses, config=CONFIG, max_loss_tokens=MAX_LOSS_TOKENS):
-    """The product's {"loss", "nig"[, "tt", "ut"]} of a batch; compiled once for each config."""
+def losses_of(
+    tree: Params,
+    batch: Batch,
+    losses: LossConfig,
+    config: DecoderConfig = CONFIG,
+    max_loss_tokens: int = MAX_LOSS_TOKENS,
+) -> Losses:
+    """calrec_jax's {"loss", "nig"[, "tt", "ut"]} of a batch; compiled once for each config."""
     return _means(tree, batch, losses, config, max_loss_tokens)
 
 
 @_jit
-def losses_and_gradient(tree, batch, losses, config=CONFIG, max_loss_tokens=MAX_LOSS_TOKENS):
+def losses_and_gradient(
+    tree: Params,
+    batch: Batch,
+    losses: LossConfig,
+    config: DecoderConfig = CONFIG,
+    max_loss_tokens: int = MAX_LOSS_TOKENS,
+) -> tuple[Losses, Params]:
     """The same, and the gradient of "loss"."""
 
-    def loss(p):
+    def loss(p: Params) -> tuple[jax.Array, Losses]:
         means = _means(p, batch, losses, config, max_loss_tokens)
         return means["loss"], means
 
@@ -230,11 +253,17 @@ def losses_and_gradient(tree, batch, losses, config=CONFIG, max_loss_tokens=MAX_
 
 
 @_jit
-def gradients(tree, batch, losses, config=CONFIG, max_loss_tokens=MAX_LOSS_TOKENS):
-    """{name: its gradient} of all the means."""
+def gradients(
+    tree: Params,
+    batch: Batch,
+    losses: LossConfig,
+    config: DecoderConfig = CONFIG,
+    max_loss_tokens: int = MAX_LOSS_TOKENS,
+) -> dict[str, Params]:
+    """{name: gradient} of all means."""
     return jax.jacrev(lambda p: _means(p, batch, losses, config, max_loss_tokens))(tree)
 
 
-def changed(**fields) -> DecoderConfig:
-    """CONFIG with other fields."""
+def changed(**fields: Any) -> DecoderConfig:
+    """CONFIG with these fields."""
     return dataclasses.replace(CONFIG, **fields)

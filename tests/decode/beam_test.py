@@ -1,4 +1,4 @@
-"""Beam search against all texts, and against itself written with lists."""
+"""Beam search against the enumeration of all texts, and against beam search on lists."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def found(beams: int):
 
 
 def check(got, expected):
-    """`expected` is in order; its sums are far enough apart to be told from float32's."""
+    """`expected` is in order, and its sums differ by more than float32 rounding."""
     assert (np.diff([log_prob for _, log_prob in expected]) < -1e-5).all()
     assert [text for text, _ in got] == [text for text, _ in expected]
     np.testing.assert_allclose([p for _, p in got], [p for _, p in expected], atol=5e-5)
@@ -88,7 +88,7 @@ def check(got, expected):
 
 @pytest.mark.parametrize("row", range(len(PROMPTS)))
 def test_beams_enough_find_the_best_of_all_texts(row):
-    """1 + 5 + 25 beams hold everything of two tokens, so nothing is lost before the last step."""
+    """1 + 5 + 25 beams hold all texts of two tokens, so none is lost before the last step."""
     table = log_probs(row)
     every = [(tuple(text), table[tuple(text)]) for text in TEXTS]
     best = sorted(every, key=lambda pair: -pair[1])[:31]

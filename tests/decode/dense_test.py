@@ -27,7 +27,7 @@ EXACT = np.array(
     ],
     np.float32,
 )
-# Few sizes, for each of which programs are compiled.
+# Few sizes, because programs are compiled for each.
 rows = st.sampled_from([1, 5, 16]).flatmap(
     lambda n: st.lists(st.integers(0, len(EXACT) - 1), min_size=n, max_size=n)
 )
@@ -53,8 +53,8 @@ def test_ties_are_in_the_catalogues_order_whatever_the_block(items, k, block, da
 
 @given(rows, best, blocks, st.data())
 def test_excluded_items_are_last_whatever_the_block(items, k, block, data):
-    some = st.lists(st.integers(0, len(items) - 1), max_size=2 * len(items))
-    excluded = data.draw(st.lists(some, min_size=3, max_size=3))
+    places = st.lists(st.integers(0, len(items) - 1), max_size=2 * len(items))
+    excluded = data.draw(st.lists(places, min_size=3, max_size=3))
     vectors, queries = EXACT[items], EXACT[[5, 2, 4]]
     rows = without_seen(normalised(queries) @ normalised(vectors).T, excluded, "exclude")
     index = DenseIndex(vectors, block=block)
@@ -110,7 +110,7 @@ def test_excluded_items_that_are_none_are_refused(excluded, message):
 
 @pytest.fixture(scope="module")
 def random():
-    """Items, the last 200 those of the first 200 again, and queries."""
+    """(items, of which the last 200 are equal to the first 200; queries)."""
     rng = np.random.default_rng(0)
     items = rng.normal(size=(800, 48)).astype(np.float32)
     return np.concatenate([items, items[:200]]), rng.normal(size=(5, 48)).astype(np.float32)
@@ -162,7 +162,7 @@ def test_as_many_queries_as_fit_a_power_of_two_take_one_program(random, caplog):
     index = DenseIndex(items, block=500)
 
     def search(n: int, excluded: int) -> int:
-        """Programs compiled for it."""
+        """The number of programs that are compiled for it."""
         caplog.clear()
         with jax.log_compiles():
             index.top_k(queries[:n], 11, [[*range(excluded)]] * n)

@@ -35,7 +35,7 @@ def softmax(values) -> np.ndarray:
 
 
 def filtered(values, temperature, top_k, top_p) -> np.ndarray:
-    """The distribution that is drawn from, float64: temperature, then top k, then the nucleus."""
+    """The distribution to draw from, float64: temperature, then top k, then the nucleus."""
     scaled = np.asarray(values, np.float64) / temperature
     if top_k is not None:
         scaled[np.argsort(-scaled, kind="stable")[top_k:]] = NEVER
@@ -46,7 +46,7 @@ def filtered(values, temperature, top_k, top_p) -> np.ndarray:
 
 
 def on_the_edge(values, temperature, top_k, top_p) -> bool:
-    """Whether roundings of float32 could decide what is in the nucleus."""
+    """Whether float32 rounding could decide what is in the nucleus."""
     p = filtered(values, temperature, top_k, 1.0)
     return np.abs(np.cumsum(np.sort(p)[::-1]) - top_p).min() < 1e-5
 
@@ -90,7 +90,7 @@ VALUES = np.random.default_rng(3).normal(0, 1.5, 300).astype(np.float32)
 
 
 def drawn(temperature=1.0, top_k=None, top_p=1.0, values=VALUES) -> np.ndarray:
-    """How often each place is drawn, of DRAWS."""
+    """How often each candidate is drawn in DRAWS draws."""
     uniforms = np.random.default_rng(4).random((DRAWS, 2), np.float32)
     one = jax.vmap(lambda u: next_token.sample(jnp.asarray(values), u, temperature, top_k, top_p))
     return np.bincount(_compiled(one)(uniforms), minlength=len(values))

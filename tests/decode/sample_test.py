@@ -27,7 +27,7 @@ from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 CONFIG = tiny.CONFIG
 PROMPTS = [np.array(p, np.int32) for p in ([3, 4, 5, 6], [7], [], [9, 8, 7, 6, 5, 4, 3])]
 SEEDS = [56, 57, 58, 59]
-MANY = 16_384  # draws: enough to tell a temperature that is a tenth off
+MANY = 16_384  # draws, enough to detect a temperature that is off by a tenth
 TOLERANCE = 5e-5  # of a sum of up to 6 log-probabilities, each good to about 1e-5
 
 
@@ -78,7 +78,7 @@ def oracle_log_prob(prompt, text):
 
 
 def next_log_probs(prompt, text=()):
-    """log p of every next token, of the oracle; [V]."""
+    """The oracle's log p of every next token, [V]."""
     whole = [tiny.BOS, *prompt.tolist(), *text]
     hidden = oracle.forward(
         oracle_params(), whole, range(len(whole)), [1] * len(whole), tiny.oracle_cfg()
@@ -92,7 +92,7 @@ def next_log_probs(prompt, text=()):
 
 
 def test_texts_of_all_kinds_are_drawn():
-    # What the tests below rest on: some texts end at EOS, early and late, and some do not.
+    # The tests below rely on this: some texts end at EOS, early and late, and some do not.
     lengths = drawn().lengths
     assert {0, 1, 2, 6} <= set(lengths.ravel().tolist())
 
@@ -141,7 +141,7 @@ def test_tokens_hold_no_eos_and_zeros_after_the_end():
 
 
 def test_in_bfloat16_log_probabilities_are_those_of_the_same_steps():
-    """Nothing is rounded to bfloat16 but what the decoder rounds: the sums are float32."""
+    """Only the decoder rounds to bfloat16; sums are float32."""
     decoder = Decoder(tiny.changed(dtype="bfloat16"))
     half = Sampler(
         decoder,
@@ -168,7 +168,7 @@ def test_in_bfloat16_log_probabilities_are_those_of_the_same_steps():
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits_of_steps(decoder, params, tokens, mask, new):
-    """Before each of the tokens `new`, int32 [B, N, T], of the cached steps; [B, N, T, V]."""
+    """The logits [B, N, T, V] before each of the tokens `new`, int32 [B, N, T], in cached steps."""
     alone, params = for_generation(decoder, params)
     apply = functools.partial(alone.apply, {"params": params})
     last, prefix = apply(tokens, mask, method="prefill")
@@ -209,7 +209,7 @@ def tempered(prompt, temperature, text=()):
 
 
 def chi_square_excess(counts, probabilities):
-    """Pearson's statistic over its 99.9 % quantile: above 1 is another distribution.
+    """Pearson's statistic / its 99.9 % quantile: above 1, the distribution is another one.
 
     What is expected less than 5 times goes together with all other outcomes.
     """
@@ -273,7 +273,7 @@ def test_samples_are_independent_draws_and_no_beams():
 def assert_same_samples(one, two):
     np.testing.assert_array_equal(one.tokens, two.tokens)
     np.testing.assert_array_equal(one.lengths, two.lengths)
-    # Another shape may sum in another order: roundings of float32.
+    # With another shape, sums may be in another order: float32 rounding.
     np.testing.assert_allclose(one.log_probs, two.log_probs, atol=1e-5)
 
 
@@ -318,7 +318,7 @@ FILLERS = [np.arange(3, 3 + n, dtype=np.int32) % 17 + 3 for n in (1, 70)]
     st.randoms(use_true_random=False),
 )
 def test_samples_depend_on_prompt_and_seed_alone(rows, fillers, random):
-    """Whatever else is in the batch, in which order, and of which bucket its prompts are."""
+    """Not on the other prompts of the batch, their order, or the bucket's length."""
     batch = [(PROMPTS[row], SEEDS[row], row) for row in rows]
     batch += [(FILLERS[n], random.randrange(2**32), None) for n in fillers]
     assume(batch)

@@ -1,4 +1,4 @@
-"""What the sampler cannot do is refused when it is configured."""
+"""Impossible settings of the sampler are refused when it is configured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts from histories: the training text up to the target as prompt, seeds by user name."""
+"""Texts from histories: prompts are training texts up to the target; names seed users."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tokens():
 
 
 class Recorder:
-    """Stands where the sampler does, writes "Pan" and nothing, and keeps what it was asked."""
+    """Stands for the sampler: generates "Pan" and the empty text, and records its arguments."""
 
     def __call__(self, prompts, seeds):
         self.prompts, self.seeds = prompts, seeds

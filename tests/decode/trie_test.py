@@ -1,4 +1,4 @@
-"""The trie holds a catalogue's texts, all of them and no others, and so does what is generated."""
+"""The trie holds exactly the texts of a catalogue, and generated texts are among them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def model():
 
 @functools.cache
 def program(method: str, **changes):
-    """`generate` for tries of at most 8 items, padded so that one program does for all of them."""
+    """`generate` for tries of at most 8 items, padded so that one program serves all of them."""
     decoder, params = model()
     config = SamplingConfig(N, 2.0, STEPS, method, **changes)
 
@@ -123,7 +123,7 @@ def program(method: str, **changes):
 
 @functools.partial(jax.jit, compiler_options=tiny.FAST)
 def read(tokens):
-    """Log-probabilities of every next token of whole rows; [B, S, V]."""
+    """The log-probabilities of every next token in whole rows, [B, S, V]."""
     positions = np.broadcast_to(np.arange(tokens.shape[1])[None], tokens.shape)
     decoder = Decoder(tiny.CONFIG)
     variables = {"params": tiny.params(seed=9)}
@@ -132,7 +132,7 @@ def read(tokens):
 
 
 def log_probs_of(texts) -> np.ndarray:
-    """Of texts with EOS after PROMPT, over the whole vocabulary."""
+    """The log-probabilities of texts with EOS after PROMPT, over the whole vocabulary."""
     rows = np.zeros((16, len(PROMPT) + STEPS), np.int32)
     for row, text in zip(rows, texts, strict=False):
         row[: len(PROMPT) + len(text)] = [*PROMPT, *text]
@@ -146,7 +146,7 @@ def log_probs_of(texts) -> np.ndarray:
 
 
 def texts(out, row) -> list[tuple[int, ...]]:
-    """Of one prompt, with EOS, as far as there are any."""
+    """The texts of one prompt, with EOS; beams that do not exist are left out."""
     assert out.ended[row][np.isfinite(out.log_probs[row])].all()
     return [
         (*tokens[:length].tolist(), tiny.EOS)
@@ -205,7 +205,7 @@ def sampler(trie, num_samples, max_new_tokens=5, **changes) -> Sampler:
 
 
 def test_samples_have_the_models_distribution_within_the_trie():
-    """A root of twelve children, more than a program of eight holds, and nodes of one."""
+    """A root of twelve children, more than eight candidates, and nodes with one child."""
     items = [(first, 3) for first in range(3, 15)]
     draws, temperature = 20_000, 0.7
     samples = sampler(build(items), draws, temperature=temperature)([np.array(PROMPT[1:])], [3])

@@ -21,7 +21,7 @@ from calrec_jax.training import state as train_state
 from calrec_jax.training import step
 
 SLOTS = {
-    example: row * 3 + k for row, some in enumerate(tiny.ROWS) for k, example in enumerate(some)
+    example: row * 3 + k for row, slots in enumerate(tiny.ROWS) for k, example in enumerate(slots)
 }
 HISTORIES = [example["history"] for example in tiny.EXAMPLES]
 TARGETS = [example["target"] for example in tiny.EXAMPLES]
@@ -152,7 +152,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_a_file_is_told(tmp_path):
+def test_a_folder_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "vectors").write_text("")
     with pytest.raises(CalrecError, match="cannot keep"):
         vectors.cached(tmp_path / "vectors", "games", SETTINGS, lambda: MADE)

@@ -1,4 +1,4 @@
-"""The decoder's config: sizes that cannot be are refused, and the vocabulary is rounded up."""
+"""The decoder's config: impossible sizes are refused, and the vocabulary is rounded up."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.layers import RMSNorm
 from calrec_jax.models.rotary import RopeScaling
 
-# Of float32 against float64: two layers of some hundred roundings of 6e-8 of values near 1.
+# float32 against float64: two layers with some hundred roundings of 6e-8 each, of values near 1.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
 
 
@@ -85,7 +85,7 @@ def test_hidden_states_and_logits_are_the_oracles(changes, scan):
         config = tiny.changed(**changes, scan_layers=False)
         params = tiny.unstacked(params, config.num_layers)
     got = hidden(config, params, *rows(batch))
-    real = batch["decoder_segment_ids"] != 0  # what stands at pads means nothing
+    real = batch["decoder_segment_ids"] != 0  # hidden states at pads are meaningless
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got[real], expected[real], **TOLERANCE)
     logits = unembed(config, params, got)
@@ -151,7 +151,7 @@ def test_more_padding_changes_nothing():
 
 @functools.cache
 def value_and_gradient(remat, scan):
-    """Of a sum over hidden states; the gradient in the tree of layers in a loop."""
+    """(a sum over hidden states, its gradient in the tree of layers in a loop)."""
     config = tiny.changed(remat=remat, scan_layers=scan)
     params = tiny.params() if scan else tiny.unstacked(tiny.params(), config.num_layers)
 
@@ -170,7 +170,7 @@ def test_neither_remat_nor_the_loop_changes_values_or_gradients(remat, scan):
     value, gradient = value_and_gradient("none", scan=True)
     value_here, gradient_here = value_and_gradient(remat, scan)
     np.testing.assert_allclose(value_here, value, rtol=1e-6)
-    # The same sums, perhaps fused otherwise: roundings of float32 and no more.
+    # The same sums, perhaps fused differently: float32 rounding only.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max()),
         gradient_here,
@@ -207,7 +207,7 @@ def test_bfloat16_computes_in_bfloat16_over_float32_parameters():
     assert unembed(config, params, got).dtype == jnp.float32
     exact = tiny.oracle_hidden(params, tiny.packed())
     real = tiny.packed()["decoder_segment_ids"] != 0
-    # bfloat16 keeps 8 bits: some layers of roundings of 2^-9 of values up to 3.
+    # bfloat16 keeps 8 bits: a few layers of roundings of 2^-9 each, of values up to 3.
     np.testing.assert_allclose(got.astype(jnp.float32)[real], exact[real], atol=0.15)
 
 

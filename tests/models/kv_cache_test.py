@@ -14,7 +14,7 @@ from oracles import decoder as oracle
 from calrec_jax.models.decoder import Decoder, for_generation
 from calrec_jax.models.kv_cache import Continuations
 
-# Of float32 against float64, as in decoder_test.
+# float32 against float64, as in decoder_test.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
 PROMPTS = [[1, 3, 4, 5, 6], [1, 7], [1]]  # of different lengths; BOS alone too
 WIDTH, SAMPLES, STEPS = 7, 2, 4
@@ -45,7 +45,7 @@ def run(config, params, tokens, mask, new):
 
 @functools.cache
 def expected(config):
-    """Of the oracle: every continuation read whole, together with its prompt."""
+    """The oracle's states, with every continuation read as one text together with its prompt."""
     params, cfg = tiny.for_oracle(tiny.params(config), config), tiny.oracle_cfg(config)
     states = np.zeros((len(PROMPTS), SAMPLES, STEPS + 1, config.d_model))
     for row, prompt in enumerate(PROMPTS):
@@ -108,7 +108,7 @@ def test_continuations_of_a_prompt_do_not_see_each_other():
 
 
 def test_one_prefix_for_all_is_what_a_copy_for_each_would_be():
-    """The tiled way: a row of its own for each continuation."""
+    """The tiled alternative: one row for each continuation."""
     tokens, mask = padded()
     last, states, _ = run(tiny.CONFIG, tiny.params(), tokens, mask, NEW)
     each = [np.repeat(a, SAMPLES, axis=0) for a in (tokens, mask)]

@@ -1,4 +1,4 @@
-"""Adapters: what they add, what merging them gives, and which projections have some."""
+"""Adapters: the updates they add, merging them, and which projections have them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from calrec_jax.training import state as train_state
 
 EVERY = LoraConfig(rank=3, alpha=6.0, pattern=".*")
 CONFIG = tiny.changed(lora=EVERY)
-# Two float32 ways to the same hidden states, of values up to 5: see decoder_test.
+# Two float32 computations of the same hidden states, with values up to 5: see decoder_test.
 TOLERANCE = {"rtol": 2e-5, "atol": 5e-5}
 
 
@@ -274,7 +274,7 @@ def adapters_gradient():
 
 
 def oracle_loss(flat) -> float:
-    """Of adapters and base in float64, merged by hand."""
+    """The loss of adapters and base in float64, merged by hand."""
     layers = {}
     for name, leaf in flat.items():
         if name.startswith("layers/") and name.endswith("/kernel"):

@@ -12,11 +12,12 @@ from calrec_jax.models.presets import PRESETS, preset
 
 
 def _text(total: int, d_model: int) -> int:
-    """Of a Gemma 3 that reads images: less its tower, their projection and its norm."""
+    """The parameters of the text decoder of a Gemma 3 that reads images: without the image tower,
+    the projection and its norm."""
     return total - 416_866_032 - 1152 * d_model - 1152
 
 
-# As the files of the published weights count them.
+# Counted in the files of the published weights.
 PUBLISHED = {
     "gemma_2b": 2_506_172_416,
     "gemma_7b": 8_537_680_896,
@@ -70,7 +71,7 @@ GEMMA3_IMAGES = {
     "sliding_window": 1024,
     "rope_scaling": {"rope_type": "linear", "factor": 8.0},
 }
-# One file of each kind as it was published, without what says nothing of the decoder.
+# One published config.json of each kind, without fields that do not concern the decoder.
 CONFIG_JSON = {
     "gemma_2b": {
         "model_type": "gemma",
@@ -225,7 +226,7 @@ CONFIG_JSON = {
 
 
 def counted(c: DecoderConfig) -> int:
-    """Parameters, from the sizes alone."""
+    """The number of parameters, computed from the sizes alone."""
     query, both = c.num_heads * c.head_dim, 2 * c.num_kv_heads * c.head_dim
     norms = (4 if c.post_norms else 2) * c.d_model + 2 * c.head_dim * c.query_key_norm
     biases = (query + both) * c.query_key_value_bias
@@ -240,7 +241,7 @@ def test_a_preset_has_as_many_parameters_as_was_published(name):
     assert counted(PRESETS[name]) == PUBLISHED[name]
 
 
-def test_every_preset_is_held_against_what_was_published():
+def test_every_preset_is_compared_with_published_sizes():
     assert PRESETS.keys() == PUBLISHED.keys()
 
 
@@ -269,7 +270,7 @@ def test_a_config_json_is_read_as_the_preset_that_it_was_written_of(name, model_
     assert config == PRESETS[name]
 
 
-def test_a_preset_is_told_how_to_compute():
+def test_the_arguments_of_a_preset_set_how_it_is_computed():
     config = preset("gemma2_2b")
     assert (config.dtype, config.param_dtype, config.remat) == ("bfloat16", "float32", "full")
     assert config.scan_layers and config.meaning() == PRESETS["gemma2_2b"].meaning()
@@ -283,7 +284,7 @@ def test_a_preset_is_told_how_to_compute():
     ("name", "nearest"),
     [("gemma2-9b", "gemma2_9b"), ("qwen3_600m", "qwen3_"), ("Llama-3.2-1B", "llama32_1b")],
 )
-def test_an_unknown_name_is_told_the_nearest_first(name, nearest):
+def test_an_unknown_name_is_an_error_that_lists_the_most_similar_first(name, nearest):
     with pytest.raises(CalrecError) as error:
         preset(name)
     line = str(error.value)

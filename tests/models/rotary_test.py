@@ -1,4 +1,4 @@
-"""Rotary frequencies against float64 and transformers, for each way to stretch them."""
+"""Rotary frequencies against float64 and transformers, for each kind of scaling."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def as_dict(scaling):
 def test_frequencies_are_those_of_float64(scaling, theta, width):
     found = rotary.frequencies(theta, width, scaling)
     assert (found.dtype, found.shape) == (np.float32, (width // 2,))
-    # Some roundings of float32 of 6e-8 each.
+    # A few float32 roundings of 6e-8 each.
     expected = oracle.frequencies(theta, width, as_dict(scaling))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -50,13 +50,14 @@ def test_frequencies_by_hand():
     np.testing.assert_allclose(rotary.frequencies(100.0, 4), [1.0, 0.1], rtol=1e-6)
     linear = rotary.frequencies(100.0, 4, RopeScaling("linear", 4.0))
     np.testing.assert_allclose(linear, [0.25, 0.025], rtol=1e-6)
-    # Of wavelengths 2 pi and 20 pi, in a length of 16: above 4 rotations none, below 1 the second.
+    # Wavelengths 2 pi and 20 pi in a length of 16: none has more than 4 rotations, the second fewer
+    # than 1.
     kept = rotary.frequencies(100.0, 4, RopeScaling("llama3", 8.0, 16, 1.0, 4.0))
     share = (16 / (2 * math.pi) - 1) / 3
     np.testing.assert_allclose(kept, [share + (1 - share) / 8, 0.1 / 8], rtol=1e-6)
 
 
-def test_what_queries_and_keys_are_multiplied_by():
+def test_the_amplitude_of_queries_and_keys():
     assert RopeScaling("linear", 8.0).amplitude == 1.0
     assert RopeScaling("llama3", 8.0, 16).amplitude == 1.0
     assert RopeScaling("yarn", 4.0, 16).amplitude == pytest.approx(0.1 * math.log(4) + 1)
@@ -65,7 +66,7 @@ def test_what_queries_and_keys_are_multiplied_by():
 
 
 @each
-def test_heads_are_turned_as_the_oracle_turns_them(scaling):
+def test_heads_are_rotated_as_by_the_oracle(scaling):
     rng = np.random.default_rng(0)
     x, positions = rng.normal(size=(2, 3, 2, 8)), np.array([[0, 1, 5], [7, 100, 3]])
     frequencies = rotary.frequencies(50.0, 8, scaling)
@@ -81,7 +82,7 @@ def test_heads_are_turned_as_the_oracle_turns_them(scaling):
                 np.testing.assert_allclose(found[b, s, h], expected, atol=3e-5)
 
 
-def test_what_is_turned_keeps_its_type():
+def test_rotation_keeps_the_dtype():
     sin, cos = rotary.rotations(jnp.arange(2)[None], rotary.frequencies(50.0, 4))
     assert rotary.rotate(jnp.ones((1, 2, 1, 4), jnp.bfloat16), sin, cos).dtype == jnp.bfloat16
 
@@ -126,7 +127,7 @@ def test_impossible_scalings_are_refused(wrong):
 # transformers' own functions
 
 
-def theirs(scaling: RopeScaling, theta: float, width: int):
+def transformers_frequencies(scaling: RopeScaling, theta: float, width: int):
     """(frequencies, amplitude) of transformers."""
     transformers = pytest.importorskip("transformers", reason="its functions: .[parity]")
     pytest.importorskip("torch", reason="transformers computes with it: .[parity]")
@@ -156,6 +157,6 @@ def theirs(scaling: RopeScaling, theta: float, width: int):
 @sizes
 def test_frequencies_are_those_of_transformers(name, theta, width):
     scaling = SCALINGS[name]
-    frequencies, amplitude = theirs(scaling, theta, width)
+    frequencies, amplitude = transformers_frequencies(scaling, theta, width)
     np.testing.assert_allclose(rotary.frequencies(theta, width, scaling), frequencies, rtol=1e-6)
     assert scaling.amplitude == pytest.approx(amplitude)

@@ -23,7 +23,7 @@ from calrec_jax.training import state as train_state
 from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from calrec_jax.training.step import make_train_step
 
-# No two axes of anything are of one size, so that an array's shape tells what its axes are.
+# All axes have different sizes, so that the shape of an array identifies its axes.
 MODEL = DecoderConfig(
     vocab_size=448, d_model=64, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=22, d_ff=112,
     remat="full",
@@ -32,14 +32,14 @@ ROWS, SEGMENTS = 7, 5  # of a device (of those along `model` together), of a row
 
 
 def spec(mesh_config: MeshConfig) -> BatchSpec:
-    """With as many rows a device on any mesh."""
+    """A batch with the same number of rows per device on any mesh."""
     lengths = {"inputs": 27, "targets": 9}
     return BatchSpec.create(ROWS * mesh_config.data, lengths, max_segments=SEGMENTS)
 
 
 def compiled_step(
     mesh_config: MeshConfig, losses: LossConfig = LossConfig(), model: DecoderConfig = MODEL
-):
+) -> jax.stages.Compiled:
     """The training step as a stage compiles it, on the first devices."""
     devices = jax.devices()[: mesh_config.data * mesh_config.model]
     mesh, decoder, optimizer = make_mesh(mesh_config, devices), Decoder(model), OptimizerConfig()
@@ -59,8 +59,8 @@ def compiled_step(
         return step.lower(state, frozen, batch).compile()
 
 
-def arrays(compiled) -> set[tuple[int, ...]]:
-    """Shapes of all arrays that the program of a device names anywhere."""
+def arrays(compiled: jax.stages.Compiled) -> set[tuple[int, ...]]:
+    """The shapes of all arrays in a device's program."""
     found = re.findall(r"\b(?:bf16|f32|s32|u32|pred|s8|u8)\[([0-9,]+)\]", compiled.as_text())
     return {tuple(map(int, shape.split(","))) for shape in found}
 

@@ -1,4 +1,4 @@
-"""The compiled programs hold the model's constraints, and a device its part of each array alone.
+"""The compiled programs have the model's constraints, and a device has only its part of arrays.
 
 Without them XLA computes all rows of the batch on every device and adds up: losses and gradients
 are right all the same, so that only the programs themselves can tell.
@@ -34,8 +34,8 @@ MESHES = [MeshConfig(8, 1), MeshConfig(8, 1, True), MeshConfig(4, 2), FSDP]
 
 HIDDEN, HEADS = P("data", None, None), P("data", None, "model", None)
 MLP = P("data", None, "model")  # and logits
-# Parameters as they are held, and as they are computed with: of FSDP's split along "embed" nothing
-# is left then. Tables and scales of norms, projections to heads, from them, to the MLP, from it.
+# Parameters as they are stored, and as they are used, which is without FSDP's split along "embed":
+# tables and scales of norms, projections to heads, from them, to the MLP, from it.
 HELD = {
     P("model", "data"), P("data"), P("data", "model", None), P("model", None, "data"),
     P("data", "model"),
@@ -48,7 +48,7 @@ ALL = {HIDDEN, HEADS, MLP} | HELD | GATHERED
 
 @pytest.fixture
 def constraints(monkeypatch) -> set[P]:
-    """How arrays are constrained in all programs that are traced from now on."""
+    """The constraints of arrays in all programs that are traced from now on."""
     found, constrain = set(), jax.lax.with_sharding_constraint
 
     def record(x, spec):
@@ -84,7 +84,7 @@ def test_a_constraint_is_in_the_program(axes):
 
 
 def of_the_whole_batch(mesh_config: MeshConfig, compiled) -> set[tuple[int, ...]]:
-    """Arrays with an axis that counts all rows, or all segments, of the global batch."""
+    """The arrays with an axis of all rows, or all segments, of the global batch."""
     rows = ROWS * mesh_config.data
     return {shape for shape in arrays(compiled) if {rows, rows * SEGMENTS} & set(shape)}
 
@@ -92,7 +92,7 @@ def of_the_whole_batch(mesh_config: MeshConfig, compiled) -> set[tuple[int, ...]
 @pytest.mark.parametrize("adapters", [None, LoraConfig(rank=3, pattern=".*")], ids=["all", "lora"])
 @pytest.mark.parametrize("mesh_config", MESHES, ids=str)
 def test_no_device_computes_on_the_whole_batch(mesh_config, adapters):
-    """But for what every user is compared with: the items' vectors, and the similarities."""
+    """Except for the items' vectors, which every user is compared with, and the similarities."""
     everyone, mine = ROWS * SEGMENTS * mesh_config.data, ROWS * SEGMENTS
     model = dataclasses.replace(MODEL, lora=adapters)
     compared = of_the_whole_batch(mesh_config, compiled_step(mesh_config, model=model))
@@ -112,7 +112,7 @@ def test_what_no_constraint_would_do_is_seen(mesh_config, monkeypatch):
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_gathered_parameters_are_gathered_again_for_gradients(remat):
-    """And not kept, those of all layers, on every device."""
+    """They are not kept for all layers on every device."""
     found = arrays(compiled_step(MESHES[1], model=dataclasses.replace(MODEL, remat=remat)))
     layers, d, f = MODEL.num_layers, MODEL.d_model, MODEL.d_ff
     assert {(d, f), (layers, d // 8, f)} <= found
@@ -121,7 +121,7 @@ def test_gathered_parameters_are_gathered_again_for_gradients(remat):
 
 @pytest.mark.slow
 def test_twice_the_devices_need_no_more_memory_for_as_many_rows_each():
-    """Each holds less of the parameters, and the same of the rows."""
+    """Each has a smaller part of the parameters, and the same number of rows."""
     tests = pathlib.Path(__file__).resolve().parents[1]
     done = subprocess.run(
         [sys.executable, tests / "multidevice" / "compiled.py", "8x1", "16x1", "4x2", "8x2"],

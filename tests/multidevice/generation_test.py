@@ -1,4 +1,4 @@
-"""Eight simulated devices, along data and along the model, generate what one does."""
+"""Eight simulated devices, along data and along the model, generate the same as one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_samples_are_those_of_one_device(way, constrained, mesh):
     many = generated(mesh, WAYS[way], constrained)
     np.testing.assert_array_equal(many.tokens, one.tokens)
     np.testing.assert_array_equal(many.lengths, one.lengths)
-    # Sums in another order: roundings of float32 of values up to 30.
+    # Sums in another order: float32 rounding of values up to 30.
     np.testing.assert_allclose(many.log_probs, one.log_probs, rtol=0, atol=2e-5)
     if constrained:
         np.testing.assert_array_equal(many.leaves, one.leaves)

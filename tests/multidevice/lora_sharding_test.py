@@ -40,9 +40,9 @@ def two_steps(config: MeshConfig):
 
 def test_two_steps_on_a_mesh_are_those_of_one_device():
     config = MeshConfig(4, 2, shard_params_over_data=True)
-    _, one, told = two_steps(ONE)
+    _, one, metrics = two_steps(ONE)
     shapes, many, told_there = two_steps(config)
-    for metric, value in told.items():
+    for metric, value in metrics.items():
         np.testing.assert_allclose(told_there[metric], value, rtol=1e-5, err_msg=metric)
     for (path, a), (there, b) in zip(
         leaves(one.params).items(), leaves(many.params).items(), strict=True

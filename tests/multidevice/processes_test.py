@@ -1,4 +1,5 @@
-"""Two processes of four devices each do what one of eight does, and another number may go on."""
+"""Two processes of four devices train as one of eight does, and a run may go on with another
+number of processes."""
 
 from __future__ import annotations
 
@@ -34,12 +35,12 @@ def one(tmp_path_factory):
 
 
 def assert_same_curves(found, expected):
-    """Float32 sums in another order: processes add up their parts as one's devices may not."""
+    """Up to float32 rounding: two processes may sum in another order than the devices of one."""
     for stage_name, last in LASTS.items():
-        ours, theirs = curve(found, stage_name), curve(expected, stage_name)
-        assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-        assert ours[-1]["step"] == last
-        for a, b in zip(ours, theirs, strict=True):
+        lines, expected_lines = curve(found, stage_name), curve(expected, stage_name)
+        assert [line["step"] for line in lines] == [line["step"] for line in expected_lines]
+        assert lines[-1]["step"] == last
+        for a, b in zip(lines, expected_lines, strict=True):
             assert a.pop("split") == b.pop("split")
             assert a == pytest.approx(b, rel=1e-4)
 
@@ -72,7 +73,7 @@ def test_a_killed_process_ends_its_peer_and_both_go_on(one):
     assert_same_curves(model_dir, one)
 
 
-def test_all_processes_are_told_who_trains_there_already(tmp_path):
+def test_all_processes_report_who_trains_there_already(tmp_path):
     with locks.locked(tmp_path / "lock", str):
         two = worker.start(tmp_path, stages=STAGES, launcher=TWO)
         stderr = worker.finish(two, 1)
@@ -80,7 +81,7 @@ def test_all_processes_are_told_who_trains_there_already(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-def test_all_processes_stop_where_the_loss_is_no_number_each_with_its_rows(tmp_path):
+def test_all_processes_stop_at_a_nan_loss_each_with_its_rows(tmp_path):
     two = worker.start(tmp_path, stages=STAGES, launcher=TWO, nan_at=5)
     stderr = worker.finish(two, 1)
     assert stderr.count("stage1 stopped at step 6: ") == 2
@@ -95,7 +96,7 @@ def test_all_processes_stop_where_the_loss_is_no_number_each_with_its_rows(tmp_p
 
 def test_all_processes_wait_while_the_lock_of_another_machine_is_watched(tmp_path):
     """For longer than JAX's collective operations do: half a minute."""
-    gone = {"host": "taken-away", "pid": 1, "machine": "another", "token": "theirs"}
+    gone = {"host": "taken-away", "pid": 1, "machine": "another", "token": "another"}
     (tmp_path / "lock").write_text(json.dumps(gone))
     short = [("stage1", {"train_steps": 2})]
     stderr = worker.finish(worker.start(tmp_path, stages=short, launcher=TWO, watch=35))

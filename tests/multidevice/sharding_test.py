@@ -1,4 +1,4 @@
-"""Eight simulated devices do what one does, however they are laid out.
+"""Eight simulated devices compute the same as one, on any mesh.
 
 Tolerances: everything is float32 and only the order of sums differs between meshes. Losses are
 means over at most 100 tokens of values near 1, parameters are near 0.1 and move by about as much,
@@ -56,7 +56,7 @@ class Outcome:
 
 @functools.cache
 def one_step(config: MeshConfig) -> Outcome:
-    """One step of plain gradient descent, so that parameters show the gradients as they are."""
+    """One step of plain gradient descent, so that parameters show the unchanged gradients."""
     decoder, tx, schedule = Decoder(MODEL), optax.sgd(0.3, momentum=0.9), optax.constant_schedule(0)
     mesh = devices_of(config)
     with partitioning.use_mesh(mesh, config):
@@ -93,8 +93,8 @@ def test_losses_and_updated_parameters_are_those_of_one_device(config):
 
 
 @meshes
-def test_nothing_is_created_or_left_otherwise_than_it_should_be_split(config):
-    """Were anything left to XLA's choice, a large model would not fit, or compile twice."""
+def test_everything_is_created_and_left_with_its_own_sharding(config):
+    """If XLA chose a sharding, a large model might not fit, or compile twice."""
     outcome = one_step(config)
     for path, wanted in leaves(outcome.shapes).items():
         for state in (outcome.before, outcome.after):
@@ -161,7 +161,7 @@ def test_negatives_on_other_devices_are_in_the_gradient():
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [MeshConfig(8, 1), MeshConfig(2, 4, True)], ids=name)
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-def test_a_whole_stage_tells_the_losses_of_one_device(tmp_path, monkeypatch, config, optimizer):
+def test_a_whole_stage_logs_the_losses_of_one_device(tmp_path, monkeypatch, config, optimizer):
     """Through Trainer. Adam divides by the root of squared gradients, which lifts the rounding of
     the smallest ones, by far less than 1e-4 of a loss in four steps."""
     of = stage(optimizer=dataclasses.replace(STAGE.optimizer, name=optimizer))

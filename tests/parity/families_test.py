@@ -34,17 +34,17 @@ EVERY = pytest.mark.parametrize(
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """transformers' model and ours of the same file. Cases are equal if they are the same."""
+    """The model of transformers and our decoder, read from the same files."""
 
     case: str
-    theirs: torch.nn.Module
+    hf_model: torch.nn.Module
     config: DecoderConfig
     params: dict
 
     def logits(self, tokens) -> np.ndarray:
-        """Theirs of one text; [S, V]."""
+        """The logits of transformers for one text, [S, V]."""
         with torch.no_grad():
-            return self.theirs(torch.tensor(np.asarray(tokens)[None])).logits[0].numpy()
+            return self.hf_model(torch.tensor(np.asarray(tokens)[None])).logits[0].numpy()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def pair(tmp_path_factory):
 
 
 def imported(weights: hf_io.Weights) -> dict:
-    """Parameters as `calrec convert` and a restore would give them; scanned layers."""
+    """The parameters that `calrec convert` and a restore would give, with scanned layers."""
     tree: dict = {}
     for entry in weights.table:
         *above, last = entry.name.split("/")
@@ -94,29 +94,29 @@ def ours(config, params, tokens, positions, segments):
     return hidden, decoder.apply({"params": params}, hidden, method="unembed")
 
 
-def our_rows(found: Pair, tokens, mask):
+def calrec_rows(found: Pair, tokens, mask):
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     return ours(found.config, found.params, tokens, positions, mask.astype(np.int32))
 
 
-def their_layers(found: Pair, tokens, mask) -> tuple[list[np.ndarray], np.ndarray]:
-    """What each layer gives [B, S, D], and the logits [B, S, V]."""
+def hf_layers(found: Pair, tokens, mask) -> tuple[list[np.ndarray], np.ndarray]:
+    """The outputs of each layer [B, S, D], and the logits [B, S, V], of transformers."""
     layers: list[np.ndarray] = []
 
     def keep(module, arguments, output):
         layers.append((output[0] if isinstance(output, tuple) else output).numpy())
 
-    hooks = [layer.register_forward_hook(keep) for layer in found.theirs.model.layers]
+    hooks = [layer.register_forward_hook(keep) for layer in found.hf_model.model.layers]
     with torch.no_grad():
-        asked = {"attention_mask": torch.tensor(mask.astype(int)), "use_cache": False}
-        logits = found.theirs(torch.tensor(tokens).long(), **asked).logits.numpy()
+        options = {"attention_mask": torch.tensor(mask.astype(int)), "use_cache": False}
+        logits = found.hf_model(torch.tensor(tokens).long(), **options).logits.numpy()
     for hook in hooks:
         hook.remove()
     return layers, logits
 
 
-def our_layers(found: Pair, tokens, mask) -> tuple[list[np.ndarray], np.ndarray]:
-    """The same of our layers in a loop, of which Flax can keep what each gives."""
+def calrec_layers(found: Pair, tokens, mask) -> tuple[list[np.ndarray], np.ndarray]:
+    """The same of our decoder, with layers in a loop, so that Flax can capture their outputs."""
     config = dataclasses.replace(found.config, scan_layers=False)
     params = {"params": tiny.unstacked(found.params, config.num_layers)}
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
@@ -139,15 +139,15 @@ def our_layers(found: Pair, tokens, mask) -> tuple[list[np.ndarray], np.ndarray]
 def test_each_layer_and_the_logits_of_a_padded_batch(pair, case):
     found = pair(case)
     tokens, mask = padded(texts())
-    theirs, their_logits = their_layers(found, tokens, mask)
-    mine, my_logits = our_layers(found, tokens, mask)
-    assert len(theirs) == len(mine) == found.config.num_layers
-    for layer, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+    expected, hf_logits = hf_layers(found, tokens, mask)
+    outputs, logits = calrec_layers(found, tokens, mask)
+    assert len(expected) == len(outputs) == found.config.num_layers
+    for layer, (a, b) in enumerate(zip(outputs, expected, strict=True)):
         np.testing.assert_allclose(a[mask], b[mask], err_msg=f"layer {layer}", **TOLERANCE)
-    assert np.abs(their_logits).max() > 0.5
-    np.testing.assert_allclose(my_logits[mask], their_logits[mask], **TOLERANCE)
-    _, scanned = our_rows(found, tokens, mask)
-    np.testing.assert_allclose(scanned[mask], their_logits[mask], **TOLERANCE)
+    assert np.abs(hf_logits).max() > 0.5
+    np.testing.assert_allclose(logits[mask], hf_logits[mask], **TOLERANCE)
+    _, scanned = calrec_rows(found, tokens, mask)
+    np.testing.assert_allclose(scanned[mask], hf_logits[mask], **TOLERANCE)
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_each_text_alone_and_two_packed_into_a_row(pair, case):
     np.testing.assert_allclose(packed[0], alone, **TOLERANCE)
 
 
-STEPS = 8  # so that the window leaves prompts that fit it at first
+STEPS = 8  # enough for the window to move past prompts that it covers at first
 
 
 _compiled = functools.partial(jax.jit, static_argnums=0, compiler_options=tiny.FAST)
@@ -207,19 +207,19 @@ def test_decoding_with_a_cache_is_reading_the_whole_text(pair, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", hf_models.FAMILIES)
 def test_in_bfloat16_it_is_close(tmp_path, case):
-    """bfloat16 keeps 8 bits: after some layers of roundings, a fiftieth of the largest logit."""
+    """bfloat16 keeps 8 bits: rounding in a few layers makes a fiftieth of the largest logit."""
     weights = hf_io.read(hf_models.save(case, tmp_path, dtype="bfloat16"))
     params = imported(weights)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
-    theirs = hf_models.load(tmp_path)
+    hf_model = hf_models.load(tmp_path)
     config = dataclasses.replace(weights.config, dtype="bfloat16", param_dtype="bfloat16")
     tokens, mask = padded(texts())
-    exact = Pair(case, theirs, weights.config, jax.tree.map(np.float32, params))
-    half = Pair(case, theirs, config, params)
-    _, expected = their_layers(exact, tokens, mask)
-    _, got = our_rows(half, tokens, mask)
+    exact = Pair(case, hf_model, weights.config, jax.tree.map(np.float32, params))
+    half = Pair(case, hf_model, config, params)
+    _, expected = hf_layers(exact, tokens, mask)
+    _, got = calrec_rows(half, tokens, mask)
     off = np.abs(got - expected)[mask]
     assert off.mean() < 0.02 * np.abs(expected).max()
-    # The same weights, widened, are theirs exactly.
-    _, widened = our_rows(exact, tokens, mask)
+    # The same weights in float32 give the logits of transformers exactly.
+    _, widened = calrec_rows(exact, tokens, mask)
     np.testing.assert_allclose(widened[mask], expected[mask], **TOLERANCE)

@@ -125,12 +125,12 @@ def test_ids_are_those_of_the_familys_own_tokenizer(kind, texts, tmp_path: pathl
     described["tokenizer_class"] = name
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 1200}))
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    expected = transformers.AutoTokenizer.from_pretrained(tmp_path)
     ours = vocabularies.beside_weights(tmp_path)
     # Before a space at the start transformers 5 puts no prefix, the file and SentencePiece do.
     odd = [text for text in ODD if kind is not llama_2 or not text.startswith((" ", "\u2581"))]
     for text in [*texts, *odd]:
-        assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"], text
-    assert ours.eos_id == theirs.eos_token_id
-    assert ours.bos_id == theirs.bos_token_id
-    assert max(map(len, map(ours.encode, texts))) > 10 and len(theirs) == ours.vocab_size
+        assert ours.encode(text) == expected(text, add_special_tokens=False)["input_ids"], text
+    assert ours.eos_id == expected.eos_token_id
+    assert ours.bos_id == expected.bos_token_id
+    assert max(map(len, map(ours.encode, texts))) > 10 and len(expected) == ours.vocab_size

@@ -1,4 +1,4 @@
-"""A training that diverges: where it stops, what it keeps, and from where it can go on."""
+"""A training that diverges: where it stops, which batch it keeps, and from where it can go on."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.usefixtures("one_device")
 LONG = stage(train_steps=8, validate_period=8, save_period=2)
 
 
-def broken(split, number):
-    """Batches of which one has a weight that is no number."""
+def with_nan(split, number):
+    """Makes batches of which one, number `number` of `split`, has weights that are NaN."""
 
-    def make(of, asked, start):
-        for n, batch in enumerate(make_batches(of, asked, start), start):
-            if (asked, n) == (split, number):
+    def make(stage, batch_split, start):
+        for n, batch in enumerate(make_batches(stage, batch_split, start), start):
+            if (batch_split, n) == (split, number):
                 weights = batch["decoder_loss_weights"]
                 batch |= {"decoder_loss_weights": np.where(weights != 0, np.float32(np.nan), 0)}
             yield batch
@@ -36,9 +36,9 @@ def saved(model_dir) -> list[str]:
 
 
 def test_it_stops_with_the_batch_and_the_last_good_checkpoint(tmp_path):
-    of_five = broken("train", 4)
+    nan_in_step_5 = with_nan("train", 4)
     with pytest.raises(CalrecError) as error:
-        run(tmp_path, LONG, make_batches=of_five, decode=lambda ids: " ".join(map(str, ids)))
+        run(tmp_path, LONG, make_batches=nan_in_step_5, decode=lambda ids: " ".join(map(str, ids)))
     kept = tmp_path / "stage1" / "diverged_5.npz"
     assert str(error.value) == (
         "stage1 stopped at step 5: grad_norm is nan, loss is nan, nig is nan; its batch is in "
@@ -58,25 +58,25 @@ def test_it_stops_with_the_batch_and_the_last_good_checkpoint(tmp_path):
         assert np.isnan(found["decoder_loss_weights"]).any()
     examples = [json.loads(line) for line in kept.with_suffix(".jsonl").open()]
     assert len(examples) == (batch["target_item_ids"] != 0).sum()
-    for told in examples:
-        row, place = told["row"], told["segment"] - 1
-        assert told["target_item_id"] == batch["target_item_ids"][row, place]
-        assert told["domain_id"] == batch["domain_ids"][row, place]
-        of_it = batch["decoder_segment_ids"][row] == told["segment"]
+    for example in examples:
+        row, slot = example["row"], example["segment"] - 1
+        assert example["target_item_id"] == batch["target_item_ids"][row, slot]
+        assert example["domain_id"] == batch["domain_ids"][row, slot]
+        in_segment = batch["decoder_segment_ids"][row] == example["segment"]
         for name, span in (("history", HISTORY), ("target", TARGET)):
-            tokens_of = of_it & (batch["decoder_span_ids"][row] == span)
-            tokens = batch["decoder_input_tokens"][row, tokens_of]
-            assert told[name] == " ".join(map(str, tokens))
+            in_span = in_segment & (batch["decoder_span_ids"][row] == span)
+            tokens = batch["decoder_input_tokens"][row, in_span]
+            assert example[name] == " ".join(map(str, tokens))
 
-    # What the line says to do does help.
+    # The advice of the message works.
     own = dataclasses.replace(LONG, init_from=f"{tmp_path}/stage1:4")
     run(tmp_path / "own", own)
     assert metrics(tmp_path / "own")[-1]["step"] == 8
 
 
-def test_before_anything_was_saved_it_says_so(tmp_path):
+def test_without_a_checkpoint_the_message_says_so(tmp_path):
     with pytest.raises(CalrecError, match="diverged_1.npz; nothing was saved before: lower"):
-        run(tmp_path, LONG, make_batches=broken("train", 0))
+        run(tmp_path, LONG, make_batches=with_nan("train", 0))
     assert not saved(tmp_path) and not (tmp_path / "stage1" / "diverged_1.jsonl").exists()
 
 
@@ -90,7 +90,7 @@ def test_an_update_that_overflows_is_not_saved(tmp_path):
 
 def test_a_validation_that_is_not_finite_is_not_saved(tmp_path):
     with pytest.raises(CalrecError) as error:
-        run(tmp_path, LONG, make_batches=broken("validation", 1))
+        run(tmp_path, LONG, make_batches=with_nan("validation", 1))
     assert "step 8: validation loss is nan, validation nig is nan; the last good" in str(
         error.value
     )
@@ -105,4 +105,4 @@ def test_a_batch_that_cannot_be_kept_does_not_hide_the_divergence(tmp_path, monk
     monkeypatch.setattr("calrec_jax.files.save_npz", full)
     line = r"loss is nan, .*diverged_1.npz \(No space left on device\); nothing was saved before"
     with pytest.raises(CalrecError, match=line):
-        run(tmp_path, LONG, make_batches=broken("train", 0))
+        run(tmp_path, LONG, make_batches=with_nan("train", 0))

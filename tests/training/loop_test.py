@@ -1,6 +1,6 @@
-"""The loop's order of things, with a step, checkpoints and telemetry that write down what happens.
+"""The order in which the loop calls its parts, which only record the calls here.
 
-What really comes of it is in stages_test.py and resume_test.py.
+What comes of it with the real parts is in stages_test.py and resume_test.py.
 """
 
 import os
@@ -24,7 +24,7 @@ class State:
 
 
 class Diary:
-    """Stands for step, validation, checkpoints and telemetry; `events` is what they were asked.
+    """Stands for step, validation, checkpoints and telemetry; `events` records the calls.
 
     Args:
       metrics: {step: more of its metrics}.
@@ -103,7 +103,7 @@ def train(diary, last_step, first_step=0, log=100, validate=100, save=None, batc
     )
 
 
-def test_metrics_are_read_when_the_next_step_is_under_way():
+def test_metrics_are_read_once_the_next_step_is_dispatched():
     diary = Diary()
     assert int(train(diary, 3).step) == 3
     assert diary.events == [
@@ -136,7 +136,7 @@ def test_it_goes_on_from_the_steps_that_are_done():
     assert [event for event in diary.events if "dispatch" in event] == ["dispatch 4", "dispatch 5"]
 
 
-def test_told_to_stop_it_saves_at_once_and_says_so():
+def test_after_sigterm_it_saves_at_once_and_says_so():
     diary = Diary(terminate_at=2)
     with pytest.raises(Preempted, match="stopped after step 2, saved"):
         train(diary, 5)
@@ -144,8 +144,8 @@ def test_told_to_stop_it_saves_at_once_and_says_so():
 
 
 @pytest.mark.parametrize("step", [2, 5])
-def test_told_to_stop_where_validation_is_due_the_next_run_makes_up_for_it(step):
-    """Also at the last step: else the stage would end without its best checkpoint."""
+def test_after_sigterm_a_validation_that_is_due_is_left_to_the_next_run(step):
+    """Also at the last step: otherwise the stage would end without its best checkpoint."""
     diary = Diary(terminate_at=step)
     with pytest.raises(Preempted):
         train(diary, 5, validate=2)
@@ -169,14 +169,14 @@ def test_it_makes_up_for_nothing_that_was_not_due_or_is_done(first_step):
     assert f"validate {first_step}" not in diary.events
 
 
-def test_told_to_stop_during_the_last_validation_it_stops_before_the_next_stage():
+def test_after_sigterm_during_the_last_validation_it_stops_before_the_next_stage():
     diary = Diary(terminate_at="validate 3")
     with pytest.raises(Preempted, match="stopped after the last step, 3, saved"):
         train(diary, 3)
     assert diary.events[-3:] == ["save 3 with losses", "clock", "wait"]
 
 
-def test_told_to_stop_during_a_validation_it_stops_after_the_next_step():
+def test_after_sigterm_during_a_validation_it_stops_after_the_next_step():
     diary = Diary(terminate_at="validate 2")
     with pytest.raises(Preempted, match="after step 3"):
         train(diary, 9, validate=2)
@@ -185,7 +185,7 @@ def test_told_to_stop_during_a_validation_it_stops_after_the_next_step():
 
 @pytest.mark.parametrize("metrics", [{"loss": np.nan}, {"loss": 1.0, "grad_norm": np.inf}], ids=str)
 def test_a_step_that_is_not_finite_ends_it_when_it_is_read(metrics):
-    """The step after it is under way by then, and is forgotten."""
+    """The next step is dispatched by then, and its results are dropped."""
     diary = Diary(metrics={2: metrics})
     ((name, value),) = (pair for pair in metrics.items() if not np.isfinite(pair[1]))
     with pytest.raises(CalrecError, match=f"^step 2: {{'{name}': {value}}}, batch 1$"):
@@ -211,7 +211,7 @@ def test_an_update_that_overflows_is_not_saved(due):
 
 @pytest.mark.parametrize("first_step", [0, 2])
 def test_a_validation_that_is_not_finite_ends_it(first_step):
-    """Also one that was left for this run to make up for."""
+    """Also one that the last run left to this one."""
     diary = Diary(losses={2: np.inf})
     with pytest.raises(CalrecError, match="^step 2: {'validation loss': inf}, batch None$"):
         train(diary, 9, first_step=first_step, validate=2)
@@ -227,6 +227,6 @@ def test_a_hidden_transfer_in_the_step_is_an_error():
         train(Careless(), 1)
 
 
-def test_batches_that_end_too_early_are_told():
+def test_batches_that_end_too_early_are_an_error():
     with pytest.raises(CalrecError, match="the training batches ended at step 3 of 5"):
         train(Diary(), 5, batches=[jnp.int32(1)] * 2)

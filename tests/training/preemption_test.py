@@ -1,4 +1,4 @@
-"""SIGTERM as a flag to be asked for."""
+"""SIGTERM as a flag that the loop reads."""
 
 import os
 import signal
@@ -36,17 +36,17 @@ def test_a_thread_that_may_not_set_handlers_trains_without():
     assert found == [False]
 
 
-def test_with_several_processes_the_numbers_asked_with_never_begin_anew(monkeypatch):
-    """JAX agrees on a number no process has asked with yet; stages each begin at step 1."""
-    asked = []
+def test_with_several_processes_the_numbers_only_grow_over_stages(monkeypatch):
+    """JAX agrees on a number that no process has passed yet; each stage begins at step 1."""
+    passed = []
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr(
         "jax.experimental.multihost_utils.reached_preemption_sync_point",
-        lambda number: asked.append(number) or len(asked) == 5,
+        lambda number: passed.append(number) or len(passed) == 5,
     )
     answers = []
     for _ in ("stage1", "stage2"):
         with PreemptionNotice() as notice:
             answers += [notice.received() for _ in range(3)]
-    assert asked == list(range(asked[0], asked[0] + 6))
+    assert passed == list(range(passed[0], passed[0] + 6))
     assert answers == [False] * 4 + [True, False]

@@ -15,7 +15,7 @@ from calrec_jax.models.decoder import Decoder
 from calrec_jax.training import step
 from calrec_jax.training.state import TrainState
 
-# Of a whole float32 forward pass against float64; losses are near 3.
+# A whole float32 forward pass against float64; losses are near 3.
 TOLERANCE = 2e-5
 LANGUAGE_ONLY = LossConfig(alpha=0.0, beta=0.0)
 

@@ -92,7 +92,7 @@ def _write_checkpoint(folder: pathlib.Path, args: argparse.Namespace) -> tuple[i
     (folder / "tokenizer_config.json").write_text(json.dumps(special))
     table = entries(hf_io.parameter_shapes(read_config(config)[1]))
     tensors = [
-        TensorToWrite(name, _BFLOAT16, entry.their_shape, _random_rows(entry))
+        TensorToWrite(name, _BFLOAT16, entry.hf_shape, _random_rows(entry))
         for entry in table
         for name in entry.tensors
     ]
@@ -104,7 +104,7 @@ def _write_checkpoint(folder: pathlib.Path, args: argparse.Namespace) -> tuple[i
 def _random_rows(entry: Entry) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(0)
     for rows, _ in entry.blocks(_BFLOAT16.itemsize):
-        shape = (rows.stop - rows.start, *entry.their_shape[1:])
+        shape = (rows.stop - rows.start, *entry.hf_shape[1:])
         yield rng.standard_normal(shape, np.float32).astype(_BFLOAT16)
 
 

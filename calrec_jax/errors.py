@@ -1,4 +1,4 @@
-"""The one exception that users of calrec_jax are meant to read, and what is turned into it."""
+"""The one exception that users of calrec_jax are meant to read, and errors that become one."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class CalrecError(Exception):
 
 
 def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
-    """`path` as a local path; a URL is refused, which would otherwise become a folder of that name.
+    """`path`, unless it is a URL, which would otherwise become a folder of that name.
 
     Args:
-      name: what the path is given for, as the error names it.
+      name: what the path is, for the error.
 
     Raises:
       CalrecError: it is a URL.
@@ -40,7 +40,7 @@ def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def full_disk_named(place: str | os.PathLike) -> Iterator[None]:
-    """Turns the error of a full disk, also one that caused another error, into one naming `place`.
+    """Turns the error of a full disk, however deep it was raised, into one that names `place`.
 
     Raises:
       CalrecError: the disk is full. Names the file, where the error does.
@@ -63,12 +63,12 @@ def full_disk_named(place: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unwritable_named(message: str) -> Iterator[None]:
-    """Turns what the system says of a place that cannot be written into a line of ours.
+    """Turns the system's error for a place that cannot be written into one line.
 
-    A full disk is raised as it is, for `full_disk_named`.
+    The error of a full disk is raised unchanged, for `full_disk_named`.
 
     Args:
-      message: with which the line begins, "cannot write MODEL_DIR runs/a".
+      message: the beginning of the line, "cannot write MODEL_DIR runs/a".
 
     Raises:
       CalrecError: something cannot be written; names the file, where the system does.
@@ -83,7 +83,8 @@ def unwritable_named(message: str) -> Iterator[None]:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether `error` itself is of a full disk, by errno or (TensorFlow, TensorStore) in words."""
+    """Whether `error` says that the disk is full: by its number or, for TensorFlow's and
+    TensorStore's errors, in words."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
     # RESOURCE_EXHAUSTED alone may be the device's memory.

@@ -1,9 +1,10 @@
-"""Folders that one process at a time may write, on one machine or on several that share a disk.
+"""Locks on folders that one process at a time may write, on one machine or on several.
 
-A lock is a file that names its holder. On one machine the kernel holds it (flock), and lets go of
-it with the process, however that ends. Other machines may not see that (a bucket that is mounted),
-or see it for longer than the process lives (NFS 3): for them, the holder touches the file every few
-seconds, and what another machine has left behind and nobody touches any more is taken over.
+A lock is a file that names its holder. On one machine the kernel keeps the lock (flock) and
+releases it when the process ends, however it ends. Other machines that share the disk may not see
+that lock (on a mounted bucket), or may see it for longer than the process lives (NFS 3). For them,
+the holder touches the file every few seconds; a lock that was left by another machine and is no
+longer touched is taken over.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import IO
 from calrec_jax.errors import CalrecError, unwritable_named
 
 _BEAT_SECONDS = 10.0
-# Longer than a file system keeps what it knows of a file: a minute with NFS and gcsfuse.
+# Longer than a file system caches the attributes of a file: a minute with NFS and gcsfuse.
 _WATCH_SECONDS = 120.0
 _POLL_SECONDS = 1.0
 _BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")
@@ -33,12 +34,12 @@ _BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """Who holds a lock.
+    """The process that holds a lock.
 
     Attributes:
-      host, pid: for users.
-      machine: within which flock decides: a kernel that runs, and the file system as it mounted it.
-      token: another one each time a lock is taken.
+      host, pid: shown to users.
+      machine: where flock decides: a running kernel, and the file system as that kernel mounted it.
+      token: a new one each time a lock is taken.
     """
 
     host: str
@@ -51,10 +52,10 @@ class Holder:
 
 
 def try_flock(file: IO | int) -> bool | None:
-    """Locks an open file or folder for this process and those that inherit it, if no other one has.
+    """Locks an open file or folder for this process and its children, if no other process has.
 
     Returns:
-      Whether it is locked now; None where the file system knows no locks.
+      Whether it is locked now; None where the file system does not support locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,11 +93,11 @@ def locked(path: pathlib.Path, refusal: Callable[[str], str]) -> Iterator[None]:
     """While active, no other process holds the lock at `path`.
 
     A process that hung for minutes may find that another machine has taken its lock over: it ends
-    at once, with a line and code 1, before it writes anything else.
+    at once, with one line of error and code 1, before it writes anything else.
 
     Args:
-      path: of a file, which stays; its folder is there.
-      refusal: (who holds it) -> what is said to whoever comes second.
+      path: the lock file, which stays; its folder must exist.
+      refusal: the holder, as text -> the message of the error for a second process.
 
     Raises:
       CalrecError: another process holds it.
@@ -117,21 +118,21 @@ def locked(path: pathlib.Path, refusal: Callable[[str], str]) -> Iterator[None]:
 
 
 def _acquire(path: pathlib.Path, refusal: Callable[[str], str]) -> tuple[IO, Holder]:
-    """The open file, which says who holds it now."""
+    """The open lock file, which names this process as its holder now."""
     with contextlib.ExitStack() as opened:
         file = opened.enter_context(path.open("a"))
         locked, holder = try_flock(file), _read(path)
-        if locked is False and holder is None:  # it comes or goes just now
+        if locked is False and holder is None:  # it is just being taken or released
             time.sleep(_POLL_SECONDS)
             holder = _read(path)
         machine = f"{_boot_id()}-{os.fstat(file.fileno()).st_dev}"
-        of_ours = holder is None or holder.machine == machine
-        if locked is False and of_ours:
+        on_this_machine = holder is None or holder.machine == machine
+        if locked is False and on_this_machine:
             raise CalrecError(refusal(str(holder or "another process")))
-        if holder is not None and not (locked and of_ours):
-            _require_still(path, holder, refusal)
+        if holder is not None and not (locked and on_this_machine):
+            _require_untouched(path, holder, refusal)
         me = Holder(socket.gethostname(), os.getpid(), machine, uuid.uuid4().hex)
-        if locked is False:  # for ever: its machine is gone
+        if locked is False:  # and stays so: the machine that locked it is gone
             file = opened.enter_context(_new_file(path, me.token))
         file.truncate(0)
         file.write(json.dumps(dataclasses.asdict(me)))
@@ -148,32 +149,32 @@ def _new_file(path: pathlib.Path, token: str) -> IO:
     return file
 
 
-def _require_still(path: pathlib.Path, holder: Holder, refusal: Callable[[str], str]) -> None:
-    """Raises CalrecError where whoever holds the lock, out of our kernel's sight, is alive."""
+def _require_untouched(path: pathlib.Path, holder: Holder, refusal: Callable[[str], str]) -> None:
+    """Raises CalrecError where a holder that this kernel cannot see is alive."""
     print(
-        f"{path} is of {holder}, which may be gone: waiting {_WATCH_SECONDS:.0f} s for a sign of "
-        f"it",
+        f"{path} is held by {holder}, which may be gone: waiting {_WATCH_SECONDS:.0f} s for a sign "
+        f"of it",
         file=sys.stderr,
         flush=True,
     )
-    before, deadline = _touched(path), time.monotonic() + _WATCH_SECONDS
+    before, deadline = _mtime_ns(path), time.monotonic() + _WATCH_SECONDS
     while time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-        if _touched(path) != before:
+        if _mtime_ns(path) != before:
             now = _read(path)
-            if now is None:  # it has let go
+            if now is None:  # it was released
                 return
             raise CalrecError(refusal(str(now)))
 
 
-def _touched(path: pathlib.Path) -> int:
-    """When the file was written or touched. Opened: NFS asks its server then."""
+def _mtime_ns(path: pathlib.Path) -> int:
+    """When the file was written or touched. It is opened, because NFS asks its server then."""
     with path.open() as file:
         return os.fstat(file.fileno()).st_mtime_ns
 
 
 def _read(path: pathlib.Path) -> Holder | None:
-    """Who holds the lock; None = nobody."""
+    """The holder that a lock file names; None where it names none."""
     try:
         text = path.read_text("utf-8", "replace")
     except FileNotFoundError:
@@ -191,7 +192,7 @@ def _beat(
 ) -> None:
     """Shows other machines that this process is alive, until it has ended or lost the lock."""
     while not ended.wait(_BEAT_SECONDS):
-        with contextlib.suppress(OSError):  # of the network: the next beat may come through
+        with contextlib.suppress(OSError):  # of the network: the next beat may succeed
             now = _read(path)
             if now != me:
                 line = refusal(str(now)) if now else f"{path} was removed"

@@ -148,7 +148,7 @@ class LossMetric(clu.metrics.Metric):
     config: LossConfig = flax.struct.field(pytree_node=False)
 
     def merge(self, other: LossMetric) -> LossMetric:
-        """Of the batches of both."""
+        """The metric over the batches of both."""
         return self.replace(sums=jax.tree.map(jnp.add, self.sums, other.sums))
 
     def compute(self) -> jax.Array:

@@ -152,8 +152,8 @@ def test_where_the_file_system_knows_no_locks_the_heartbeat_alone_decides(path, 
 
 def test_it_shows_that_it_is_alive(path):
     with held(path):
-        before, deadline = locks._touched(path), time.monotonic() + 30
-        while locks._touched(path) == before:
+        before, deadline = locks._mtime_ns(path), time.monotonic() + 30
+        while locks._mtime_ns(path) == before:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 

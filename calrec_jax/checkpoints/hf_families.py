@@ -1,7 +1,7 @@
 """Families of open models as data: their config.json as a DecoderConfig, and back.
 
-A config.json may leave out what its family has by default, and names of transformers 4 and 5
-differ; both are read. Written are those of transformers 5, which reads them as 4 does.
+A config.json may leave out the defaults of its family. The names of transformers 4 and 5 differ:
+both are read, and those of transformers 5 are written, which means the same by them as 4 does.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What tells a family's files from those of others.
+    """How the files of a family differ from those of other families.
 
     Attributes:
-      model_type: in config.json.
+      model_type: its name in config.json.
       architecture: the class that loads it in transformers.
-      defaults: of config.json, for what it leaves out.
-      fixed: fields of DecoderConfig that are the same for all of the family.
-      heeds: of config.json, which of `_SOME_HEED`; a family's code passes over the others.
-      activation: under which name config.json has it.
-      pattern: of kinds of attention, repeated, where config.json lists none.
+      defaults: the values of keys that config.json leaves out.
+      fixed: fields of DecoderConfig that are the same for the whole family.
+      heeds: the keys among `_HEEDED_BY_SOME` that the family's code reads; it ignores the others.
+      activation: the key of the activation in config.json.
+      pattern: the kinds of attention, repeated, where config.json lists none.
       split_rope: whether each kind of attention has rotary parameters of its own.
     """
 
@@ -68,9 +68,9 @@ _GEMMA2 = _GEMMA | {
     "sliding_window": 4096,
 }
 _LLAMA = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
-_PLAIN = {"norm_plus_one": False, "scale_embedding": False}
+_NOT_GEMMA = {"norm_plus_one": False, "scale_embedding": False}
 
-_SOME_HEED = (
+_HEEDED_BY_SOME = (
     "attention_bias",
     "mlp_bias",
     "query_pre_attn_scalar",
@@ -115,19 +115,21 @@ FAMILIES: Mapping[str, Family] = {
             pattern=(*[_SLIDING] * 5, _GLOBAL),
             split_rope=True,
         ),
-        Family("llama", "LlamaForCausalLM", _LLAMA, _PLAIN, heeds=("attention_bias", "mlp_bias")),
+        Family(
+            "llama", "LlamaForCausalLM", _LLAMA, _NOT_GEMMA, heeds=("attention_bias", "mlp_bias")
+        ),
         Family(
             "qwen2",
             "Qwen2ForCausalLM",
             _LLAMA,
-            _PLAIN | {"query_key_value_bias": True},
+            _NOT_GEMMA | {"query_key_value_bias": True},
             heeds=("layer_types", "use_sliding_window"),
         ),
         Family(
             "qwen3",
             "Qwen3ForCausalLM",
             _LLAMA | {"head_dim": 128},
-            _PLAIN | {"query_key_norm": True},
+            _NOT_GEMMA | {"query_key_norm": True},
             heeds=("attention_bias", "layer_types", "use_sliding_window"),
         ),
     )
@@ -136,8 +138,8 @@ _GELU = ("gemma", "gemma2", "gemma3_text")
 
 _SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")  # null = none
 
-# What would change the function and is not built, with the value that leaves it as it is.
-_UNKNOWN = {
+# Keys that change the function in ways that are not built, with the value that changes nothing.
+_NOT_BUILT = {
     "use_bidirectional_attention": False,
     "partial_rotary_factor": 1.0,
     "num_experts": 0,
@@ -147,9 +149,10 @@ _UNKNOWN = {
 
 
 def family_of(hf: Json, where: str) -> tuple[Family, Json]:
-    """The family of a config.json, and its part that describes the decoder of text.
+    """The family of a config.json, and the part of it that describes the text decoder.
 
     Args:
+      hf: the config.json.
       where: its path, for the error.
 
     Raises:
@@ -157,7 +160,7 @@ def family_of(hf: Json, where: str) -> tuple[Family, Json]:
     """
     model_type = hf.get("model_type")
     if model_type == "gemma3" and isinstance(hf.get("text_config"), Mapping):
-        # With images; the decoder of text is the same as that of the files without.
+        # A model that reads images too; its text decoder is the same as in the files without.
         return FAMILIES["gemma3_text"], hf["text_config"]
     if model_type not in FAMILIES:
         raise CalrecError(
@@ -166,8 +169,8 @@ def family_of(hf: Json, where: str) -> tuple[Family, Json]:
     return FAMILIES[model_type], hf
 
 
-def of_text(hf: Json, where: str) -> dict[str, Any]:
-    """A config.json as one of the decoder of text alone. Raises as `family_of`."""
+def text_config(hf: Json, where: str) -> dict[str, Any]:
+    """The config.json of the text decoder alone. Raises as `family_of`."""
     family, text = family_of(hf, where)
     return {**text, "model_type": family.model_type, "architectures": [family.architecture]}
 
@@ -176,16 +179,17 @@ def read_config(hf: Json, where: str = "config.json") -> tuple[Family, DecoderCo
     """The family and the decoder that a config.json describes.
 
     Args:
+      hf: the config.json.
       where: its path, for errors.
 
     Raises:
-      CalrecError: the family is not known, a size is missing, or it needs what is not built.
+      CalrecError: the family is not known, a size is missing, or a key asks for what is not built.
     """
     family, hf = family_of(hf, where)
-    passed_over = {*_SOME_HEED} - {*family.heeds}
+    ignored = {*_HEEDED_BY_SOME} - {*family.heeds}
     given = {k: v for k, v in hf.items() if v is not None or k in _SOFTCAPS}
-    hf = {k: v for k, v in {**family.defaults, **given}.items() if k not in passed_over}
-    for name, harmless in _UNKNOWN.items():
+    hf = {k: v for k, v in {**family.defaults, **given}.items() if k not in ignored}
+    for name, harmless in _NOT_BUILT.items():
         if hf.get(name, harmless) != harmless:
             raise CalrecError(f"{where} has {name} = {hf[name]!r}, which is not built here")
     try:
@@ -235,7 +239,7 @@ def _activation(family: Family, hf: Json, where: str) -> str:
     default = "gelu_pytorch_tanh" if family.model_type in _GELU else "silu"
     name = hf.get(family.activation, default)
     if (family.model_type, name) == ("gemma", "gelu"):
-        name = default  # the first files say so and mean its approximation; so does transformers
+        name = default  # the first files mean its approximation, and transformers reads them so
     if name not in _ACTIVATIONS:
         raise CalrecError(
             f"{where} has activation {name!r}, which is none of {', '.join(_ACTIVATIONS)}"
@@ -244,7 +248,7 @@ def _activation(family: Family, hf: Json, where: str) -> str:
 
 
 def _layer_types(family: Family, hf: Json, where: str) -> list[str]:
-    """The kind of attention of each layer, in Hugging Face's words."""
+    """The kind of attention of each layer, by Hugging Face's names."""
     depth = hf["num_hidden_layers"]
     if "layer_types" in hf:
         return _checked_layer_types(hf["layer_types"], depth, where)
@@ -274,32 +278,34 @@ def _shortest(kinds: list[str]) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-def write_config(config: DecoderConfig, model_type: str | None, dtype: str, length: int) -> dict:
-    """A config.json that describes `config`, for a model that came from none.
+def write_config(
+    config: DecoderConfig, model_type: str | None, dtype: str, length: int
+) -> dict[str, Any]:
+    """A config.json that describes `config`, for a model that came with none.
 
     Args:
-      model_type: the family; None = the first that can express it.
+      model_type: the family; None = the first that can express the decoder.
       dtype: of the weights that are written.
-      length: tokens that it was trained on at most.
+      length: the longest sequence it was trained on, in tokens.
 
     Raises:
-      CalrecError: no family, or not that one, can express it; the line names what it cannot.
+      CalrecError: no family, or not that one, can express it; the line names the fields.
     """
     problems = []
     for name in FAMILIES if model_type is None else [model_type]:
         if name not in FAMILIES:
             raise CalrecError(f"no family {name!r}; known: {', '.join(FAMILIES)}")
-        hf = _written(FAMILIES[name], config, dtype, length)
+        hf = _as_family(FAMILIES[name], config, dtype, length)
         _, read = read_config(hf)
-        wrong = _difference(_plainest(config).meaning(), _plainest(read).meaning())
-        if wrong is None:
+        field = _first_difference(_canonical(config).meaning(), _canonical(read).meaning())
+        if field is None:
             return hf
-        problems.append(f"{name} has another {wrong}")
+        problems.append(f"{name} has another {field}")
     raise CalrecError(f"no family can express this decoder: {'; '.join(problems)}")
 
 
-def _plainest(c: DecoderConfig) -> DecoderConfig:
-    """The same function, with nothing said that changes nothing."""
+def _canonical(c: DecoderConfig) -> DecoderConfig:
+    """The config of the same function whose fields that have no effect are at their defaults."""
     changes: dict[str, Any] = {"attention_pattern": _shortest([*c.layer_kinds])}
     if c.query_scalar == c.head_dim:
         changes["query_scalar"] = None
@@ -310,12 +316,13 @@ def _plainest(c: DecoderConfig) -> DecoderConfig:
     return dataclasses.replace(c, **changes)
 
 
-def _difference(here: Json, there: Json) -> str | None:
+def _first_difference(here: Json, there: Json) -> str | None:
     return next((name for name in here if here[name] != there[name]), None)
 
 
-def _written(family: Family, c: DecoderConfig, dtype: str, length: int) -> dict:
-    names = {ours: theirs for theirs, ours in _KINDS.items()}
+def _as_family(family: Family, c: DecoderConfig, dtype: str, length: int) -> dict[str, Any]:
+    """The config.json that comes closest to `c` in a family."""
+    hf_kinds = {kind: hf_kind for hf_kind, kind in _KINDS.items()}
     hf = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
@@ -337,11 +344,11 @@ def _written(family: Family, c: DecoderConfig, dtype: str, length: int) -> dict:
         "query_pre_attn_scalar": int(c.query_scalar or c.head_dim),
         "attn_logit_softcapping": c.attention_softcap,
         "final_logit_softcapping": c.logit_softcap,
-        "layer_types": [names[kind] for kind in c.layer_kinds],
+        "layer_types": [hf_kinds[kind] for kind in c.layer_kinds],
         "use_sliding_window": c.sliding_window is not None,
     }
-    passed_over = {*_SOME_HEED} - {*family.heeds}
-    hf = {k: v for k, v in hf.items() if k not in passed_over}
+    ignored = {*_HEEDED_BY_SOME} - {*family.heeds}
+    hf = {k: v for k, v in hf.items() if k not in ignored}
     if c.sliding_window is not None and "layer_types" in hf:
         hf["sliding_window"] = c.sliding_window
     return hf

@@ -1,6 +1,6 @@
 """Checkpoints of Hugging Face's transformers, in and out, a piece of a tensor at a time.
 
-Safetensors alone are read: whatever else weights come in may run code when it is loaded.
+Safetensors alone are read: other formats of weights may run code when they are loaded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from calrec_jax.models.decoder import Decoder, boxed_params, unboxed
 CONFIG = "config.json"
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# What goes along with weights, so that others can use them: all that is small.
+# The small files beside weights, which other programs need to use them.
 _CARRIED = (
     "config.json",
     "generation_config.json",
@@ -44,11 +44,12 @@ _CARRIED = (
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A checkpoint of Hugging Face's that is as its config.json says.
+    """A checkpoint of Hugging Face's whose tensors agree with its config.json.
 
     Attributes:
       model_type: the family.
-      table: our parameters and its tensors.
+      config: the decoder.
+      table: our parameters and their tensors.
       tensors: by name.
     """
 
@@ -58,12 +59,12 @@ class Weights:
     tensors: Mapping[str, TensorInfo]
 
     def dtype_of(self, entry: Entry) -> np.dtype:
-        """Of all layers. Raises CalrecError where they differ."""
-        found = {self.tensors[name].dtype: name for name in entry.tensors}
-        if len(found) > 1:
-            told = " and ".join(f"{name} is {dtype}" for dtype, name in found.items())
-            raise CalrecError(f"{told}: all layers must be of one kind")
-        return next(iter(found))
+        """The dtype of a parameter's tensors. Raises CalrecError where its layers differ."""
+        dtypes = {self.tensors[name].dtype: name for name in entry.tensors}
+        if len(dtypes) > 1:
+            differing = " and ".join(f"{name} is {dtype}" for dtype, name in dtypes.items())
+            raise CalrecError(f"{differing}: all layers must be of one kind")
+        return next(iter(dtypes))
 
 
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -77,7 +78,7 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 def read(folder: pathlib.Path) -> Weights:
-    """Looks at a checkpoint; its tensors are not read yet.
+    """Opens a checkpoint and checks it; its tensors are not read yet.
 
     Raises:
       CalrecError: there is none, its family or what it needs is not built, or a tensor is missing,
@@ -105,23 +106,24 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _tensors(folder: pathlib.Path) -> dict[str, TensorInfo]:
+    """{plain name: tensor} of the decoder's tensors in all files of a checkpoint."""
     index = folder / _INDEX
-    found: dict[str, TensorInfo] = {}
+    tensors: dict[str, TensorInfo] = {}
     for file in _files(index) if index.is_file() else [_ONE_FILE]:
         path = folder / file
         if not path.is_file():
             raise CalrecError(_no_weights(folder, path))
         for name, info in safetensors_io.read_header(path).items():
             plain = plain_name(name)
-            if plain in found:
-                raise CalrecError(f"{name} is in {found[plain].path} and again in {path}")
+            if plain in tensors:
+                raise CalrecError(f"{name} is in {tensors[plain].path} and again in {path}")
             if plain is not None:
-                found[plain] = info
-    return found
+                tensors[plain] = info
+    return tensors
 
 
 def _files(index: pathlib.Path) -> list[str]:
-    """The files beside an index that it names."""
+    """The files that an index names, which are beside it."""
     try:
         files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
         unfit = [file for file in files if pathlib.Path(file).name != file]
@@ -142,8 +144,14 @@ def _no_weights(folder: pathlib.Path, path: pathlib.Path) -> str:
     return f"{folder} has no {path.name}"
 
 
-def _check(folder, table: list[Entry], tensors: Mapping[str, TensorInfo], config) -> None:
-    wanted = {name: entry.their_shape for entry in table for name in entry.tensors}
+def _check(
+    folder: pathlib.Path,
+    table: list[Entry],
+    tensors: Mapping[str, TensorInfo],
+    config: DecoderConfig,
+) -> None:
+    """Raises CalrecError where a tensor is missing, left over or of another shape."""
+    wanted = {name: entry.hf_shape for entry in table for name in entry.tensors}
     there = {name: info.shape for name, info in tensors.items()}
     if config.tie_embeddings and "lm_head.weight" in there:
         _check_tied(folder, tensors)
@@ -160,8 +168,8 @@ def _described(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
 
-def _check_tied(folder, tensors: Mapping[str, TensorInfo]) -> None:
-    """Raises CalrecError where a second copy of the embedding is none."""
+def _check_tied(folder: pathlib.Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raises CalrecError where lm_head, beside tied embeddings, is no copy of the embedding."""
     head, embedding = tensors["lm_head.weight"], tensors.get("model.embed_tokens.weight")
     same = embedding is not None and (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
     if same:
@@ -183,7 +191,11 @@ def _with_dtype(info: TensorInfo) -> str:
 
 
 def import_weights(weights: Weights, directory: pathlib.Path) -> None:
-    """Writes them as checkpoint 0 in the checkpoints' folder of a stage."""
+    """Writes `weights` as checkpoint 0 of a stage.
+
+    Args:
+      directory: the stage's checkpoints.
+    """
     tree: dict[str, Any] = {}
     for entry in weights.table:
         *above, last = entry.name.split("/")
@@ -199,14 +211,14 @@ def _streamed(weights: Weights, entry: Entry) -> streamed.Streamed:
     first = next(entry.blocks(dtype.itemsize))[1]
     chunk = [*entry.shape]
     chunk[axis] = first.stop - first.start
-    whole = [slice(None)] * axis
+    before = [slice(None)] * axis
 
-    def pieces():
+    def pieces() -> Iterator[tuple[streamed.Index, np.ndarray]]:
         for layer, name in enumerate(entry.tensors):
-            for rows, places in entry.blocks(dtype.itemsize):
+            for rows, indices in entry.blocks(dtype.itemsize):
                 part = weights.tensors[name].read_rows(rows.start, rows.stop)
-                where = (*whole, places)
-                yield ((layer, *where) if entry.stacked else where), entry.from_theirs(part)
+                where = (*before, indices)
+                yield ((layer, *where) if entry.stacked else where), entry.from_hf(part)
 
     if entry.stacked:
         shape, chunk = (len(entry.tensors), *entry.shape), [1, *chunk]
@@ -216,7 +228,7 @@ def _streamed(weights: Weights, entry: Entry) -> streamed.Streamed:
 
 
 Read = Callable[[str, streamed.Index], np.ndarray]
-"""Reads a part of one of our parameters, by its name."""
+"""(name of a parameter, index) -> the part at that index."""
 
 
 def export_weights(
@@ -224,24 +236,25 @@ def export_weights(
     shapes: Mapping[str, tuple[int, ...]],
     dtypes: Mapping[str, np.dtype],
     read_part: Read,
-    most_to_a_file: int,
+    max_file_bytes: int,
 ) -> None:
-    """Writes parameters as safetensors, and the index where they are several files.
+    """Writes parameters as safetensors, with an index where they are several files.
 
     Args:
-      shapes, dtypes: of our parameters, by name.
+      shapes, dtypes: of the parameters, by name; the dtypes are those to be written.
       read_part: gives their content.
-      most_to_a_file: bytes; a larger tensor is a file of its own.
+      max_file_bytes: of one file; a larger tensor is a file of its own.
 
     Raises:
-      CalrecError: a parameter has no place there, or a number is too large for its dtype.
+      CalrecError: Hugging Face's files have no such parameter, or a number is too large for its
+        dtype.
     """
     tensors = [
         tensor
         for entry in entries(shapes)
         for tensor in _tensors_to_write(entry, np.dtype(dtypes[entry.name]), read_part)
     ]
-    files = _in_files(tensors, most_to_a_file)
+    files = _split_into_files(tensors, max_file_bytes)
     names = [_ONE_FILE]
     if len(files) > 1:
         names = [f"model-{n + 1:05d}-of-{len(files):05d}.safetensors" for n in range(len(files))]
@@ -256,16 +269,16 @@ def export_weights(
 
 
 def _tensors_to_write(entry: Entry, dtype: np.dtype, read_part: Read) -> Iterator[TensorToWrite]:
-    whole = [slice(None)] * entry.split_axis
+    before = [slice(None)] * entry.split_axis
 
     def pieces(layer: int) -> Iterator[np.ndarray]:
-        for _, places in entry.blocks(dtype.itemsize):
-            where = (*whole, places)
+        for _, indices in entry.blocks(dtype.itemsize):
+            where = (*before, indices)
             part = read_part(entry.name, (layer, *where) if entry.stacked else where)
-            yield _cast(entry.tensors[layer], entry.to_theirs(part), dtype)
+            yield _cast(entry.tensors[layer], entry.to_hf(part), dtype)
 
     for layer, name in enumerate(entry.tensors):
-        yield TensorToWrite(name, dtype, entry.their_shape, pieces(layer))
+        yield TensorToWrite(name, dtype, entry.hf_shape, pieces(layer))
 
 
 def _cast(name: str, part: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -281,26 +294,28 @@ def _cast(name: str, part: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return cast
 
 
-def _in_files(tensors: list[TensorToWrite], most: int) -> list[list[TensorToWrite]]:
-    """Layers in their order, each file as full as it may be."""
+def _split_into_files(
+    tensors: list[TensorToWrite], max_file_bytes: int
+) -> list[list[TensorToWrite]]:
+    """The tensors of each file, layers in their order, each file as full as it may be."""
     files: list[list[TensorToWrite]] = []
     left = 0
-    for tensor in sorted(tensors, key=lambda tensor: _natural(tensor.name)):
+    for tensor in sorted(tensors, key=lambda tensor: _natural_order(tensor.name)):
         if not files or tensor.num_bytes > left:
             files.append([])
-            left = most
+            left = max_file_bytes
         files[-1].append(tensor)
         left -= tensor.num_bytes
     return files
 
 
-def _natural(name: str) -> tuple:
-    """Sorts layer 10 after layer 9."""
+def _natural_order(name: str) -> tuple[tuple[int, str], ...]:
+    """A key that sorts layer 10 after layer 9."""
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in name.split("."))
 
 
 def carry(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies all that stands beside weights, the tokenizer above all."""
+    """Copies the small files beside weights, above all the tokenizer."""
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted({file for pattern in _CARRIED for file in source.glob(pattern)}):
         if file.is_file():
@@ -308,5 +323,5 @@ def carry(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def num_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many numbers they are."""
+    """The count of all numbers in parameters of these shapes."""
     return sum(math.prod(shape) for shape in shapes.values())

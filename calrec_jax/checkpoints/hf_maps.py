@@ -1,7 +1,7 @@
-"""Which of our parameters is which tensor of Hugging Face's: one table, read in both directions.
+"""The table of our parameters and Hugging Face's tensors, read in both directions.
 
-A projection's weight is [outputs, inputs] there and [*inputs, *outputs] here; layers are one tensor
-each there and stacked here.
+A projection's weight is [outputs, inputs] in Hugging Face's files and [*inputs, *outputs] here.
+Their layers are a tensor each, ours are stacked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NORMS = {
     "attention/query_norm": "self_attn.q_norm",
     "attention/key_norm": "self_attn.k_norm",
 }
-# What stands between attention and MLP has the same name in all families, but not the same place.
+# The norm between attention and MLP has one name in all families, and not one position.
 _NORMS_AROUND_MLP = {
     False: {"mlp_norm": "post_attention_layernorm"},
     True: {
@@ -41,7 +41,7 @@ _NORMS_AROUND_MLP = {
         "mlp_post_norm": "post_feedforward_layernorm",
     },
 }
-_WHOLE = {
+_UNSTACKED = {
     "embedding": "model.embed_tokens.weight",
     "final_norm/scale": "model.norm.weight",
     "unembedding": "lm_head.weight",
@@ -50,14 +50,14 @@ _WHOLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One of our parameters and its tensors.
+    """A parameter and its tensors.
 
     Attributes:
-      name: ours, as "layers/attention/query/kernel".
-      shape: ours, without the axis of the layers.
-      tensors: theirs, one a layer, or one.
-      stacked: whether ours has an axis of layers.
-      num_inputs: of a projection's weight, how many axes of ours are inputs; else 0.
+      name: the parameter, "layers/attention/query/kernel".
+      shape: of the parameter, without the axis of layers.
+      tensors: names of Hugging Face's tensors, one per layer, or one.
+      stacked: whether the parameter has an axis of layers.
+      num_inputs: how many axes of a projection's weight are inputs; 0 for other parameters.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Entry:
     num_inputs: int = 0
 
     @property
-    def their_shape(self) -> tuple[int, ...]:
+    def hf_shape(self) -> tuple[int, ...]:
         """The shape of each of `tensors`."""
         if self.num_inputs:
             inputs, outputs = self.shape[: self.num_inputs], self.shape[self.num_inputs :]
@@ -78,32 +78,32 @@ class Entry:
 
     @property
     def split_axis(self) -> int:
-        """The axis of ours along which their rows lie."""
+        """The axis of the parameter along which the tensors' rows lie."""
         return self.num_inputs
 
     def blocks(self, itemsize: int) -> Iterator[tuple[slice, slice]]:
-        """(their rows, our places along `split_axis`) of pieces that are small enough."""
-        rows = self.their_shape[0]
-        rows_a_place = rows // self.shape[self.split_axis]
-        row_bytes = math.prod(self.their_shape[1:]) * itemsize
-        for first, last in row_blocks(rows, row_bytes, rows_a_place):
-            yield slice(first, last), slice(first // rows_a_place, last // rows_a_place)
+        """(rows of a tensor, indices along `split_axis`) of pieces that are small enough."""
+        num_rows = self.hf_shape[0]
+        rows_per_index = num_rows // self.shape[self.split_axis]
+        row_bytes = math.prod(self.hf_shape[1:]) * itemsize
+        for first, last in row_blocks(num_rows, row_bytes, rows_per_index):
+            yield slice(first, last), slice(first // rows_per_index, last // rows_per_index)
 
-    def from_theirs(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of a tensor of theirs as the part of ours that they are."""
+    def from_hf(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of a tensor as the part of the parameter that they are."""
         shape = self._part_shape(rows.shape[0])
         return (rows.T if self.num_inputs else rows).reshape(shape)
 
-    def to_theirs(self, part: np.ndarray) -> np.ndarray:
-        """A part of ours as rows of a tensor of theirs."""
+    def to_hf(self, part: np.ndarray) -> np.ndarray:
+        """A part of the parameter as rows of a tensor."""
         if not self.num_inputs:
-            return part.reshape(-1, *self.their_shape[1:])
+            return part.reshape(-1, *self.hf_shape[1:])
         return part.reshape(math.prod(self.shape[: self.num_inputs]), -1).T
 
     def _part_shape(self, rows: int) -> tuple[int, ...]:
         axis = self.split_axis
-        places = rows * self.shape[axis] // self.their_shape[0]
-        return (*self.shape[:axis], places, *self.shape[axis + 1 :])
+        size = rows * self.shape[axis] // self.hf_shape[0]
+        return (*self.shape[:axis], size, *self.shape[axis + 1 :])
 
 
 def entries(shapes: Mapping[str, tuple[int, ...]]) -> list[Entry]:
@@ -117,13 +117,14 @@ def entries(shapes: Mapping[str, tuple[int, ...]]) -> list[Entry]:
     """
     post_norms = any("post_norm" in name for name in shapes)
     names = _NORMS | _NORMS_AROUND_MLP[post_norms]
-    norms = {f"{ours}/scale": f"{theirs}.weight" for ours, theirs in names.items()}
+    norms = {f"{name}/scale": f"{hf_name}.weight" for name, hf_name in names.items()}
     return [_entry(name, shape, norms) for name, shape in sorted(shapes.items())]
 
 
 def _entry(name: str, shape: tuple[int, ...], norms: Mapping[str, str]) -> Entry:
-    if name in _WHOLE:
-        return Entry(name, shape, (_WHOLE[name],), stacked=False)
+    """The entry of a parameter; `norms` names the tensors of the scales in a layer."""
+    if name in _UNSTACKED:
+        return Entry(name, shape, (_UNSTACKED[name],), stacked=False)
     top, _, inner = name.partition("/")
     module, _, leaf = inner.rpartition("/")
     tensor, num_inputs = norms.get(inner), 0
@@ -132,17 +133,17 @@ def _entry(name: str, shape: tuple[int, ...], norms: Mapping[str, str]) -> Entry
         num_inputs = (2 if module == "attention/out" else 1) if leaf == "kernel" else 0
     if top != "layers" or tensor is None:
         raise CalrecError(f"parameter {name} has no place in a checkpoint of Hugging Face's")
-    theirs = tuple((_LAYER + tensor).format(layer) for layer in range(shape[0]))
-    return Entry(name, shape[1:], theirs, stacked=True, num_inputs=num_inputs)
+    tensors = tuple((_LAYER + tensor).format(layer) for layer in range(shape[0]))
+    return Entry(name, shape[1:], tensors, stacked=True, num_inputs=num_inputs)
 
 
-# Of files with images too: what is no part of the decoder of text, and where that is.
+# In files of models that read images too: the parts that are not the text decoder, and its prefix.
 _IMAGES = ("vision_tower.", "multi_modal_projector.")
 _TEXT = {"language_model.": "", "model.language_model.": "model."}
 
 
 def plain_name(name: str) -> str | None:
-    """A tensor's name in a file of text alone; None where it is no part of the decoder."""
+    """A tensor's name in a file of a text model; None where it is no part of the decoder."""
     if name.removeprefix("model.").startswith(_IMAGES) or name.endswith(".rotary_emb.inv_freq"):
         return None
     for prefix, plain in _TEXT.items():

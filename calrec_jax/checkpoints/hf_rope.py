@@ -1,4 +1,4 @@
-"""Rotary parameters of Hugging Face's config.json, as of transformers 4 and of 5."""
+"""Rotary parameters in Hugging Face's config.json, as transformers 4 and 5 write them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SCALING = {
 
 
 def read(hf: Json, split: bool, where: str) -> tuple[float, RopeScaling | None, float | None]:
-    """(theta, scaling, theta of the layers that slide where it is their own).
+    """(theta, scaling, theta of the sliding layers where they have their own).
 
     Args:
       hf: a config.json, with its family's defaults.
@@ -40,22 +40,25 @@ def read(hf: Json, split: bool, where: str) -> tuple[float, RopeScaling | None, 
       where: its path, for errors.
 
     Raises:
-      CalrecError: they are of a kind that is not built, or lack a value.
+      CalrecError: their kind is not built, or a value is missing.
     """
     given = hf.get("rope_parameters")
-    whole = {"rope_theta": hf["rope_theta"], **hf.get("rope_scaling", {})}
+    shared = {"rope_theta": hf["rope_theta"], **hf.get("rope_scaling", {})}
     if not split:
-        return *_one(given or whole, hf["rope_theta"], hf, where), None
+        return *_read_kind(given or shared, hf["rope_theta"], hf, where), None
     local = hf["rope_local_base_freq"]
-    parts = given or {GLOBAL: whole, SLIDING: {"rope_theta": local}}
-    theta, scaling = _one(parts[GLOBAL], hf["rope_theta"], hf, where)
-    local, unscaled = _one(parts[SLIDING], local, hf, where)
-    if unscaled is not None:
+    parts = given or {GLOBAL: shared, SLIDING: {"rope_theta": local}}
+    theta, scaling = _read_kind(parts[GLOBAL], hf["rope_theta"], hf, where)
+    local, local_scaling = _read_kind(parts[SLIDING], local, hf, where)
+    if local_scaling is not None:
         raise CalrecError(f"{where} scales the rotations of layers that slide: not built here")
     return theta, scaling, local
 
 
-def _one(parameters: Json, theta: float, hf: Json, where: str) -> tuple[float, RopeScaling | None]:
+def _read_kind(
+    parameters: Json, theta: float, hf: Json, where: str
+) -> tuple[float, RopeScaling | None]:
+    """(theta, scaling) of one kind of attention; `theta` is the default."""
     theta = float(parameters.get("rope_theta", theta))
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if parameters.get("partial_rotary_factor", 1.0) != 1.0 or parameters.get("mscale_all_dim"):
@@ -65,9 +68,9 @@ def _one(parameters: Json, theta: float, hf: Json, where: str) -> tuple[float, R
     if kind not in _SCALING:
         raise CalrecError(f"{where} scales rotations by {kind!r}, which is none of {SCALINGS}")
     fields = {
-        ours: parameters[theirs]
-        for ours, theirs in _SCALING[kind].items()
-        if parameters.get(theirs) is not None
+        field: parameters[key]
+        for field, key in _SCALING[kind].items()
+        if parameters.get(key) is not None
     }
     if "original_length" in _SCALING[kind]:
         fields.setdefault("original_length", hf.get("max_position_embeddings"))
@@ -78,12 +81,13 @@ def _one(parameters: Json, theta: float, hf: Json, where: str) -> tuple[float, R
 
 def write(config: DecoderConfig, split: bool) -> dict[str, Any]:
     """The rope_parameters of a config.json; `read` reads them."""
-    whole: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
+    shared: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
     if config.rope_scaling is not None:
         kind = config.rope_scaling.kind
-        values = {t: getattr(config.rope_scaling, ours) for ours, t in _SCALING[kind].items()}
-        whole |= {"rope_type": kind} | {k: v for k, v in values.items() if v is not None}
+        scaling = config.rope_scaling
+        values = {key: getattr(scaling, field) for field, key in _SCALING[kind].items()}
+        shared |= {"rope_type": kind} | {k: v for k, v in values.items() if v is not None}
     if not split:
-        return whole
+        return shared
     local = {"rope_theta": config.local_rope_theta or config.rope_theta, "rope_type": "default"}
-    return {GLOBAL: whole, SLIDING: local}
+    return {GLOBAL: shared, SLIDING: local}

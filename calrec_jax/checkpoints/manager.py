@@ -25,28 +25,34 @@ from calrec_jax.model_dir import CHECKPOINT_PREFIX, checkpoint_folder
 Params = Any
 """A pytree of parameters: arrays, or ShapeDtypeStructs that stand for them, in nested dicts."""
 
+State = Any
+"""A `training.state.TrainState` of arrays, or of their shapes; this layer does not import it."""
+
+Leaf = tuple[tuple[int, ...], str]
+"""The shape and the dtype of an array."""
+
 _METRIC = "loss"
-# What is stored together: a reader of a part of an array reads whole ones.
+# The unit of storage: reading any part of an array reads whole chunks.
 _CHUNK_BYTES = 1 << 26
 
 
-def _is_not_orbaxs(record: logging.LogRecord) -> bool:
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname.split(os.sep) and "/orbax/" not in record.getMessage()
 
 
-# Orbax logs each step of a save, and what fails with pages of tracebacks from several threads,
-# before it raises the same to us.
+# Orbax logs each step of a save; of an error it logs pages of tracebacks from several threads,
+# before it raises the same error.
 for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(_is_not_orbaxs)
+    logging.getLogger(_name).addFilter(_is_not_from_orbax)
 
 
 def _loss(metrics: Mapping[str, float]) -> float:
-    """What checkpoints are ranked by; a loss that is no number is worse than any."""
+    """The loss that checkpoints are ranked by; one that is not finite is the worst."""
     return metrics[_METRIC] if math.isfinite(metrics[_METRIC]) else math.inf
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, but the training loop alone asks whether to stop, and counts how often it asked."""
+    """Orbax's manager, which does not look for a preemption: the training loop alone does."""
 
     def reached_preemption(self, step: int) -> bool:
         return False
@@ -55,13 +61,21 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints in one directory, each holding parameters, optimizer state and data position.
 
-    The best by validation loss and the latest are kept, whatever else goes.
+    The latest one and the best by validation loss are kept; others are removed.
+
+    Args:
+      directory: made where it is missing.
+      keep_best: how many of the best are kept.
+      read_only: nothing is written or removed.
 
     Raises:
-      CalrecError: the losses of a checkpoint are damaged; as its parts are, where they are read.
+      CalrecError: the losses of a checkpoint are damaged. Other damaged parts are reported when
+        they are read.
     """
 
-    def __init__(self, directory: str | pathlib.Path, keep_best: int = 1, read_only: bool = False):
+    def __init__(
+        self, directory: str | os.PathLike, keep_best: int = 1, read_only: bool = False
+    ) -> None:
         self.directory = pathlib.Path(directory).absolute()
         policy = preserve.AnyPreservationPolicy(
             [
@@ -80,11 +94,11 @@ class Checkpoints:
             best_fn=_loss,
             best_mode="min",
             preservation_policy=policy,
-            # Left by a save that was killed; its step will be saved again.
+            # Left behind by a save that was killed; its step will be saved again.
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        # Without them a process that has saved nothing yet cannot read what a checkpoint holds.
+        # Without handlers a process that has saved nothing yet cannot read what a checkpoint has.
         handlers = {
             "params": ocp.StandardCheckpointHandler(),
             "optimizer": ocp.StandardCheckpointHandler(),
@@ -93,13 +107,15 @@ class Checkpoints:
         damage.require_losses(self.directory)
         self._manager = _Manager(self.directory, options=options, item_handlers=handlers)
 
-    def save(self, state, position: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
+    def save(
+        self, state: State, position: Mapping[str, Any], metrics: Mapping[str, float] | None
+    ) -> None:
         """Starts saving `state` at its step; returns before the files are written.
 
         Args:
           state: a TrainState.
           position: the data position, JSON values.
-          metrics: of validation, with "loss"; None where none was run.
+          metrics: of validation, with "loss"; None where no validation was run.
 
         Raises:
           CalrecError: the disk is full (also for the save before this one).
@@ -115,11 +131,11 @@ class Checkpoints:
         with full_disk_named(self.directory):
             self._manager.save(step, args=args, metrics=metrics and dict(metrics))
 
-    def _require_space(self, state) -> None:
+    def _require_space(self, state: State) -> None:
         """Raises CalrecError where this process's share of `state` cannot fit the disk.
 
-        Asked before anything is written: Orbax would leave half a checkpoint, and its threads would
-        go on telling of it for pages.
+        Checked before anything is written: Orbax would leave half a checkpoint, and its threads
+        would log pages of errors.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // jax.process_count()
         free = shutil.disk_usage(self.directory).free
@@ -141,7 +157,7 @@ class Checkpoints:
           CalrecError: the disk is full.
         """
         if jax.process_index() == 0:
-            # As orbax lays them out; in one go, so that a kill leaves all or nothing.
+            # In Orbax's layout.
             item = checkpoint_folder(self.directory, step) / "metrics"
             with full_disk_named(self.directory), files.new_folder(item) as making:
                 (making / item.name).write_text(json.dumps(dict(metrics)))
@@ -188,7 +204,7 @@ class Checkpoints:
         return found
 
     def fingerprint(self, step: int) -> str:
-        """Another one for each save, also of the same step: Orbax notes when it was made.
+        """A hash that differs for each save, also of the same step: Orbax records when it was made.
 
         Raises:
           CalrecError: the checkpoint is damaged.
@@ -197,7 +213,7 @@ class Checkpoints:
         with damage.reading(self.directory, step):
             return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
-    def restore(self, step: int, shapes):
+    def restore(self, step: int, shapes: State) -> tuple[State, dict[str, Any]]:
         """(state, position) as saved at `step`, in the shardings of `shapes` (a TrainState).
 
         Raises:
@@ -216,7 +232,7 @@ class Checkpoints:
         state = type(shapes)(params=restored["params"], **restored["optimizer"])
         return state, restored["position"]
 
-    def param_shapes(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    def param_shapes(self, step: int) -> dict[str, Leaf]:
         """{"layers/mlp/up/kernel": (shape, dtype)} of the parameters saved at `step`.
 
         Raises:
@@ -225,8 +241,8 @@ class Checkpoints:
         with damage.reading(self.directory, step):
             return self._saved(step, "params")
 
-    def restore_params(self, step: int, shapes):
-        """Parameters alone, in the shardings of `shapes`, which may ask for wider numbers.
+    def restore_params(self, step: int, shapes: Params) -> Params:
+        """Parameters alone, in the shardings of `shapes`, whose dtypes may be wider than the saved.
 
         Raises:
           CalrecError: the checkpoint is damaged, its tree differs from `shapes`, or it would lose
@@ -237,11 +253,12 @@ class Checkpoints:
             self._check(step, "params", shapes, may_widen=True)
             return self._manager.restore(step, args=args)["params"]
 
-    def _saved(self, step: int, item: str) -> dict[str, tuple[tuple[int, ...], str]]:
-        """What `_leaves` gives of an item; nothing where the checkpoint has not got it."""
+    def _saved(self, step: int, item: str) -> dict[str, Leaf]:
+        """The `_leaves` of an item; none where the checkpoint does not have the item."""
         return _leaves(self._manager.item_metadata(step).get(item) or {})
 
-    def _check(self, step: int, item: str, shapes, may_widen: bool = False) -> None:
+    def _check(self, step: int, item: str, shapes: Any, may_widen: bool = False) -> None:
+        """Raises CalrecError where the saved leaves of an item differ from `shapes`, a pytree."""
         saved = self._saved(step, item)
         wanted = _leaves(shapes)
         for name in sorted(saved.keys() | wanted.keys()):
@@ -253,8 +270,8 @@ class Checkpoints:
                 )
 
 
-def _leaves(tree) -> dict[str, tuple]:
-    """{path: (shape, dtype)}; paths as the checkpoint spells them, without container types."""
+def _leaves(tree: Any) -> dict[str, Leaf]:
+    """{path: (shape, dtype)} of a pytree; paths as in the checkpoint, without container types."""
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -262,16 +279,17 @@ def _leaves(tree) -> dict[str, tuple]:
     return leaves
 
 
-def _in_chunks(tree):
+def _in_chunks(tree: Any) -> Any:
+    """A pytree like `tree`, of SaveArgs."""
     return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
 
 
-def _is_wider(leaf: tuple | None, other: tuple | None) -> bool:
+def _is_wider(leaf: Leaf | None, other: Leaf | None) -> bool:
     """Whether `leaf` has the shape of `other` and holds all of its numbers exactly."""
     if leaf is None or other is None or leaf[0] != other[0]:
         return False
     return jax.numpy.promote_types(leaf[1], other[1]) == leaf[1]
 
 
-def _describe(leaf) -> str:
+def _describe(leaf: Leaf | None) -> str:
     return "absent" if leaf is None else f"{leaf[1]}{list(leaf[0])}"

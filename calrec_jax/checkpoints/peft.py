@@ -1,12 +1,13 @@
-"""Adapters as a folder of PEFT's, which puts them on a model of transformers.
+"""Adapters in PEFT's format, which puts them on a model of transformers.
 
-`peft.PeftModel.from_pretrained(model, folder)` loads it, and so do servers such as vLLM.
+`peft.PeftModel.from_pretrained(model, folder)` loads them, and so do servers such as vLLM.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from calrec_jax import files
 from calrec_jax.checkpoints.hf_maps import MODULES
+from calrec_jax.checkpoints.manager import Params
 from calrec_jax.errors import CalrecError, full_disk_named
 from calrec_jax.models import lora
 from calrec_jax.models.config import DecoderConfig
@@ -23,15 +25,16 @@ _PREFIX = "base_model.model.model.layers"
 
 
 def write_adapters(
-    folder: str | os.PathLike, adapters, config: DecoderConfig, base_name: str
+    folder: str | os.PathLike, adapters: Params, config: DecoderConfig, base_name: str
 ) -> None:
-    """Writes `adapters` into `folder`, which is made where it is not there.
+    """Writes `adapters` into `folder`, which is made where it is missing.
 
     Args:
       adapters: the subtree of parameters that `lora.split` gives, layers stacked or not. Written in
         float32, which holds them exactly.
-      config: of their decoder, with `lora`.
-      base_name: the model that they belong to, as transformers finds it; loaders may ignore it.
+      config: their decoder, with `lora`.
+      base_name: the model that they belong to, by a name that transformers can load; loaders may
+        ignore it.
 
     Raises:
       CalrecError: there are none, or the disk is full.
@@ -47,9 +50,9 @@ def write_adapters(
         files.write_json(folder / CONFIG, _described(config, base_name))
 
 
-def _tensors(adapters) -> dict[str, np.ndarray]:
-    """{PEFT's name: A as [R, inputs] or B as [outputs, R], float32} of every layer."""
-    found = {}
+def _tensors(adapters: Params) -> dict[str, np.ndarray]:
+    """{PEFT's name: float32 A [R, inputs] or B [outputs, R]} of every layer."""
+    tensors = {}
     for (top, *at, name), leaf in flatten_dict(jax.device_get(adapters)).items():
         projection = "/".join(at)
         stacked = top == "layers"
@@ -58,14 +61,15 @@ def _tensors(adapters) -> dict[str, np.ndarray]:
             path = f"{_PREFIX}.{layer}.{MODULES[projection]}"
             weights = np.asarray(weights, np.float32)
             if name == lora.A:
-                found[f"{path}.lora_A.weight"] = weights.reshape(-1, weights.shape[-1]).T.copy()
+                tensors[f"{path}.lora_A.weight"] = weights.reshape(-1, weights.shape[-1]).T.copy()
             else:
-                found[f"{path}.lora_B.weight"] = weights.reshape(weights.shape[0], -1).T.copy()
-    return found
+                tensors[f"{path}.lora_B.weight"] = weights.reshape(weights.shape[0], -1).T.copy()
+    return tensors
 
 
-def _described(config: DecoderConfig, base_name: str) -> dict:
-    adapted = (theirs for ours, theirs in MODULES.items() if config.lora.adapts(ours))
+def _described(config: DecoderConfig, base_name: str) -> dict[str, Any]:
+    """What adapter_config.json holds."""
+    adapted = (module for name, module in MODULES.items() if config.lora.adapts(name))
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

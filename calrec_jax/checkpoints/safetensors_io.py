@@ -1,8 +1,8 @@
 """Safetensors files, read and written a piece of a tensor at a time.
 
-The library reads through a memory map and writes tensors that are all in memory; here a tensor may
-be larger than what is to spare. The format: 8 bytes with the header's length, the header in JSON
-{name: {dtype, shape, data_offsets}}, the tensors' bytes, little-endian.
+The safetensors library reads through a memory map and writes tensors that are all in memory; here a
+tensor may be larger than the memory that is left. The format: 8 bytes with the header's length, the
+header in JSON {name: {dtype, shape, data_offsets}}, the tensors' bytes, little-endian.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import pathlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -27,16 +28,16 @@ DTYPES: Mapping[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_LARGEST_HEADER = 100_000_000  # bytes; that of the library
-_MOST_TO_A_PIECE = 1 << 26  # bytes that are read or written at once
+_MAX_HEADER_BYTES = 100_000_000  # the library's limit
+_MAX_PIECE_BYTES = 1 << 26  # read or written at once
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor is.
+    """A tensor in a file.
 
     Attributes:
-      start: its first byte in the file.
+      start: the position of its first byte.
     """
 
     path: pathlib.Path
@@ -46,7 +47,7 @@ class TensorInfo:
 
     @property
     def row_bytes(self) -> int:
-        """Of one step along the first axis."""
+        """The bytes of one step along the first axis."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     def read_rows(self, first: int, last: int) -> np.ndarray:
@@ -54,40 +55,41 @@ class TensorInfo:
         with self.path.open("rb") as file:
             file.seek(self.start + first * self.row_bytes)
             count = (last - first) * math.prod(self.shape[1:])
-            found = np.fromfile(file, self.dtype, count)
-        return found.reshape(last - first, *self.shape[1:])
+            rows = np.fromfile(file, self.dtype, count)
+        return rows.reshape(last - first, *self.shape[1:])
 
 
 def read_header(path: pathlib.Path) -> dict[str, TensorInfo]:
     """The tensors of a file.
 
     Raises:
-      CalrecError: it is no safetensors file, is cut off, or holds numbers of a kind that weights
-        are not made of; the line names the tensor.
+      CalrecError: it is no safetensors file, is cut off, or holds a tensor of a dtype that weights
+        do not have; the line names the tensor.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(size - 8, _LARGEST_HEADER):
+        if length > min(size - 8, _MAX_HEADER_BYTES):
             raise CalrecError(f"{path} is no safetensors file, or is cut off in its header")
         try:
             header = json.loads(file.read(length))
             entries = {name: e for name, e in header.items() if name != "__metadata__"}
-            found = {n: _info(path, n, entry, 8 + length) for n, entry in entries.items()}
+            tensors = {n: _info(path, n, entry, 8 + length) for n, entry in entries.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CalrecError(f"{path} is no safetensors file: {error!r}") from error
-    for name, info in found.items():
+    for name, info in tensors.items():
         end = info.start + math.prod(info.shape) * info.dtype.itemsize
         if end > size:
             raise CalrecError(
                 f"{path} is cut off: {name} {list(info.shape)} ends at byte {end}, the file at "
                 f"{size}"
             )
-    return found
+    return tensors
 
 
-def _info(path: pathlib.Path, name: str, entry: Mapping, data: int) -> TensorInfo:
+def _info(path: pathlib.Path, name: str, entry: Mapping[str, Any], data: int) -> TensorInfo:
+    """The tensor of an entry of the header; the tensors' bytes begin at byte `data`."""
     if entry["dtype"] not in DTYPES:
         raise CalrecError(
             f"{path}: {name} is of {entry['dtype']}, and weights are read of {', '.join(DTYPES)}"
@@ -101,7 +103,7 @@ def _info(path: pathlib.Path, name: str, entry: Mapping, data: int) -> TensorInf
 
 @dataclasses.dataclass(frozen=True)
 class TensorToWrite:
-    """A tensor to come.
+    """A tensor that is made while it is written.
 
     Attributes:
       pieces: its rows in order, C-contiguous arrays of `dtype`.
@@ -114,18 +116,18 @@ class TensorToWrite:
 
     @property
     def num_bytes(self) -> int:
-        """Of its data."""
+        """The bytes of its data."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write(path: pathlib.Path, tensors: Sequence[TensorToWrite]) -> None:
-    """Writes one file; the pieces are asked for in order.
+    """Writes one file; the pieces are made in order, one at a time.
 
     Raises:
-      CalrecError: a tensor is of a kind of numbers that the format has not.
-      OSError: the disk is full or not writable; the file is not there then.
+      CalrecError: the format has no name for the dtype of a tensor.
+      OSError: the disk is full or not writable; no part of the file is left then.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # which transformers asks for
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # which transformers requires
     end = 0
     for tensor in tensors:
         if tensor.dtype not in _NAMES:
@@ -150,8 +152,8 @@ def row_blocks(rows: int, row_bytes: int, multiple: int = 1) -> Iterator[tuple[i
     """(first, last) of blocks of rows that are small enough to be handled at once.
 
     Args:
-      multiple: blocks begin at multiples of it.
+      multiple: every block begins at a multiple of it.
     """
-    step = max(1, _MOST_TO_A_PIECE // (row_bytes * multiple)) * multiple
+    step = max(1, _MAX_PIECE_BYTES // (row_bytes * multiple)) * multiple
     for first in range(0, rows, step):
         yield first, min(first + step, rows)

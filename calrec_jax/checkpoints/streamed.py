@@ -7,13 +7,14 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from calrec_jax.checkpoints import damage
-from calrec_jax.checkpoints.manager import Checkpoints
+from calrec_jax.checkpoints.manager import Checkpoints, Params
 from calrec_jax.model_dir import CHECKPOINT_PREFIX, checkpoint_folder
 
 _CACHE_BYTES = 1 << 27  # of chunks that are read again
@@ -26,9 +27,9 @@ class Streamed:
     """A parameter that is made while it is written.
 
     Attributes:
-      shape, dtype: of the whole.
-      chunk: the shape of what is stored together; pieces must be made of whole ones.
-      pieces: gives (where, what stands there) of all its parts, in any order.
+      shape, dtype: of the whole parameter.
+      chunk: the shape of a unit of storage; every piece must consist of whole chunks.
+      pieces: gives (index, content) of all its parts, in any order.
     """
 
     shape: tuple[int, ...]
@@ -38,21 +39,24 @@ class Streamed:
 
     @property
     def ndim(self) -> int:
+        """The number of axes. Orbax reads it, and `size` and `nbytes`."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """How many numbers the parameter has."""
         return int(np.prod(self.shape))
 
     @property
     def nbytes(self) -> int:
+        """The size of the parameter in bytes."""
         return self.size * self.dtype.itemsize
 
 
 class _Handler(ocp.type_handlers.NumpyHandler):
-    """Orbax's handler of whole arrays, but for how their content is written."""
+    """Orbax's handler of whole arrays, with another way of writing their content."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(deepcopy_host_arrays=False)
         self._one_at_a_time = asyncio.Semaphore(1)
         self._failed = False
@@ -60,7 +64,9 @@ class _Handler(ocp.type_handlers.NumpyHandler):
     def typestr(self) -> str:
         return "np.ndarray"
 
-    async def _open_and_write(self, value: Streamed, tspec, ts_context):
+    async def _open_and_write(
+        self, value: Streamed, tspec: dict[str, Any], ts_context: ts.Context
+    ) -> None:
         tspec["metadata"]["chunks"] = list(value.chunk)
         async with self._one_at_a_time:
             if self._failed:
@@ -70,14 +76,14 @@ class _Handler(ocp.type_handlers.NumpyHandler):
                 for where, part in value.pieces():
                     await store[where].write(part)
             except BaseException:
-                # As on a full disk. Orbax closes the event loop now: what another one began would
-                # come back to it, and tell of that in pages of its own.
+                # For example on a full disk. Orbax closes the event loop now: a write that another
+                # parameter began would return to it, and log pages of errors.
                 self._failed = True
                 raise
 
 
-def write_params(directory: pathlib.Path, params) -> None:
-    """Writes checkpoint 0 of a stage that holds parameters alone; `Checkpoints` reads it.
+def write_params(directory: pathlib.Path, params: Params) -> None:
+    """Writes checkpoint 0 of a stage, with parameters alone; `Checkpoints` reads it.
 
     Args:
       directory: the stage's checkpoints.
@@ -99,6 +105,7 @@ class Stored:
     """A parameter of a checkpoint, read in parts.
 
     Attributes:
+      store: the array, opened.
       directory, step: the checkpoint.
     """
 
@@ -108,10 +115,12 @@ class Stored:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the whole parameter."""
         return tuple(self.store.shape)
 
     @property
     def dtype(self) -> np.dtype:
+        """The dtype that was saved."""
         return self.store.dtype.numpy_dtype
 
     def read(self, where: Index = ()) -> np.ndarray:

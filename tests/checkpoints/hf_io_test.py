@@ -16,7 +16,7 @@ from calrec_jax.errors import CalrecError
 INDEX = "model.safetensors.index.json"
 
 
-def there_and_back(folder, target, most_to_a_file=10**9):
+def there_and_back(folder, target, max_file_bytes=10**9):
     """Imports `folder` and exports what was imported as `target`."""
     weights = hf_io.read(folder)
     hf_io.import_weights(weights, target / "checkpoints")
@@ -28,7 +28,7 @@ def there_and_back(folder, target, most_to_a_file=10**9):
         {name: store.shape for name, store in stores.items()},
         {name: store.dtype for name, store in stores.items()},
         lambda name, where: stores[name].read(where),
-        most_to_a_file,
+        max_file_bytes,
     )
     return stores, back
 
@@ -60,7 +60,7 @@ def test_there_and_back_is_the_same_to_the_byte(tmp_path, kind, files):
 def test_tensors_go_in_small_pieces_all_the_same(tmp_path, monkeypatch):
     tensors = small_hf.mixed()
     folder = small_hf.write(tmp_path / "hf", tensors)
-    monkeypatch.setattr(safetensors_io, "_MOST_TO_A_PIECE", 50)
+    monkeypatch.setattr(safetensors_io, "_MAX_PIECE_BYTES", 50)
     stores, back = there_and_back(folder, tmp_path)
     small_hf.assert_same(small_hf.read(back), tensors)
     assert stores["embedding"].store.chunk_layout.read_chunk.shape == (4, 6)  # 4 rows of 12 bytes

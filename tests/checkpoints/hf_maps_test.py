@@ -60,7 +60,7 @@ def test_the_table_is_all_of_both(config, expected):
         tensors = [f"model.layers.{n}.{tensor}" for n in (0, 1)] if stacked else [tensor]
         assert found[name].shape == shape and found[name].stacked == stacked
         assert list(found[name].tensors) == tensors
-        theirs |= dict.fromkeys(tensors, found[name].their_shape)
+        theirs |= dict.fromkeys(tensors, found[name].hf_shape)
     assert theirs == small_hf.shapes(config)
 
 
@@ -69,33 +69,33 @@ def test_norms_of_queries_and_keys():
     found = table(config)
     for ours, tensor in (("query", "q_norm"), ("key", "k_norm")):
         entry = found[f"layers/attention/{ours}_norm/scale"]
-        assert entry.shape == entry.their_shape == (K,)
+        assert entry.shape == entry.hf_shape == (K,)
         assert entry.tensors[1] == f"model.layers.1.self_attn.{tensor}.weight"
 
 
 def test_each_number_of_a_projection_is_in_its_place():
     found = table(small_hf.LLAMA)
     query = np.arange(H * K * D).reshape(H * K, D)
-    ours = found["layers/attention/query/kernel"].from_theirs(query)
+    ours = found["layers/attention/query/kernel"].from_hf(query)
     out = np.arange(D * H * K).reshape(D, H * K)
-    our_out = found["layers/attention/out/kernel"].from_theirs(out)
+    our_out = found["layers/attention/out/kernel"].from_hf(out)
     for d in range(D):
         for h in range(H):
             for k in range(K):
                 assert ours[d, h, k] == query[h * K + k, d]
                 assert our_out[h, k, d] == out[d, h * K + k]
     gate = np.arange(F * D).reshape(F, D)
-    np.testing.assert_array_equal(found["layers/mlp/gate/kernel"].from_theirs(gate), gate.T)
+    np.testing.assert_array_equal(found["layers/mlp/gate/kernel"].from_hf(gate), gate.T)
     embedding = np.arange(20 * D).reshape(20, D)
-    np.testing.assert_array_equal(found["embedding"].from_theirs(embedding), embedding)
+    np.testing.assert_array_equal(found["embedding"].from_hf(embedding), embedding)
 
 
 def test_a_bias_of_heads_is_in_its_place():
     entry = table(small_hf.GEMMA_2)["layers/attention/query/bias"]
     bias = np.arange(H * K)
-    ours = entry.from_theirs(bias)
+    ours = entry.from_hf(bias)
     assert ours.shape == (H, K) and ours[2, 1] == 2 * K + 1
-    np.testing.assert_array_equal(entry.to_theirs(ours), bias)
+    np.testing.assert_array_equal(entry.to_hf(ours), bias)
 
 
 @given(
@@ -108,18 +108,18 @@ def test_pieces_are_the_whole_in_both_directions(shape, num_inputs, most):
     if num_inputs == 0:
         shape = shape[:2]
     entry = Entry("layers/x/kernel", tuple(shape), ("x",), stacked=False, num_inputs=num_inputs)
-    theirs = np.arange(math.prod(shape), dtype=np.float32).reshape(entry.their_shape)
+    theirs = np.arange(math.prod(shape), dtype=np.float32).reshape(entry.hf_shape)
     ours, again, axis = np.zeros(shape, np.float32), [], entry.split_axis
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(safetensors_io, "_MOST_TO_A_PIECE", most)
+        patch.setattr(safetensors_io, "_MAX_PIECE_BYTES", most)
         for rows, places in entry.blocks(4):
-            part = entry.from_theirs(theirs[rows])
+            part = entry.from_hf(theirs[rows])
             where = (*[slice(None)] * axis, places)
             ours[where] = part
-            np.testing.assert_array_equal(entry.to_theirs(part), theirs[rows])
-            again.append(entry.to_theirs(part))
+            np.testing.assert_array_equal(entry.to_hf(part), theirs[rows])
+            again.append(entry.to_hf(part))
     np.testing.assert_array_equal(np.concatenate(again), theirs)
-    np.testing.assert_array_equal(entry.from_theirs(theirs), ours)
+    np.testing.assert_array_equal(entry.from_hf(theirs), ours)
 
 
 @pytest.mark.parametrize(

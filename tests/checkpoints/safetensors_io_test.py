@@ -173,5 +173,5 @@ def test_blocks_are_all_rows_in_order_and_small(rows, row_bytes, multiple):
     assert [row for block in blocks for row in range(*block)] == list(range(rows))
     for first, last in blocks:
         assert first % multiple == 0
-        small = (last - first) * row_bytes <= safetensors_io._MOST_TO_A_PIECE
+        small = (last - first) * row_bytes <= safetensors_io._MAX_PIECE_BYTES
         assert small or last - first <= multiple

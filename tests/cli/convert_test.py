@@ -227,7 +227,7 @@ def test_what_was_begun_is_gone_when_it_is_broken_off(
 ):
     calrec("--from_hf=llama", "--to=ours")
     before, calls = sorted(tmp_path.rglob("*")), []
-    method = {"to": "from_theirs", "to_hf": "to_theirs"}[way]
+    method = {"to": "from_hf", "to_hf": "to_hf"}[way]
     whole = getattr(Entry, method)
 
     def broken(self, part):

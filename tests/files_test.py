@@ -1,4 +1,4 @@
-"""Folders and files that are whole or not there."""
+"""Files and folders that are complete or not there."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_any_failure_leaves_nothing(tmp_path, error):
 
 def test_a_failure_leaves_what_others_wrote_beside_it(tmp_path):
     with pytest.raises(OSError), files.new_folder(tmp_path / "new" / "folder"):
-        (tmp_path / "new" / "theirs").write_text("kept")
+        (tmp_path / "new" / "other").write_text("kept")
         raise OSError
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["theirs"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["other"]
 
 
 def test_what_a_kill_left_is_no_part_of_it(tmp_path):
@@ -52,14 +52,14 @@ def test_what_a_kill_left_is_no_part_of_it(tmp_path):
 
 def test_two_processes_do_not_make_the_same_one(tmp_path):
     (tmp_path / ".making_folder").mkdir()
-    (tmp_path / ".making_folder" / "theirs").write_text("kept")
+    (tmp_path / ".making_folder" / "other").write_text("kept")
     lock = os.open(tmp_path / ".making_folder", os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     with pytest.raises(CalrecError, match=f"another process is making {tmp_path}/folder: wait"):
         with files.new_folder(tmp_path / "folder"):
             raise AssertionError("both are in")
     os.close(lock)
-    assert (tmp_path / ".making_folder" / "theirs").read_text() == "kept"
+    assert (tmp_path / ".making_folder" / "other").read_text() == "kept"
 
 
 def test_a_file_is_replaced(tmp_path):
@@ -133,7 +133,7 @@ def test_arrays_are_replaced_all_at_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"", b"text", "whole"])
 def test_a_damaged_npz_is_known_by_what_it_raises(tmp_path, content):
-    """Cut anywhere, or with one byte changed, it raises nothing else (or is read nevertheless)."""
+    """Cut anywhere, or with one byte changed, it raises nothing else (or can still be read)."""
     path = tmp_path / "file.npz"
     files.save_npz(path, a=np.arange(100))
     whole = path.read_bytes()

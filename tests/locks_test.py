@@ -19,7 +19,7 @@ import pytest
 from calrec_jax import locks
 from calrec_jax.errors import CalrecError
 
-ELSEWHERE = locks.Holder("elsewhere", 12, "another machine", "theirs")
+ELSEWHERE = locks.Holder("elsewhere", 12, "another machine", "its token")
 HOLDING = """
 import pathlib, sys, time
 from calrec_jax import locks
@@ -32,13 +32,13 @@ with locks.locked(pathlib.Path(sys.argv[1]), str):
 
 @pytest.fixture
 def path(tmp_path, monkeypatch) -> pathlib.Path:
-    """Of a lock; seconds are hundredths."""
+    """The path of a lock; a second of the module takes a hundredth."""
     for name in ("_BEAT_SECONDS", "_WATCH_SECONDS", "_POLL_SECONDS"):
         monkeypatch.setattr(locks, name, getattr(locks, name) / 100)
     return tmp_path / "lock"
 
 
-def held(path):
+def locked(path):
     return locks.locked(path, lambda holder: f"{holder} has it")
 
 
@@ -51,34 +51,37 @@ def no_locks(*_):
 
 
 def assert_taken_and_let_go(path) -> None:
-    with held(path):
+    with locked(path):
         assert locks._read(path).pid == os.getpid()
     assert path.read_text() == ""
 
 
 def test_the_second_one_is_refused_with_the_first_ones_host_and_process(path):
-    with held(path):
-        with pytest.raises(CalrecError) as error, held(path):
+    with locked(path):
+        with pytest.raises(CalrecError) as error, locked(path):
             raise AssertionError("both are in")
         assert str(error.value) == f"process {os.getpid()} on host {socket.gethostname()} has it"
         assert_taken_and_let_go(path.with_name("another"))
     assert_taken_and_let_go(path)
 
 
-def test_one_that_has_only_just_come_is_named_too(path, monkeypatch):
-    """It holds the file, and has not said yet who it is."""
+def test_a_holder_that_has_only_just_come_is_named_too(path, monkeypatch):
+    """It holds the file, and has not yet written who it is."""
     monkeypatch.setattr(locks, "_POLL_SECONDS", 1.0)
-    with path.open("a") as theirs:
-        fcntl.flock(theirs, fcntl.LOCK_EX)
+    with path.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
         here = f"{locks._boot_id()}-{path.stat().st_dev}"
         holder = dataclasses.replace(ELSEWHERE, machine=here)
         threading.Timer(0.1, lambda: write(path, holder)).start()
-        with pytest.raises(CalrecError, match="^process 12 on host elsewhere has it$"), held(path):
+        with (
+            pytest.raises(CalrecError, match="^process 12 on host elsewhere has it$"),
+            locked(path),
+        ):
             raise AssertionError("both are in")
 
 
 def test_an_error_lets_go(path):
-    with pytest.raises(ZeroDivisionError), held(path):
+    with pytest.raises(ZeroDivisionError), locked(path):
         raise ZeroDivisionError
     assert_taken_and_let_go(path)
 
@@ -88,7 +91,7 @@ def test_killed_it_leaves_no_lock(path):
         [sys.executable, "-c", HOLDING, str(path)], stdout=subprocess.PIPE
     ) as process:
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(CalrecError, match=f"process {process.pid} on host"), held(path):
+        with pytest.raises(CalrecError, match=f"process {process.pid} on host"), locked(path):
             raise AssertionError("both are in")
         process.send_signal(signal.SIGKILL)
     before = time.monotonic()
@@ -104,8 +107,8 @@ def test_what_another_machine_left_is_taken_over(path, capsys, text):
 
 
 @pytest.mark.parametrize("unsupported", [False, True])
-def test_another_machine_that_is_alive_is_told(path, monkeypatch, unsupported):
-    """Also where the file system knows no locks, as some of the network."""
+def test_another_machine_that_is_alive_is_named(path, monkeypatch, unsupported):
+    """Also where the file system does not support locks, as some network file systems."""
     write(path, ELSEWHERE)
     if unsupported:
         monkeypatch.setattr(fcntl, "flock", no_locks)
@@ -118,7 +121,10 @@ def test_another_machine_that_is_alive_is_told(path, monkeypatch, unsupported):
     beats = threading.Thread(target=beat)
     beats.start()
     try:
-        with pytest.raises(CalrecError, match="^process 12 on host elsewhere has it$"), held(path):
+        with (
+            pytest.raises(CalrecError, match="^process 12 on host elsewhere has it$"),
+            locked(path),
+        ):
             raise AssertionError("both are in")
     finally:
         ended.set()
@@ -136,22 +142,22 @@ def test_a_lock_that_a_server_keeps_for_a_machine_that_is_gone_is_replaced(path)
     write(path, ELSEWHERE)
     with path.open() as kept:
         fcntl.flock(kept, fcntl.LOCK_EX)
-        with held(path):
-            with pytest.raises(CalrecError, match=f"process {os.getpid()} "), held(path):
+        with locked(path):
+            with pytest.raises(CalrecError, match=f"process {os.getpid()} "), locked(path):
                 raise AssertionError("both are in")
     assert path.read_text() == "" and list(path.parent.iterdir()) == [path]
 
 
 def test_where_the_file_system_knows_no_locks_the_heartbeat_alone_decides(path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with held(path):
-        with pytest.raises(CalrecError, match=f"process {os.getpid()} "), held(path):
+    with locked(path):
+        with pytest.raises(CalrecError, match=f"process {os.getpid()} "), locked(path):
             raise AssertionError("both are in")
     assert_taken_and_let_go(path)
 
 
 def test_it_shows_that_it_is_alive(path):
-    with held(path):
+    with locked(path):
         before, deadline = locks._mtime_ns(path), time.monotonic() + 30
         while locks._mtime_ns(path) == before:
             assert time.monotonic() < deadline
@@ -159,7 +165,7 @@ def test_it_shows_that_it_is_alive(path):
 
 
 @pytest.mark.parametrize("how", ["taken over", "removed"])
-def test_whoever_has_lost_it_ends_and_leaves_the_others_alone(path, how):
+def test_a_process_that_has_lost_it_ends_and_leaves_the_others_alone(path, how):
     with subprocess.Popen(
         [sys.executable, "-c", HOLDING, str(path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -176,7 +182,7 @@ def test_whoever_has_lost_it_ends_and_leaves_the_others_alone(path, how):
 
 
 def test_a_place_that_cannot_be_written_is_an_oserror(path):
-    with pytest.raises(FileNotFoundError), held(path.parent / "nowhere" / "lock"):
+    with pytest.raises(FileNotFoundError), locked(path.parent / "nowhere" / "lock"):
         raise AssertionError("it is in")
 
 

@@ -101,7 +101,7 @@ def streamed_of(directory, wanted):
 WAYS = {"state": state_of, "params": params_of, "streamed": streamed_of}
 
 
-def told_by(read, directory, wanted) -> str | None:
+def line_of(read, directory, wanted) -> str | None:
     """What is said of the checkpoint; None where it is read, and that rightly."""
     try:
         found = read(directory, wanted)
@@ -111,10 +111,10 @@ def told_by(read, directory, wanted) -> str | None:
     return None
 
 
-def assert_one_line(told, directory):
-    assert "\n" not in told
-    assert told.startswith(f"checkpoint 7 in {directory} is damaged (")
-    assert told.endswith("): copy it whole, or remove checkpoint_7: the one before it is stage1:5")
+def assert_one_line(line, directory):
+    assert "\n" not in line
+    assert line.startswith(f"checkpoint 7 in {directory} is damaged (")
+    assert line.endswith("): copy it whole, or remove checkpoint_7: the one before it is stage1:5")
 
 
 def test_every_file_of_a_checkpoint_is_damaged_here(whole):
@@ -130,14 +130,14 @@ def test_what_is_needed_and_damaged_is_one_line(directory, pattern, how):
     for path in files(directory, [pattern]):
         DAMAGES[how](path)
     wanted = make_state(7, ONE, **LARGE)
-    told = told_by(state_of, directory, wanted)
-    assert_one_line(told, directory)
+    line = line_of(state_of, directory, wanted)
+    assert_one_line(line, directory)
     # Parameters alone need less: what is read then is right.
     for read in (params_of, streamed_of):
-        told = told_by(read, directory, wanted)
-        assert told is not None or not pattern.startswith("params")
-        if told is not None:
-            assert_one_line(told, directory)
+        line = line_of(read, directory, wanted)
+        assert line is not None or not pattern.startswith("params")
+        if line is not None:
+            assert_one_line(line, directory)
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -146,9 +146,9 @@ def test_what_is_not_needed_is_one_line_or_the_right_values(directory, pattern, 
     for path in files(directory, [pattern]):
         DAMAGES[how](path)
     for read in WAYS.values():
-        told = told_by(read, directory, make_state(7, ONE, **LARGE))
-        if told is not None:
-            assert_one_line(told, directory)
+        line = line_of(read, directory, make_state(7, ONE, **LARGE))
+        if line is not None:
+            assert_one_line(line, directory)
 
 
 @pytest.mark.parametrize("item", ["", *ARRAYS, "position", "metrics"])
@@ -157,7 +157,7 @@ def test_a_folder_that_is_missing_or_empty_is_one_line(directory, item):
     wanted = make_state(7, ONE, **LARGE)
     shutil.rmtree(folder)
     if item:
-        assert_one_line(told_by(state_of, directory, wanted), directory)
+        assert_one_line(line_of(state_of, directory, wanted), directory)
     folder.mkdir()
     with pytest.raises(CalrecError, match="is damaged"):
         Checkpoints(directory, read_only=True).restore(7, shapes_of(wanted))
@@ -177,8 +177,8 @@ def test_a_folder_that_is_missing_or_empty_is_one_line(directory, item):
 )
 def test_the_file_is_named(directory, pattern, how, what):
     DAMAGES[how](directory / "checkpoint_7" / pattern)
-    told = told_by(state_of, directory, make_state(7, ONE, **LARGE))
-    assert f"is damaged ({what}): copy it whole" in told
+    line = line_of(state_of, directory, make_state(7, ONE, **LARGE))
+    assert f"is damaged ({what}): copy it whole" in line
 
 
 def test_what_to_do_does_help(directory):
@@ -237,8 +237,8 @@ def test_what_else_goes_wrong_while_it_is_read_stays_what_it_is(directory):
 
 
 @pytest.mark.slow
-def test_nothing_but_the_line_is_told(directory):
-    """By a process, whose threads may still be reading when it is told."""
+def test_nothing_but_the_line_is_shown(directory):
+    """By a process, whose threads may still be reading when the line is shown."""
     for path in files(directory, ["params/d/*", "optimizer/d/*"]):
         DAMAGES["cut"](path)
     script = """
@@ -246,7 +246,7 @@ def test_nothing_but_the_line_is_told(directory):
         from damage_test import *
         wanted = make_state(7, ONE, **LARGE)
         for read in (state_of, params_of):
-            assert told_by(read, pathlib.Path(sys.argv[1]), wanted)
+            assert line_of(read, pathlib.Path(sys.argv[1]), wanted)
     """
     done = run_script(script, directory)
     assert (done.returncode, done.stderr) == (0, "")

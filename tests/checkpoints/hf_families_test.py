@@ -409,7 +409,7 @@ EXPRESSED = {
 
 
 def same_function(a: DecoderConfig, b: DecoderConfig) -> bool:
-    """Whether they differ in nothing that a layer of theirs looks at."""
+    """Whether they differ in nothing that a layer of transformers reads."""
 
     def seen(c: DecoderConfig) -> dict:
         meaning = c.meaning() | {"attention_pattern": c.layer_kinds}
@@ -427,7 +427,7 @@ def same_function(a: DecoderConfig, b: DecoderConfig) -> bool:
 def test_what_a_family_can_express_comes_back(family):
     @given(decoders(**EXPRESSED[family]), st.booleans())
     def check(config, bias):
-        if family != "qwen2":  # whose biases are fixed; theirs are all or none
+        if family != "qwen2":  # whose biases are fixed; others have all or none
             config = dataclasses.replace(config, query_key_value_bias=bias, attention_out_bias=bias)
         written = json.loads(json.dumps(write_config(config, family, "bfloat16", 64)))
         assert written["model_type"] == family
@@ -445,8 +445,8 @@ def test_any_decoder_comes_back_or_is_refused_in_one_line(config):
         fields = {field.name for field in dataclasses.fields(DecoderConfig)}
         start, *_ = line.partition(": ")
         assert start == "no family can express this decoder"
-        for told in line.removeprefix(f"{start}: ").split("; "):
-            family, has, another, field = told.split()
+        for problem in line.removeprefix(f"{start}: ").split("; "):
+            family, has, another, field = problem.split()
             assert family in FAMILIES and (has, another) == ("has", "another")
             assert field in fields
     else:

@@ -51,9 +51,9 @@ def test_there_and_back_is_the_same_to_the_byte(tmp_path, kind, files):
     small_hf.assert_same(small_hf.read(back), tensors)
     query = stores["layers/attention/query/kernel"]
     assert query.shape == (2, 6, 4, 4)
-    theirs = tensors["model.layers.1.self_attn.q_proj.weight"]
-    assert query.dtype == theirs.dtype
-    expected = theirs.reshape(4, 4, 6).transpose(2, 0, 1)
+    weight = tensors["model.layers.1.self_attn.q_proj.weight"]
+    assert query.dtype == weight.dtype
+    expected = weight.reshape(4, 4, 6).transpose(2, 0, 1)
     assert query.read((1,)).tobytes() == expected.tobytes()
 
 
@@ -201,12 +201,12 @@ def test_a_head_that_is_not_its_tied_embedding(tmp_path, change):
         head[19, 5] += 1
     head = {"value": head, "shape": head[:19], "dtype": head.astype(np.float16)}[change]
     assert refused(small_hf.write(tmp_path, tensors | {HEAD: head}, config)) == (
-        f"{tmp_path}: lm_head.weight {_told(head)} is not model.embed_tokens.weight float32[20, 6],"
-        f" and by config.json (tie_word_embeddings) it is to be"
+        f"{tmp_path}: lm_head.weight {_described(head)} is not model.embed_tokens.weight "
+        f"float32[20, 6], and by config.json (tie_word_embeddings) it is to be"
     )
 
 
-def _told(array) -> str:
+def _described(array) -> str:
     return f"{array.dtype}{list(array.shape)}"
 
 
@@ -226,8 +226,8 @@ def test_another_family(tmp_path):
 
 def test_a_family_that_its_tensors_are_not_of(tmp_path):
     config = small_hf.LLAMA | {"model_type": "qwen2"}
-    told = refused(small_hf.write(tmp_path, small_hf.random(), config))
-    assert told.endswith(
+    line = refused(small_hf.write(tmp_path, small_hf.random(), config))
+    assert line.endswith(
         "model.layers.0.self_attn.k_proj.bias is absent, and by config.json it is to be [8]"
     )
 
@@ -261,12 +261,12 @@ def test_a_cut_shard(tmp_path):
     path = folder / "model-00002-of-00003.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    told = refused(folder)
-    assert told.startswith(f"{path} is cut off: ")
+    line = refused(folder)
+    assert line.startswith(f"{path} is cut off: ")
     header = json.loads(whole[8 : 8 + struct.unpack("<Q", whole[:8])[0]])
     (last,) = [name for name, e in header.items() if e["data_offsets"][1] == len(whole) - 8 - len(
         whole[8 : 8 + struct.unpack("<Q", whole[:8])[0]])]  # fmt: skip
-    assert f"{last} {header[last]['shape']} ends at byte {len(whole)}, the file at" in told
+    assert f"{last} {header[last]['shape']} ends at byte {len(whole)}, the file at" in line
 
 
 def test_a_missing_shard(tmp_path):

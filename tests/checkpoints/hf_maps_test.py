@@ -1,4 +1,4 @@
-"""Which of our numbers is which of theirs, one by one."""
+"""Which number of a tensor of transformers is which number of a parameter, one by one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LLAMA = {
     "layers/mlp/up/kernel": ((D, F), ["mlp.up_proj.weight"]),
     "layers/mlp/down/kernel": ((F, D), ["mlp.down_proj.weight"]),
 }
-GEMMA_2 = {name: told for name, told in LLAMA.items() if name != "unembedding"} | {
+GEMMA_2 = {name: tensor for name, tensor in LLAMA.items() if name != "unembedding"} | {
     "layers/attention_post_norm/scale": ((D,), ["post_attention_layernorm.weight"]),
     "layers/mlp_norm/scale": ((D,), ["pre_feedforward_layernorm.weight"]),
     "layers/mlp_post_norm/scale": ((D,), ["post_feedforward_layernorm.weight"]),
@@ -54,14 +54,14 @@ GEMMA_2 = {name: told for name, told in LLAMA.items() if name != "unembedding"} 
 def test_the_table_is_all_of_both(config, expected):
     found = table(config)
     assert found.keys() == expected.keys()
-    theirs = {}
+    hf_shapes = {}
     for name, (shape, (tensor,)) in expected.items():
         stacked = name.startswith("layers/")
         tensors = [f"model.layers.{n}.{tensor}" for n in (0, 1)] if stacked else [tensor]
         assert found[name].shape == shape and found[name].stacked == stacked
         assert list(found[name].tensors) == tensors
-        theirs |= dict.fromkeys(tensors, found[name].hf_shape)
-    assert theirs == small_hf.shapes(config)
+        hf_shapes |= dict.fromkeys(tensors, found[name].hf_shape)
+    assert hf_shapes == small_hf.shapes(config)
 
 
 def test_norms_of_queries_and_keys():
@@ -108,18 +108,18 @@ def test_pieces_are_the_whole_in_both_directions(shape, num_inputs, most):
     if num_inputs == 0:
         shape = shape[:2]
     entry = Entry("layers/x/kernel", tuple(shape), ("x",), stacked=False, num_inputs=num_inputs)
-    theirs = np.arange(math.prod(shape), dtype=np.float32).reshape(entry.hf_shape)
+    hf_tensor = np.arange(math.prod(shape), dtype=np.float32).reshape(entry.hf_shape)
     ours, again, axis = np.zeros(shape, np.float32), [], entry.split_axis
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(safetensors_io, "_MAX_PIECE_BYTES", most)
         for rows, places in entry.blocks(4):
-            part = entry.from_hf(theirs[rows])
+            part = entry.from_hf(hf_tensor[rows])
             where = (*[slice(None)] * axis, places)
             ours[where] = part
-            np.testing.assert_array_equal(entry.to_hf(part), theirs[rows])
+            np.testing.assert_array_equal(entry.to_hf(part), hf_tensor[rows])
             again.append(entry.to_hf(part))
-    np.testing.assert_array_equal(np.concatenate(again), theirs)
-    np.testing.assert_array_equal(entry.from_hf(theirs), ours)
+    np.testing.assert_array_equal(np.concatenate(again), hf_tensor)
+    np.testing.assert_array_equal(entry.from_hf(hf_tensor), ours)
 
 
 @pytest.mark.parametrize(

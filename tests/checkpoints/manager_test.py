@@ -256,9 +256,9 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, method, error):
         "wait_until_finished": checkpoints.wait,
         "close": checkpoints.close,
     }
-    with pytest.raises(CalrecError, match=f"no space left on the disk of {tmp_path}") as told:
+    with pytest.raises(CalrecError, match=f"no space left on the disk of {tmp_path}") as raised:
         calls[method]()
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_the_same_step_saved_again_has_another_fingerprint(tmp_path):
@@ -307,9 +307,9 @@ def test_other_failures_are_not_taken_for_a_full_disk(tmp_path, monkeypatch, err
 
     checkpoints = Checkpoints(tmp_path)
     monkeypatch.setattr(ocp.CheckpointManager, "save", fails)
-    with pytest.raises(type(error)) as told:
+    with pytest.raises(type(error)) as raised:
         checkpoints.save(make_state(1), {"batches": 1}, None)
-    assert told.value is error
+    assert raised.value is error
 
 
 def run_script(script: str, *argv, **options):

@@ -114,7 +114,7 @@ def ours(state, config) -> dict:
 @pytest.mark.parametrize("pattern", [".*", LoraConfig().pattern])
 def test_peft_gives_the_same_logits(tmp_path, pattern):
     torch = pytest.importorskip("torch")
-    transformers, theirs = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    transformers, hf_peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
     c = dataclasses.replace(LLAMA, lora=LoraConfig(rank=3, alpha=4.0, pattern=pattern))
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(
@@ -143,7 +143,7 @@ def test_peft_gives_the_same_logits(tmp_path, pattern):
     got = Decoder(c).apply(variables, hidden, method="unembed")
     with torch.no_grad():
         before = model(torch.as_tensor(tokens)).logits.numpy()
-        adapted = theirs.PeftModel.from_pretrained(model, tmp_path)
+        adapted = hf_peft.PeftModel.from_pretrained(model, tmp_path)
         expected = adapted(torch.as_tensor(tokens)).logits.numpy()
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
     assert np.abs(expected - before).max() > 0.1

@@ -1,7 +1,7 @@
 """A checkpoint of one large tensor, and a process that restores its part: python restoring.py DIR.
 
-It joins others as the command line does, and writes DIR/told_PROCESS.json: bytes that it read, that
-its devices hold, and by which its memory grew at most.
+It joins others as the command line does, and writes DIR/report_PROCESS.json: bytes that it read,
+that its devices hold, and by which its memory grew at most.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ def main(folder: pathlib.Path) -> None:
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     read, before = bytes_read(), _peak()
     params = jax.block_until_ready(checkpoints.restore_params(0, wanted))
-    told = {
+    report = {
         "read": bytes_read() - read,
         "held": sum(s.data.nbytes for s in params["embedding"].addressable_shards),
         "peak": _peak() - before,
     }
-    (folder / f"told_{jax.process_index()}.json").write_text(json.dumps(told))
+    (folder / f"report_{jax.process_index()}.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

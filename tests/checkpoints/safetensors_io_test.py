@@ -105,7 +105,7 @@ def test_whole_numbers_are_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_each_cut_of_a_file_is_told(tmp_path):
+def test_each_cut_of_a_file_is_reported(tmp_path):
     path, cut = tmp_path / "x.safetensors", tmp_path / "cut.safetensors"
     safetensors_io.write(path, [to_write(*item) for item in TENSORS.items()])
     whole = path.read_bytes()

@@ -70,7 +70,7 @@ def random(config: Mapping = LLAMA, dtype=np.float32) -> dict[str, np.ndarray]:
 
 
 def mixed() -> dict[str, np.ndarray]:
-    """Of Llama, as some are published: norms in float32, all else in bfloat16."""
+    """Tensors of Llama with norms in float32 and the rest in bfloat16, as some are published."""
     return {
         name: values if "norm" in name else values.astype(BFLOAT16)
         for name, values in random().items()

@@ -87,8 +87,8 @@ def test_it_looks_like_any_other_checkpoint(half):
     _, folder, expected = half
     checkpoints = Checkpoints(folder, read_only=True)
     assert (checkpoints.latest_step(), checkpoints.best_step()) == (0, None)
-    told = {name: (array.shape, "bfloat16") for name, array in expected.items()}
-    assert checkpoints.param_shapes(0) == told
+    saved = {name: (array.shape, "bfloat16") for name, array in expected.items()}
+    assert checkpoints.param_shapes(0) == saved
     assert len(checkpoints.fingerprint(0)) == 16
 
 
@@ -126,9 +126,9 @@ def test_no_process_reads_or_holds_more_than_its_own_part(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    told = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("told_*.json"))]
-    assert [process["held"] for process in told] == [whole // 4] * 4
-    for process in told:
+    reports = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("report_*.json"))]
+    assert [process["held"] for process in reports] == [whole // 4] * 4
+    for process in reports:
         assert whole * 0.24 < process["read"] < whole * 0.3
         # Its part on its devices, which are memory here, and once more on its way to them.
         assert process["peak"] < whole * 0.8

@@ -75,8 +75,8 @@ def test_there_and_back(calrec, llama, tmp_path):
         assert (tmp_path / "ours/hf" / name).read_bytes() == (llama / name).read_bytes()
 
     back = ["--from=ours/pretrained:latest", "--to_hf=back"]
-    told = "back: llama, 1,206 parameters in bfloat16\n"
-    assert calrec(*back) == (0, told, "")
+    line = "back: llama, 1,206 parameters in bfloat16\n"
+    assert calrec(*back) == (0, line, "")
     assert files(tmp_path / "back") == carried | {"model.safetensors"}
     small_hf.assert_same(small_hf.read(tmp_path / "back"), small_hf.mixed())
     described = json.loads((tmp_path / "back" / "config.json").read_text())
@@ -382,9 +382,9 @@ ADAPTERS = LoraConfig(rank=2, alpha=6.0, pattern="attention/(query|out)|mlp/down
 
 @pytest.fixture
 def adapted(loaded, calrec, tmp_path):
-    """A run that trained adapters over a checkpoint of transformers, `theirs`."""
-    tokenizer(hf_models.save("llama 3, biases, tied", tmp_path / "theirs"))
-    calrec("--from_hf=theirs", "--to=ours")
+    """A run that trained adapters over a checkpoint of transformers, `hf`."""
+    tokenizer(hf_models.save("llama 3, biases, tied", tmp_path / "hf"))
+    calrec("--from_hf=hf", "--to=ours")
     small_run.run(
         tmp_path / "run",
         small_run.stage(lora=ADAPTERS, init_from=str(tmp_path / "ours/pretrained:latest")),
@@ -397,21 +397,21 @@ def test_adapters_merged_or_on_their_model_give_the_same_logits(loaded, adapted,
     peft = pytest.importorskip("peft", reason=REASON)
     import torch
 
-    theirs = str(tmp_path / "theirs")
+    hf = str(tmp_path / "hf")
     code, out, _ = calrec("--from=run/stage1:latest", "--to_peft=adapters")
-    assert (code, out) == (0, f"adapters: adapters of rank 2, of {theirs}\n")
+    assert (code, out) == (0, f"adapters: adapters of rank 2, of {hf}\n")
     assert calrec("--from=run/stage1:latest", "--to_hf=merged")[0] == 0
     assert {"tokenizer.json", "tokenizer_config.json"} < files(tmp_path / "merged")
 
     described = json.loads((tmp_path / "adapters/adapter_config.json").read_text())
-    assert described["base_model_name_or_path"] == theirs
+    assert described["base_model_name_or_path"] == hf
     text = torch.tensor([[5, 3, 9, 4, 11, 17, 6, 8, 3]])
     with torch.no_grad():
-        model = peft.PeftModel.from_pretrained(hf_models.load(theirs), tmp_path / "adapters")
+        model = peft.PeftModel.from_pretrained(hf_models.load(hf), tmp_path / "adapters")
         apart = model(text).logits.numpy()
     merged = loaded(tmp_path / "merged")
     np.testing.assert_allclose(apart, merged, atol=1e-4)
-    assert np.abs(merged - loaded(theirs)).max() > 1e-3  # they were trained
+    assert np.abs(merged - loaded(hf)).max() > 1e-3  # they were trained
 
 
 def test_a_checkpoint_of_t5x_that_is_none(calrec, tmp_path):

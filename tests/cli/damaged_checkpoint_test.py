@@ -1,4 +1,4 @@
-"""Whoever reads a checkpoint that is not whole says so in one line, and does not read it."""
+"""A command that meets an incomplete checkpoint says so in one line, and does not read it."""
 
 from __future__ import annotations
 

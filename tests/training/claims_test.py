@@ -1,4 +1,4 @@
-"""Who trains in a MODEL_DIR: one run at a time, and whoever comes after it has ended, however."""
+"""A MODEL_DIR is trained in by one run at a time, and by another once that has ended, however."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_second_run_is_refused_before_it_writes_anything(tmp_path):
         assert manifest.read(tmp_path)["stages"]["stage1"]["train_steps"] == 3
 
 
-def test_whoever_trains_under_another_host_name_is_followed(tmp_path, monkeypatch, capsys):
+def test_a_run_under_another_host_name_is_followed(tmp_path, monkeypatch, capsys):
     """As a virtual machine that was taken away, and came back as another one."""
     monkeypatch.setattr(locks, "_WATCH_SECONDS", 1.0)
     with trainer(tmp_path).claimed([FIRST]):

@@ -131,7 +131,7 @@ def test_a_checkpoint_holds_adapters_and_their_optimizer_alone(adapted):
 
 
 def test_nothing_of_the_base_is_on_the_disk(tmp_path):
-    """Of a model so large that its weights outweigh what Orbax writes besides."""
+    """With a model so large that its weights outweigh the rest of what Orbax writes."""
     decoder = Decoder(dataclasses.replace(MODEL, vocab_size=65_536, lora=SMALL))
     tx, mesh = optax.adam(0.1), make_mesh(ONE, jax.devices()[:1])
     every = train_state.state_shapes(decoder, tx, mesh, ONE)
@@ -183,15 +183,15 @@ def compiled(adapters: LoraConfig | None):
 
 def test_frozen_weights_take_no_memory_for_gradients_or_moments():
     whole, size, _ = compiled(None)
-    some, _, state = compiled(LoraConfig(rank=2))
+    with_lora, _, state = compiled(LoraConfig(rank=2))
     assert state < size / 20
     # Two moments less among the arguments, and the gradient less besides.
-    saved_arguments = whole.argument_size_in_bytes - some.argument_size_in_bytes
+    saved_arguments = whole.argument_size_in_bytes - with_lora.argument_size_in_bytes
     assert saved_arguments > 1.9 * size
-    assert whole.temp_size_in_bytes - some.temp_size_in_bytes > 0.5 * size
+    assert whole.temp_size_in_bytes - with_lora.temp_size_in_bytes > 0.5 * size
     # The old state's memory becomes the new one's, and frozen weights are no result.
-    assert state <= some.alias_size_in_bytes < 1.2 * state
-    assert some.output_size_in_bytes < 1.2 * state
+    assert state <= with_lora.alias_size_in_bytes < 1.2 * state
+    assert with_lora.output_size_in_bytes < 1.2 * state
 
 
 def test_without_adapters_there_is_nothing_frozen():

@@ -91,7 +91,7 @@ def test_metrics_tell_each_step_and_each_validation(two_stages):
         assert names < line.keys()
 
 
-def test_the_learning_rate_told_is_the_one_used(two_stages):
+def test_the_learning_rate_that_is_logged_is_the_one_used(two_stages):
     schedule = make_schedule(STAGE1.optimizer, 4)
     found = [line["learning_rate"] for line in metrics(two_stages, split="train")]
     np.testing.assert_allclose(found, [float(schedule(step)) for step in range(4)], rtol=1e-6)
@@ -120,7 +120,7 @@ def test_a_later_stage_starts_from_the_best_of_the_one_before_with_a_fresh_optim
 
 
 def test_its_own_checkpoint_comes_before_init_from(two_stages):
-    """Were init_from asked first, this name, which is nowhere, would be an error."""
+    """If init_from were looked up first, this name, which does not exist, would be an error."""
     made = trainer(two_stages)
     own = Checkpoints(made.stage_dir("stage2").checkpoints, read_only=True)
     elsewhere = dataclasses.replace(STAGE2, init_from="stage9:best")
@@ -258,7 +258,7 @@ def test_weights_of_another_vocabulary_are_refused(two_stages, tmp_path):
     ids=str,
 )
 def test_weights_that_would_mean_something_else_are_refused(two_stages, change):
-    """Their tensors have the same shapes, so that nothing else would tell."""
+    """Their tensors have the same shapes, so that nothing else would show it."""
     other = dataclasses.replace(MODEL, **change)
     needs = {"model": other.meaning()}
     ((name, value),) = change.items()
@@ -324,7 +324,7 @@ def test_a_batch_that_breaks_the_contract_is_refused(tmp_path):
         run(tmp_path, STAGE1, make_batches=wrong)
 
 
-def test_a_mixture_without_validation_examples_is_told(tmp_path):
+def test_a_mixture_without_validation_examples_is_reported(tmp_path):
     def without(of, split, start):
         batches = trainer(tmp_path).data.batches(of, split, start)
         return iter([]) if split == "validation" else batches

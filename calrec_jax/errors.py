@@ -1,4 +1,4 @@
-"""The one exception that users of calrec_jax are meant to read, and errors that become one."""
+"""How calrec_jax ends: the one exception that users read, what becomes it, and exit codes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from collections.abc import Iterator
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+EXIT_STOPPED = 42
+"""The exit code of a command that has saved, and would go on if started again: launchers do so."""
 
 
 class CalrecError(Exception):

@@ -20,7 +20,7 @@ LAYERS = [
     {"eval", "report"},
     {"runs"},
     {"configs"},
-    {"recommender", "t5x_bridge"},  # without t5x nothing may need the bridge
+    {"recommender", "sweeps", "t5x_bridge"},  # without t5x nothing may need the bridge
     {"cli"},  # which nothing may import
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

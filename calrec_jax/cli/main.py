@@ -28,10 +28,6 @@ COMMANDS = {
 }
 
 
-EXIT_STOPPED = 42
-"""The exit code of a command that has saved, and would go on if started again: launchers do so."""
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the first argument; the command itself parses what follows."""
     listed = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]

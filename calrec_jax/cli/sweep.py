@@ -11,9 +11,9 @@ import threading
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from calrec_jax.cli.main import EXIT_STOPPED, positive_int
 from calrec_jax.cli.main import main as calrec
-from calrec_jax.errors import full_disk_named
+from calrec_jax.cli.main import positive_int
+from calrec_jax.errors import EXIT_STOPPED, full_disk_named
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     )
     args = parser.parse_args(argv)
 
-    from calrec_jax.cli import sweep_file, trials
+    from calrec_jax.sweeps import sweep_file, trials
 
     sweep = sweep_file.read(_found(args.file))
     sweep_dir = pathlib.Path(args.sweep_dir)

@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from calrec_jax.cli import gin_arguments
-from calrec_jax.cli.main import EXIT_STOPPED
 from calrec_jax.cli.main import main as calrec
-from calrec_jax.errors import full_disk_named
+from calrec_jax.errors import EXIT_STOPPED, full_disk_named
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,13 +7,14 @@ import re
 
 import pytest
 
-from calrec_jax.cli import processes, sweep_file
+from calrec_jax.cli import processes
 from calrec_jax.configs import gin_config, load
 from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval.evaluation import EvaluationConfig
 from calrec_jax.losses import LossConfig
 from calrec_jax.retrieval.bm25 import BM25Config
+from calrec_jax.sweeps import sweep_file
 
 GIN = gin_config.search_root() / "gin"
 # pretrained.gin has a test of its own: it needs weights.

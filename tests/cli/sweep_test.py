@@ -16,10 +16,10 @@ import pytest
 from hypothesis import strategies as st
 
 from calrec_jax.cli import sweep as sweep_command
-from calrec_jax.cli import sweep_file, trials
 from calrec_jax.configs.gin_config import search_root
 from calrec_jax.errors import CalrecError
 from calrec_jax.metrics import METRICS
+from calrec_jax.sweeps import sweep_file, trials
 
 HEAD = "base_args: [--gin_file=a.gin, --gin.BATCH_SIZE=4]\nmetric: {name: ndcg@10, mode: max}\n"
 GRID = HEAD + "grid: {losses.LossConfig.alpha: [0, 0.125], TRAIN_STEPS: [10, 20]}\n"
@@ -251,7 +251,7 @@ def test_a_killed_sweep_goes_on(grid, ids, tmp_path):
 
 KILLED = """
 import pathlib, sys, time
-from calrec_jax.cli import sweep_file, trials
+from calrec_jax.sweeps import sweep_file, trials
 sys.path.insert(0, {tests!r})
 from sweep_test import Calrec
 class Slow(Calrec):

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 
-from calrec_jax.cli.main import EXIT_STOPPED
+from calrec_jax.errors import EXIT_STOPPED
 from calrec_jax.training.preemption import Preempted
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]

@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from calrec_jax import files
-from calrec_jax.cli.main import EXIT_STOPPED
-from calrec_jax.cli.sweep_file import Sweep, Trial
-from calrec_jax.errors import CalrecError
+from calrec_jax.errors import EXIT_STOPPED, CalrecError
 from calrec_jax.locks import try_flock
 from calrec_jax.model_dir import ModelDir
+from calrec_jax.sweeps.sweep_file import Sweep, Trial
 
 # Runs `calrec ARGUMENTS`, its output going to a file; returns the exit code.
 Execute = Callable[[Sequence[str], BinaryIO], int]

@@ -39,7 +39,7 @@ def small(argv):
     if argv[:1] == ["train"] and "--help" not in argv:
         return [*argv, *TRAIN]
     if argv[:1] == ["sweep"]:  # the first two points of each axis
-        document = yaml.safe_load(sweep._found(argv[1]).read_text())
+        document = yaml.safe_load(sweep._sweep_file(argv[1]).read_text())
         document["base_args"] += TRAIN
         for axis, points in document["grid"].items():
             two = list(points)[:2]

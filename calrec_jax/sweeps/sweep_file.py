@@ -1,7 +1,7 @@
-"""A sweep's YAML file: the trials that it describes.
+"""A sweep's YAML file: the trials that it describes. It has
 
-    base_args: [--gin_file=gin/runs/quickstart.gin]     of `calrec train`
-    metric: {name: ndcg@10, mode: max, split: validation}   to compare by, and what is evaluated
+    base_args: [--gin_file=gin/runs/quickstart.gin]     the arguments of `calrec train`
+    metric: {name: ndcg@10, mode: max, split: validation}   what trials are compared by
 
 and one of
 
@@ -34,7 +34,7 @@ _KEYS = ("base_args", "metric", "grid", "zip", "list")
 _NAME = re.compile(r"[\w./]+")
 
 Point = tuple[str, dict[str, str]]
-"""(readable name, {gin name: gin literal})."""
+"""(name, {gin name: gin literal})."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Trial:
     """One point of a sweep.
 
     Attributes:
-      name: readable.
+      name: what tables show.
       overrides: {gin name: gin literal}.
     """
 
@@ -51,19 +51,19 @@ class Trial:
 
     @functools.cached_property
     def id(self) -> str:
-        """The same for the same overrides, for ever; names the trial's folder."""
+        """A hash of the overrides, the same in every version. It names the trial's folder."""
         text = "\n".join(f"{name}={value}" for name, value in sorted(self.overrides.items()))
         return hashlib.sha1(text.encode()).hexdigest()[:10]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What a file describes.
+    """A sweep, as its file describes it.
 
     Attributes:
       base_args: arguments of `calrec train` that all trials share.
-      metric, mode: to compare by; "max" or "min" is best.
-      split: which is evaluated.
+      metric, mode: what trials are compared by, and whether "max" or "min" is best.
+      split: the split that is evaluated.
     """
 
     base_args: tuple[str, ...]
@@ -74,7 +74,7 @@ class Sweep:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What all trials of a directory must share."""
+        """The settings that all trials of a sweep directory share."""
         return {"base_args": list(self.base_args), "split": self.split}
 
 
@@ -82,7 +82,7 @@ def read(path: str | pathlib.Path) -> Sweep:
     """The sweep that a YAML file describes.
 
     Raises:
-      CalrecError: it cannot be read, or is not as above; the line says where.
+      CalrecError: the file cannot be read, or is not as above; the line says where.
     """
     try:
         return _sweep(yaml.safe_load(pathlib.Path(path).read_text("utf-8")))
@@ -146,7 +146,7 @@ def _grid(axes: Any) -> Iterator[Point]:
     columns = []
     for axis, values in _axes("grid", axes).items():
         if isinstance(values, dict):
-            columns.append([(str(label), _overrides(given)) for label, given in values.items()])
+            columns.append([(str(label), _overrides(bound)) for label, bound in values.items()])
         else:
             columns.append(_column(axis, values))
     for points in itertools.product(*columns):
@@ -187,31 +187,33 @@ def _column(axis: str, values: Sequence[Any]) -> list[Point]:
     """The points of an axis that is one gin name."""
     overrides = [_overrides({axis: value}) for value in values]
     short = str(axis).rpartition(".")[2]
-    return [(f"{short}={given[axis]}", given) for given in overrides]
+    return [(f"{short}={bound[axis]}", bound) for bound in overrides]
 
 
 def _joined(points: Sequence[Point]) -> Point:
+    """One point that has the overrides of all of `points`."""
     overrides: dict[str, str] = {}
-    for _, given in points:
-        if twice := overrides.keys() & given.keys():
+    for _, bound in points:
+        if twice := overrides.keys() & bound.keys():
             raise CalrecError(f"two axes set {', '.join(sorted(twice))}")
-        overrides |= given
+        overrides |= bound
     return ", ".join(name for name, _ in points), overrides
 
 
-def _overrides(given: Any) -> dict[str, str]:
-    if not isinstance(given, dict):
-        raise CalrecError(f"overrides must map gin names to values, not {given!r}")
-    for name in given:
+def _overrides(bindings: Any) -> dict[str, str]:
+    """{gin name: gin literal} of an entry of the file."""
+    if not isinstance(bindings, dict):
+        raise CalrecError(f"overrides must map gin names to values, not {bindings!r}")
+    for name in bindings:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise CalrecError(f"{name!r} is no gin name")
         if name == "MODEL_DIR":
             raise CalrecError("overrides set MODEL_DIR: each trial has one of its own")
-    return {name: _literal(name, value) for name, value in given.items()}
+    return {name: _literal(name, value) for name, value in bindings.items()}
 
 
 def _literal(name: str, value: Any) -> str:
-    """A string is a gin literal already; of anything else, the literal that means it."""
+    """The gin literal of a value of the file; a string is one already."""
     if isinstance(value, str) and value.strip() and "\n" not in value.strip():
         return value.strip()
     if value is None or isinstance(value, (bool, int, float, list, dict)):

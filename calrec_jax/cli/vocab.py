@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from calrec_jax.cli.main import main as calrec
 from calrec_jax.cli.main import positive_int
@@ -44,7 +44,11 @@ def main(argv: Sequence[str]) -> int:
     from calrec_jax.data.preparation import sentencepiece_training
 
     template = Template()
-    texts = [text for domain in domains for text in _texts(args.data_dir, domain, template)]
+    texts = [
+        text
+        for domain in domains
+        for text in sentencepiece_training.training_texts(args.data_dir, domain, template)
+    ]
     with full_disk_named(args.out):
         # The template's own sentences are in every prompt, so each becomes one piece.
         try:
@@ -56,19 +60,6 @@ def main(argv: Sequence[str]) -> int:
     size = vocabularies.sentencepiece(args.out).vocab_size
     print(f"{args.out}: {size} pieces, from {len(texts)} items")
     return 0
-
-
-def _texts(data_dir: str, domain: str, template: Template) -> Iterator[str]:
-    """The text of each item in the training histories of `domain`, once."""
-    from calrec_jax.data.store import reader
-
-    catalogue = reader.read_catalogue(data_dir, domain)
-    sequences = reader.read_sequences(data_dir, domain, "train")
-    places = sorted(set(catalogue.places([i for s in sequences for i in s.item_ids])))
-    if not places:
-        raise CalrecError(f"{domain} in {data_dir} has no training sequences")
-    for place in places:
-        yield template.render_item(catalogue.fields[place])
 
 
 if __name__ == "__main__":

@@ -1,19 +1,41 @@
-"""Training of a SentencePiece vocabulary."""
+"""Training of a SentencePiece vocabulary, and the texts that it is trained on."""
 
 from __future__ import annotations
 
 import io
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from calrec_jax.data.vocabularies import optional_library
 from calrec_jax.errors import CalrecError
+from calrec_jax.text.templates import Template
 
 _MAX_PIECES = 1_000_000  # with more, the library may never end
 _SPECIAL = ("<pad>", "</s>", "<unk>", "<s>")  # in the order of their ids
 _RESERVED = "\u2585"  # the library ignores texts that hold it
 _DEFAULT_LENGTH, _MAX_LENGTH = 4192, 2**30  # bytes of a text; the library ignores longer ones
+
+
+def training_texts(data_dir: str, dataset: str, template: Template) -> Iterator[str]:
+    """The text of each item in the training histories of a dataset, once.
+
+    Args:
+      data_dir: the store.
+
+    Raises:
+      CalrecError: there is no such dataset, or it has no training sequences.
+    """
+    from calrec_jax.data.store import reader  # TensorFlow, which `train` does not need
+
+    catalogue = reader.read_catalogue(data_dir, dataset)
+    sequences = reader.read_sequences(data_dir, dataset, "train")
+    item_ids = [item_id for sequence in sequences for item_id in sequence.item_ids]
+    places = sorted(set(catalogue.places(item_ids)))
+    if not places:
+        raise CalrecError(f"{dataset} in {data_dir} has no training sequences")
+    for place in places:
+        yield template.render_item(catalogue.fields[place])
 
 
 def train(

@@ -1,4 +1,4 @@
-"""The processes that a launcher has started together, of which this is one."""
+"""Commands that run as several processes, which a launcher has started together."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 
-import jax
-
 from calrec_jax.cli.main import show_error
-from calrec_jax.errors import CalrecError
+from calrec_jax.training.processes import join_processes
 
-# Process 0 is who the others are connected to: were it to leave first on a mistake that all of them
-# are about to find, their own line would stand among those of a lost connection.
+# The others are connected to process 0. If it left first, after a mistake that all of them are
+# about to report, each of their lines would stand among those of a lost connection.
 _LINGER_SECONDS = 3
 
 
@@ -22,8 +20,11 @@ _LINGER_SECONDS = 3
 def joined_processes(command: str) -> Iterator[None]:
     """While active, this process is one of all those that a launcher started together.
 
-    Where there are several, an error ends this one at once: it would otherwise wait minutes for
-    its peers at JAX's exit barrier.
+    Where there are several, an error is shown and ends the process at once: it would otherwise wait
+    for the others at JAX's exit barrier, for minutes.
+
+    Args:
+      command: the subcommand, as errors name it.
 
     Raises:
       CalrecError: as `join_processes`.
@@ -40,34 +41,3 @@ def joined_processes(command: str) -> Iterator[None]:
                 time.sleep(_LINGER_SECONDS)
             os._exit(code)
         raise
-
-
-def join_processes() -> bool:
-    """Joins the other processes of this run, where a launcher says that there are some.
-
-    CALREC_COORDINATOR (host:port), CALREC_NUM_PROCESSES and CALREC_PROCESS_ID describe them;
-    CALREC_MULTIHOST=1 alone leaves it to JAX, which knows Cloud TPU.
-
-    Returns:
-      Whether there are.
-
-    Raises:
-      CalrecError: the variables do not describe them.
-    """
-    coordinator = os.environ.get("CALREC_COORDINATOR")
-    if coordinator:
-        count, place = _whole_number("CALREC_NUM_PROCESSES"), _whole_number("CALREC_PROCESS_ID")
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(coordinator, num_processes=count, process_id=place)
-        return True
-    if os.environ.get("CALREC_MULTIHOST") == "1":
-        jax.distributed.initialize()
-        return True
-    return False
-
-
-def _whole_number(name: str) -> int:
-    value = os.environ.get(name, "")
-    if not value.isdigit():
-        raise CalrecError(f"CALREC_COORDINATOR is set, but {name} is {value!r}: give a number")
-    return int(value)

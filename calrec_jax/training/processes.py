@@ -1,9 +1,10 @@
-"""Work that the first of a run's processes does for all of them."""
+"""The processes of a run: how they are connected, and what the first does for all of them."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterator
 
 import jax
@@ -18,6 +19,37 @@ _MAX_MESSAGE_BYTES = 4096
 # for 30 s only.
 _TIMEOUT_MS = 600_000
 _calls = itertools.count()
+
+
+def join_processes() -> bool:
+    """Connects this process with the others of its run, if a launcher has started several.
+
+    The environment says so: CALREC_COORDINATOR (host:port), CALREC_NUM_PROCESSES and
+    CALREC_PROCESS_ID describe them, or CALREC_MULTIHOST=1 leaves it to JAX, which knows Cloud TPU.
+
+    Returns:
+      Whether there are several.
+
+    Raises:
+      CalrecError: CALREC_COORDINATOR is set, and one of the other two is no number.
+    """
+    coordinator = os.environ.get("CALREC_COORDINATOR")
+    if coordinator:
+        count, place = _whole_number("CALREC_NUM_PROCESSES"), _whole_number("CALREC_PROCESS_ID")
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(coordinator, num_processes=count, process_id=place)
+        return True
+    if os.environ.get("CALREC_MULTIHOST") == "1":
+        jax.distributed.initialize()
+        return True
+    return False
+
+
+def _whole_number(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise CalrecError(f"CALREC_COORDINATOR is set, but {name} is {value!r}: give a number")
+    return int(value)
 
 
 def in_first(do: Callable[[], None]) -> None:

@@ -53,8 +53,8 @@ def main(folder: pathlib.Path) -> None:
     from jax.sharding import PartitionSpec as P
 
     from calrec_jax.checkpoints.manager import Checkpoints
-    from calrec_jax.cli import processes
     from calrec_jax.parallel.mesh import MeshConfig, make_mesh
+    from calrec_jax.training import processes
 
     assert processes.join_processes()
     mesh = make_mesh(MeshConfig(8, 1))

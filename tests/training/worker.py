@@ -64,7 +64,7 @@ def main(
     watch: float | None = None,
 ) -> int:
     if "CALREC_COORDINATOR" in os.environ:
-        from calrec_jax.cli import processes
+        from calrec_jax.training import processes
 
         assert processes.join_processes()
     from training import small_run

@@ -7,7 +7,6 @@ import re
 
 import pytest
 
-from calrec_jax.cli import processes
 from calrec_jax.configs import gin_config, load
 from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.errors import CalrecError
@@ -244,12 +243,3 @@ def test_parameters_of_an_evaluations_parts_can_be_bound():
     )
     assert made.evaluation.sampling == SamplingConfig(4, max_new_tokens=32, method="beam")
     assert made.evaluation.bm25 == BM25Config(k1=1.2)
-
-
-def test_coordinates_of_processes(monkeypatch):
-    monkeypatch.delenv("CALREC_MULTIHOST", raising=False)
-    monkeypatch.delenv("CALREC_COORDINATOR", raising=False)
-    assert processes.join_processes() is False
-    monkeypatch.setenv("CALREC_COORDINATOR", "127.0.0.1:1")
-    with pytest.raises(CalrecError, match="CALREC_NUM_PROCESSES is '': give a number"):
-        processes.join_processes()

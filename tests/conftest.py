@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import shutil
 import signal
+from collections.abc import Iterator
 
 # Before jax is imported anywhere: eight simulated devices on the CPU.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -37,7 +39,7 @@ def shared_data() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def small_store(tmp_path_factory) -> pathlib.Path:
+def small_store(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The embedded store with at most 12 users a domain; its raw files are in ../raw/DOMAIN."""
     from calrec_jax.data.preparation import synthetic
     from calrec_jax.data.preparation.prepare import prepare
@@ -48,3 +50,33 @@ def small_store(tmp_path_factory) -> pathlib.Path:
         synthetic.write_raw(raw, folder / "raw" / name)
         prepare("jsonl", folder / "raw" / name, folder / "store", name)
     return folder / "store"
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The folder of compiled programs."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="session")
+def trained_once(
+    small_store: pathlib.Path, programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """The MODEL_DIR of a run of two stages, see trained_run.py."""
+    import trained_run
+
+    path = tmp_path_factory.mktemp("trained") / "model"
+    with trained_run.kept_programs(programs):
+        trained_run.train(small_store, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model_dir(
+    trained_once: pathlib.Path, programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[pathlib.Path]:
+    """A copy of the run for the tests of one file, which may change it."""
+    import trained_run
+
+    with trained_run.kept_programs(programs):
+        yield shutil.copytree(trained_once, tmp_path_factory.mktemp("run") / "model")

@@ -19,6 +19,7 @@ from calrec_jax.checkpoints import hf_families, hf_io, peft, streamed
 from calrec_jax.errors import CalrecError
 from calrec_jax.model_dir import ModelDir, StageDir
 from calrec_jax.training import manifest, merged, pretrained, weights
+from calrec_jax.training.identity import Identity
 
 
 def write_pretrained(
@@ -40,8 +41,7 @@ def write_pretrained(
     dtypes = sorted({str(read.dtype_of(entry)) for entry in read.table})
     described = {
         "versions": manifest.versions(),
-        "model": dataclasses.asdict(read.config),
-        "vocabulary": vocabulary,
+        **Identity(vocabulary, read.config).described(),
         "stages": {},
         pretrained.STAGE: {
             "family": read.model_type,

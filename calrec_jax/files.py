@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -71,7 +72,12 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A file beside `path`, which takes its place at the end; a failure leaves the old file.
 
     The folder of `path` must exist.
+
+    Raises:
+      OSError: `path` is a folder, or it cannot be written.
     """
+    if path.is_dir():  # "." would have no file beside it
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     # Processes that write the same file at once do not write into one another's.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:

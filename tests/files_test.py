@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -150,3 +151,12 @@ def test_a_damaged_npz_is_known_by_what_it_raises(tmp_path, content):
         except files.DAMAGED_NPZ:
             refused += 1
     assert refused >= max(1, len(contents) // 6)
+
+
+@pytest.mark.parametrize("path", [".", "/", "folder"])
+def test_a_folder_is_no_file_to_write(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match="Is a directory"):
+        files.write_text(pathlib.Path(path), "text")
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]

@@ -6,41 +6,35 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import jax
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
+from calrec_jax import ranges
 from calrec_jax.batch import TARGETS, BatchSpec
 from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError
-from calrec_jax.losses import LossConfig
+from calrec_jax.losses import LossConfig, LossSums
 from calrec_jax.model_dir import ModelDir, StageDir
 from calrec_jax.models import lora
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
+from calrec_jax.models.params import Params
 from calrec_jax.parallel import partitioning
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 from calrec_jax.training import divergence, loop, manifest, processes, weights
 from calrec_jax.training import state as train_state
 from calrec_jax.training.identity import Identity
 from calrec_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from calrec_jax.training.step import make_train_step
+from calrec_jax.training.state import TrainState
+from calrec_jax.training.step import Batch, make_train_step
 from calrec_jax.training.telemetry import Telemetry
 from calrec_jax.training.validation import make_validation_step, mean_losses
 from calrec_jax.training.weights import load_params
-
-_COUNTS = (
-    "train_steps",
-    "batch_size",
-    "max_segments",
-    "validate_period",
-    "save_period",
-    "log_period",
-    "validation_batches",
-    "keep_best",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +54,7 @@ class Stage:
       init_from: None = fresh weights; "stage1:best", "stage1:latest" or "stage1:300" = parameters
         of another stage of this MODEL_DIR; "DIR/stage1:best" = of a stage of the MODEL_DIR `DIR`,
         seen from the working directory. What becomes of its adapters: `weights.begin_adapters`
-        where `lora` is given, else they are merged into its weights.
+        where `lora` is given; otherwise they are merged into its weights.
       validate_period, save_period, log_period: see `loop.Periods`.
       validation_batches: at most so many batches a validation; None = the whole split.
       keep_best: how many of the best checkpoints stay (besides the latest).
@@ -86,15 +80,10 @@ class Stage:
     keep_best: int = 1
 
     def __post_init__(self):
-        for name in _COUNTS:
-            value = getattr(self, name)
-            # A value of another type is reported where the configuration is read.
-            if isinstance(value, int) and value < 1:
-                raise CalrecError(f"Stage.{name} is {value}: it must be at least 1")
-        if self.targets not in TARGETS:
-            raise CalrecError(
-                f"Stage.targets is {self.targets!r}: it must be one of {', '.join(TARGETS)}"
-            )
+        ranges.require_at_least_one(self, "train_steps", "batch_size", "max_segments")
+        ranges.require_at_least_one(self, "validate_period", "save_period", "log_period")
+        ranges.require_at_least_one(self, "validation_batches", "keep_best")
+        ranges.require_one_of(self, "targets", TARGETS)
 
     def spec(self) -> BatchSpec:
         """The sizes of this stage's batches."""
@@ -211,7 +200,15 @@ class Trainer:
         """The folder of a stage of this run."""
         return ModelDir(self.model_dir).stage(stage_name)
 
-    def _start(self, stage, decoder, tx, shapes, mesh, checkpoints):
+    def _start(
+        self,
+        stage: Stage,
+        decoder: Decoder,
+        tx: optax.GradientTransformation,
+        shapes: TrainState,
+        mesh: Mesh,
+        checkpoints: Checkpoints,
+    ) -> tuple[TrainState, Params, int]:
         """The state to train on from, what is frozen, and the number of batches it has seen.
 
         1. A checkpoint of this stage: all of it, from the latest; under adapters, what they were
@@ -220,19 +217,19 @@ class Trainer:
         3. Neither: fresh parameters from the run's seed.
         Nothing else: a start that is named but cannot be had is an error.
         """
-        every = train_state.param_shapes(decoder, mesh, self.mesh)
+        param_shapes = train_state.param_shapes(decoder, mesh, self.mesh)
         latest = checkpoints.latest_step()
         if latest is not None:
             state, position = checkpoints.restore(latest, shapes)
             frozen = {}
             if stage.lora is not None:
-                frozen = weights.load_base(self.stage_dir(stage.name), lora.split(every)[1])
+                frozen = weights.load_base(self.stage_dir(stage.name), lora.split(param_shapes)[1])
             return state, frozen, position["batches"]
-        trained, frozen = lora.split(self._first_params(stage, decoder, every))
+        trained, frozen = lora.split(self._first_params(stage, decoder, param_shapes))
         return train_state.fresh_state(trained, tx, shapes), frozen, 0
 
-    def _first_params(self, stage, decoder, shapes):
-        """All parameters of a stage that begins, adapters and what is under them included."""
+    def _first_params(self, stage: Stage, decoder: Decoder, shapes: Params) -> Params:
+        """All parameters of a stage that begins: adapters, and the weights under them."""
         seed, required = self.identity.seed, self.identity.required_to_train()
         if stage.lora is not None:
             params, base = weights.begin_adapters(
@@ -245,18 +242,21 @@ class Trainer:
             return load_params(self.model_dir, stage.init_from, shapes, required)
         return train_state.init_params(decoder, seed, shapes)
 
-    def _global_batches(self, stage, split: str, start: int, mesh):
+    def _global_batches(self, stage: Stage, split: str, start: int, mesh: Mesh) -> Iterator[Batch]:
         """Checked host batches, put on the mesh."""
         host_spec = _host_spec(stage, mesh)
         for batch in self.data.batches(stage, split, start):
             host_spec.check(batch)
             yield partitioning.to_global(dict(batch), mesh)
 
-    def _validator(self, stage, spec: BatchSpec, decoder, frozen, mesh):
+    def _validator(
+        self, stage: Stage, spec: BatchSpec, decoder: Decoder, frozen: Params, mesh: Mesh
+    ) -> Callable[[TrainState], dict[str, float]]:
+        """Makes the function that gives a state's validation losses."""
         step = jax.jit(make_validation_step(decoder, stage.losses, spec.max_loss_tokens))
         means = jax.jit(functools.partial(_means, config=stage.losses))
 
-        def validate(state) -> dict[str, float]:
+        def validate(state: TrainState) -> dict[str, float]:
             batches = self._global_batches(stage, "validation", 0, mesh)
             params = lora.join(state.params, frozen)
             losses = mean_losses((step(params, batch) for batch in batches), means)
@@ -266,7 +266,7 @@ class Trainer:
 
         return validate
 
-    def _manifest(self, stages: Sequence[Stage]) -> dict:
+    def _manifest(self, stages: Sequence[Stage]) -> dict[str, object]:
         return {
             "versions": manifest.versions(),
             **self.identity.described(),
@@ -278,8 +278,8 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def _save_finished(checkpoints: Checkpoints):
-    """Finishes the save that is under way, also where training fails, and lets go."""
+def _save_finished(checkpoints: Checkpoints) -> Iterator[None]:
+    """Finishes the save that is under way, also where training fails, and closes the files."""
     try:
         yield
     except BaseException:
@@ -291,7 +291,7 @@ def _save_finished(checkpoints: Checkpoints):
     checkpoints.close()
 
 
-def _host_spec(stage: Stage, mesh) -> BatchSpec:
+def _host_spec(stage: Stage, mesh: Mesh) -> BatchSpec:
     """The sizes of one host's part of a batch. Raises CalrecError where batches do not divide."""
     spec, hosts, data = stage.spec(), jax.process_count(), mesh.shape["data"]
     if spec.batch_size % hosts or spec.batch_size % data:
@@ -302,5 +302,5 @@ def _host_spec(stage: Stage, mesh) -> BatchSpec:
     return dataclasses.replace(spec, batch_size=spec.batch_size // hosts)
 
 
-def _means(sums, config: LossConfig):
+def _means(sums: LossSums, config: LossConfig) -> dict[str, jax.Array]:
     return sums.means(config)

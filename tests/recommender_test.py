@@ -1,14 +1,17 @@
-"""The recommender in Python, around a model that says what it is told."""
+"""The recommender in Python, around a retriever that is made up, and of a trained run."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import trained_run
 
 import calrec_jax
 from calrec_jax import CalrecError, Recommender
+from calrec_jax.configs import load
 from calrec_jax.eval.retrievers import BM25Lookup, Ranking, TextRetriever
 from calrec_jax.retrieval.bm25 import BM25Index
+from calrec_jax.runs.trained_model import TrainedModel
 from calrec_jax.text.generated import Generated
 from calrec_jax.text.items import Catalogue
 from calrec_jax.text.templates import Template
@@ -18,7 +21,7 @@ CATALOGUE = Catalogue.create("toys", {f"i{n}": {"title": word} for n, word in en
 
 
 class FakeGenerator:
-    """Says the last item's title and, less likely, that of the item after it."""
+    """Generates the last item's title and, less likely, that of the item after it."""
 
     def __init__(self):
         self.names = []
@@ -132,3 +135,52 @@ def test_the_face_of_the_package():
         assert getattr(calrec_jax, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Recomender'"):
         calrec_jax.Recomender  # noqa: B018
+
+
+# Of a trained run
+
+
+@pytest.mark.parametrize("retrieval", ["bm25", "trie", "dense", "hybrid"])
+def test_a_recommender_has_the_settings_of_the_evaluation(model_dir, retrieval):
+    more = {"seen": "exclude", "sampling": {"max_new_tokens": 32}, "dense_weight": 0.5}
+    made = Recommender.load(model_dir, bindings=trained_run.bindings(retrieval=retrieval, **more))
+    history = list(trained_run.domain(model_dir).sequences("test")[0].history)
+    (items,) = made.recommend([history], k=1000)
+    assert len(items) == len(made.catalogue) - len(set(history))
+    assert not {item.item_id for item in items} & set(history)
+    assert [item.score for item in items] == sorted((x.score for x in items), reverse=True)
+    assert made.recommend([history], k=3)[0] == items[:3]
+
+
+def test_a_recommender_needs_a_weight(model_dir):
+    hybrid = trained_run.bindings(retrieval="hybrid", name="never_evaluated")
+    with pytest.raises(CalrecError, match="run `calrec eval` with it, or bind .*dense_weight"):
+        Recommender.load(model_dir, bindings=hybrid)
+    trained_run.evaluate(model_dir, "chosen", retrieval="hybrid")
+    Recommender.load(model_dir, bindings=trained_run.bindings(retrieval="hybrid", name="chosen"))
+
+
+def recommended(model_dir, history, **named):
+    made = Recommender.load(model_dir, **named, bindings=trained_run.bindings(retrieval="dense"))
+    return made.recommend([history], k=20)[0]
+
+
+def test_a_recommender_has_the_checkpoint_that_is_named(model_dir):
+    history = trained_run.domain(model_dir).sequences("test")[0].history
+    first = recommended(model_dir, history, checkpoint="stage1:best")
+    run = load.load_run(
+        model_dir, trained_run.bindings(retrieval="dense", checkpoint="stage1:best")
+    )
+    towers = TrainedModel(run).retriever(run.domain(trained_run.DOMAIN), lambda *_: 1.0)
+    (found,) = towers([history], ["me"], None, 20)
+    ids = trained_run.domain(model_dir).catalogue.item_ids
+    assert [item.item_id for item in first] == [ids[place] for place in found.places]
+    assert [item.score for item in first] == found.scores.tolist()
+    assert first != recommended(model_dir, history)
+
+
+def test_a_recommender_has_the_domain_that_is_named(model_dir):
+    office = load.load_run(model_dir).domain("synthetic_office")
+    history = office.sequences("test")[0].history
+    items = recommended(model_dir, history, domain="synthetic_office")
+    assert {item.item_id for item in items} <= set(office.catalogue.item_ids)

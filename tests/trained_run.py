@@ -17,6 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from calrec_jax.cli import main as cli
 from calrec_jax.configs import load
+from calrec_jax.data.domains import Domain
 from calrec_jax.parallel.mesh import MeshConfig, make_mesh
 from calrec_jax.runs.evaluate import evaluate as evaluate_run
 from calrec_jax.training import stages
@@ -110,6 +111,11 @@ def evaluate(
     assert json.loads((path / "metrics.json").read_text()) == result
     assert progress[-1] == (result["n"], result["n"])
     return result
+
+
+def domain(model_dir: pathlib.Path) -> Domain:
+    """The domain that the run evaluates."""
+    return load.load_run(model_dir).domain(DOMAIN)
 
 
 def lines(model_dir: pathlib.Path, name: str) -> list[dict[str, Any]]:

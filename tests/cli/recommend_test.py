@@ -147,3 +147,16 @@ def test_k_is_a_number_of_items(histories, k):
     with pytest.raises(SystemExit) as left:
         cli.main(histories("", f"--k={k}"))
     assert left.value.code == 2
+
+
+def test_the_arguments_reach_the_recommender(monkeypatch):
+    loaded = []
+
+    def load(model_dir, domain=None, checkpoint=None, bindings=()):
+        loaded.append((model_dir, domain, list(bindings)))
+        raise CalrecError("enough")
+
+    monkeypatch.setattr(calrec_jax.Recommender, "load", load)
+    flags = ["--model_dir=runs/a", "--histories=-", "--domain=toys"]
+    assert cli.main(["recommend", *flags, "--gin.RANDOM_SEED=1"]) == 1
+    assert loaded == [("runs/a", "toys", ["RANDOM_SEED=1"])]

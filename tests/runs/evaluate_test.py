@@ -1,4 +1,4 @@
-"""A trained run asked in every way: files that are kept, and what is used again."""
+"""Evaluations of a trained run: the files that they write, and what is used again."""
 
 from __future__ import annotations
 
@@ -6,36 +6,30 @@ import json
 
 import numpy as np
 import pytest
-from trained_run import bindings, evaluate, lines
+from trained_run import DOMAIN, evaluate, lines
 
-from calrec_jax import CalrecError, Recommender, metrics
+from calrec_jax import CalrecError, metrics
 from calrec_jax.configs import load
 from calrec_jax.decode.vectors import Towers
 from calrec_jax.runs import trained_model
-from calrec_jax.runs.trained_model import TrainedModel
 from calrec_jax.text.templates import Template
-
-
-def retriever(model_dir, **changes):
-    run = load.load_run(model_dir, bindings(**changes))
-    return TrainedModel(run).retriever(run.domain("synthetic_sports"), lambda texts, dense: 1.0)
 
 
 def test_towers_rank_every_item_and_their_vectors_are_read_once(model_dir, monkeypatch):
     evaluate(model_dir, "dense", retrieval="dense", top_k=1000)
-    found = lines(model_dir, "dense")
-    assert len(found) == 5 and all(line["generated"] == [] for line in found)
-    items = {item["item_id"] for item in found[0]["ranked"]}
+    predictions = lines(model_dir, "dense")
+    assert len(predictions) == 5 and all(line["generated"] == [] for line in predictions)
+    items = {item["item_id"] for item in predictions[0]["ranked"]}
     (path,) = model_dir.glob("stage2/vectors/synthetic_sports-*.npz")
     with np.load(path) as saved:
-        assert len(items) == len(found[0]["ranked"]) == len(saved["vectors"])
+        assert len(items) == len(predictions[0]["ranked"]) == len(saved["vectors"])
 
     def never(self, tokens):
-        raise AssertionError("the items are read again")
+        raise AssertionError("the items are encoded again")
 
     monkeypatch.setattr(Towers, "items", never)
     evaluate(model_dir, "dense_again", retrieval="dense", top_k=1000)
-    assert lines(model_dir, "dense_again") == found
+    assert lines(model_dir, "dense_again") == predictions
 
 
 def test_the_index_of_texts_is_kept(model_dir):
@@ -49,7 +43,7 @@ def test_the_index_of_texts_is_kept(model_dir):
     assert lines(model_dir, "plain") == lines(model_dir, "plain_again")
 
 
-def test_both_together_rank_by_the_weight_that_validation_chose(model_dir):
+def test_hybrid_ranks_by_the_weight_that_validation_chose(model_dir):
     result = evaluate(model_dir, "hybrid", retrieval="hybrid")
     choice = result["choices"]["synthetic_sports"]["calrec"]
     folder = model_dir / "eval" / "hybrid" / "choosing" / "synthetic_sports"
@@ -63,48 +57,6 @@ def test_both_together_rank_by_the_weight_that_validation_chose(model_dir):
     assert "calrec" not in bound["choices"]["synthetic_sports"]
 
 
-def test_a_weight_of_nothing_is_the_texts_and_a_great_one_the_towers(model_dir):
-    of = {
-        "texts": retriever(model_dir),
-        "zero": retriever(model_dir, retrieval="hybrid", dense_weight=0.0),
-        "dense": retriever(model_dir, retrieval="dense"),
-        "great": retriever(model_dir, retrieval="hybrid", dense_weight=1e9),
-    }
-    history, target = lines_of_a_user(model_dir)
-    found = {k: next(iter(r([history], ["me"], [target], 5))) for k, r in of.items()}
-    assert found["texts"].places.tolist() == found["zero"].places.tolist()
-    assert found["texts"].bounds == found["zero"].bounds
-    assert found["dense"].places.tolist() == found["great"].places.tolist()
-    assert found["dense"].generated == () and found["great"].generated
-
-
-def lines_of_a_user(model_dir) -> tuple[list[str], str]:
-    """(history, target) of a test user."""
-    run = load.load_run(model_dir)
-    user = run.domain("synthetic_sports").sequences("test")[0]
-    return list(user.history), user.target
-
-
-@pytest.mark.parametrize("retrieval", ["bm25", "trie", "dense", "hybrid"])
-def test_a_recommender_answers_as_the_evaluation_has_it(model_dir, retrieval):
-    more = {"seen": "exclude", "sampling": {"max_new_tokens": 32}, "dense_weight": 0.5}
-    made = Recommender.load(model_dir, bindings=bindings(retrieval=retrieval, **more))
-    history, _ = lines_of_a_user(model_dir)
-    (items,) = made.recommend([history], k=1000)
-    assert len(items) == len(made.catalogue) - len(set(history))
-    assert not {item.item_id for item in items} & set(history)
-    assert [item.score for item in items] == sorted((x.score for x in items), reverse=True)
-    assert made.recommend([history], k=3)[0] == items[:3]
-
-
-def test_a_recommender_needs_a_weight(model_dir):
-    both = bindings(retrieval="hybrid", name="never_evaluated")
-    with pytest.raises(CalrecError, match="run `calrec eval` with it, or bind .*dense_weight"):
-        Recommender.load(model_dir, bindings=both)
-    evaluate(model_dir, "chosen", retrieval="hybrid")
-    Recommender.load(model_dir, bindings=bindings(retrieval="hybrid", name="chosen"))
-
-
 def test_a_choice_that_was_removed_is_made_again(model_dir):
     first = evaluate(model_dir, "removed", retrieval="hybrid")
     (path,) = (model_dir / "eval" / "removed").glob("choosing/*/choice.json")
@@ -116,7 +68,7 @@ def test_a_choice_that_was_removed_is_made_again(model_dir):
 
 @pytest.fixture
 def two_of_one_dataset():
-    """Domains of synthetic_sports that are written in other ways."""
+    """Two domains of the dataset synthetic_sports, one with a template of its own."""
     from calrec_jax.data import registry, specs
 
     before = dict(specs.domains)
@@ -149,7 +101,7 @@ def test_several_domains_are_measured_together_each_in_its_own_catalogue(model_d
     for line in lines(model_dir, "both"):
         catalogue = run.domain(line["domain"]).catalogue
         assert {item["item_id"] for item in line["ranked"]} <= set(catalogue.item_ids)
-    # Asked alone, a user has the same answer.
+    # Evaluated alone, a user has the same rank.
     alone = {line["user_id"]: line for line in lines(model_dir, "both")}
     evaluate(model_dir, "office", domains="synthetic_office", max_users=None)
     for line in lines(model_dir, "office"):
@@ -161,7 +113,7 @@ def test_a_complete_evaluation_is_measured_anew_without_the_model(model_dir, mon
     first = evaluate(model_dir, "complete")
 
     def never(*args, **kwargs):
-        raise AssertionError("the weights are read for nothing")
+        raise AssertionError("the weights are read")
 
     monkeypatch.setattr(trained_model.weights, "load_params", never)
     again = evaluate(model_dir, "complete", bootstrap_samples=30)
@@ -169,45 +121,17 @@ def test_a_complete_evaluation_is_measured_anew_without_the_model(model_dir, mon
     assert list(again["metrics"]) == list(metrics.METRICS)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"name": 3},
-        {"domains": None},
-        {"domains": [["synthetic_sports"]]},
-        {"baselines": "popularity"},
-        {"baselines": None},
-        {"baselines": [["popularity"]]},
-        {"dense_weight": "1"},
-        {"choosing_users": "all"},
-        {"seed": "a"},
-    ],
-)
-def test_a_value_of_a_wrong_type_is_named(model_dir, change):
-    (name,) = change
-    with pytest.raises(CalrecError, match=f"EvaluationConfig.{name} is .*, which is not of type"):
-        load.load_run(model_dir, bindings(**change))
-
-
-@pytest.mark.parametrize(
-    "binding",
-    [
-        "SamplingConfig.num_samples='8'",
-        "SamplingConfig.top_k='5'",
-        "SamplingConfig.top_p=None",
-        "SamplingConfig.temperature='0.5'",
-        "BM25Config.k1='1'",
-        "EvaluationConfig.sampling='beam'",
-        "EvaluationConfig.bm25=None",
-    ],
-)
-def test_a_value_of_a_wrong_type_is_named_with_the_configuration_that_holds_it(model_dir, binding):
-    name, _, _ = binding.partition("=")
-    with pytest.raises(CalrecError, match=f"{name} is .*, which is not of type"):
-        load.load_run(model_dir, [binding])
-
-
 def test_the_name_of_another_evaluation_with_other_settings_is_refused(model_dir):
     evaluate(model_dir, "mine")
     with pytest.raises(CalrecError, match="made with retrieval = 'bm25', .* has 'dense'"):
         evaluate(model_dir, "mine", retrieval="dense")
+
+
+def test_predictions_of_other_lengths_or_templates_are_refused(model_dir):
+    evaluate(model_dir, "kept", retrieval="dense")
+    for name, binding in {
+        "task_feature_lengths.inputs": "TASK_FEATURE_LENGTHS={'inputs': 100, 'targets': 32}",
+        f"templates.{DOMAIN}.separator": "templates.Template.separator=' / '",
+    }.items():
+        with pytest.raises(CalrecError, match=f"made with {name} = "):
+            evaluate(model_dir, "kept", [binding], retrieval="dense")

@@ -1,4 +1,4 @@
-"""Gin names of earlier versions, which are read as today's names, and listed."""
+"""Names of earlier versions in gin files and bindings: they are read as today's names."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from gin import config as gin_config
 from gin import config_parser
 from gin.config_parser import BindingStatement, BlockDeclaration, ImportStatement
 
-Statement = Any  # what gin's parser gives: a binding, an import, an include or a block's beginning
+Statement = Any  # of gin's parser: a binding, an import, an include or the beginning of a block
 
-# Names of 0.1, to go in 0.3.
-_MODULES = {  # and what is in them
+# Names of version 0.1; version 0.3 will not know them.
+_MODULES = {  # modules and packages
     "calrec_jax.cli.baseline_run": "calrec_jax.runs.baseline",
     "calrec_jax.cli.run": "calrec_jax.runs.run",
     "calrec_jax.eval.evaluator": "calrec_jax.eval.evaluation",
     "calrec_jax.train": "calrec_jax.training",
 }
-_CLASSES = {  # as gin files write them
+_CLASSES = {  # with the last part of their module
     "baseline_run.BaselineRun": "baseline.BaselineRun",
     "evaluator.EvaluationConfig": "evaluation.EvaluationConfig",
 }
@@ -43,10 +43,10 @@ _FIELDS = {  # {field of EvaluationConfig: (module of its class, the class as gi
 
 
 class Renamer:
-    """Reads names of earlier versions as those of today.
+    """Turns names of earlier versions into today's.
 
     Attributes:
-      found: {name of an earlier version: today's} of all that were met.
+      found: {name of an earlier version: today's name}, of all names that were turned.
     """
 
     def __init__(self) -> None:
@@ -55,13 +55,14 @@ class Renamer:
     def statements(
         self, statement: Statement, delegate: config_parser.ParserDelegate
     ) -> Iterator[Statement]:
-        """A statement as gin's parser gives it, in today's names: one statement or several.
+        """The statements, one or several, that mean in today's names what `statement` does.
 
         Args:
-          delegate: the parser's, which makes references.
+          delegate: the parser's delegate, which makes references.
         """
         if isinstance(statement, ImportStatement):
-            yield statement._replace(module=self._module(statement.module))
+            module = self._noted(statement.module, _todays_module(statement.module))
+            yield statement._replace(module=module)
         elif isinstance(statement, BindingStatement) and _is_evaluation(statement.selector):
             yield from self._evaluation_binding(statement, delegate)
         elif isinstance(statement, (BindingStatement, BlockDeclaration)):
@@ -70,22 +71,23 @@ class Renamer:
             yield statement
 
     def selector(self, scoped: str) -> str:
-        """What "scope/module.Class" is called today."""
+        """Today's name of "scope/module.Class"; the module may have its packages before it."""
         scope, slash, name = scoped.rpartition("/")
+        today = _todays_module(name)
         for old, new in _CLASSES.items():
-            if f".{name}".endswith(f".{old}"):
-                name = self._noted(name, name.removesuffix(old) + new)
-        return f"{scope}{slash}{name}"
+            if f".{today}".endswith(f".{old}"):
+                today = today.removesuffix(old) + new
+        return f"{scope}{slash}{self._noted(name, today)}"
 
     def parser(self) -> type[config_parser.ConfigParser]:
-        """Gin's parser, whose statements are in today's names."""
+        """A class of gin's parser whose statements have today's names."""
         renamer = self
 
         class Parser(config_parser.ConfigParser):
             _renamed: Iterator[Statement] = iter(())
 
             def parse_statement(self) -> Statement | None:
-                # One at a time: a reference can be made once its module's import was processed.
+                # One at a time: gin must have imported a module before a reference to it is made.
                 statement = next(self._renamed, None)
                 if statement is None:
                     parsed = super().parse_statement()
@@ -100,7 +102,7 @@ class Renamer:
     def _evaluation_binding(
         self, statement: BindingStatement, delegate: config_parser.ParserDelegate
     ) -> Iterator[Statement]:
-        """A binding of a parameter that EvaluationConfig has, or had in an earlier version."""
+        """The statements for a binding of EvaluationConfig, whose parameter may have moved."""
         written = f"{statement.selector}.{statement.arg_name}"
         if statement.arg_name not in _MOVED:
             name = _PARAMETERS.get(statement.arg_name, statement.arg_name)
@@ -119,25 +121,27 @@ class Renamer:
             yield BindingStatement("", _EVALUATION, field, reference, statement.location)
         yield statement._replace(selector=cls, arg_name=name)
 
-    def _module(self, module: str) -> str:
-        for old, new in _MODULES.items():
-            if f"{module}.".startswith(f"{old}."):
-                return self._noted(module, new + module.removeprefix(old))
-        return module
-
     def _noted(self, old: str, new: str) -> str:
         if old != new:
             self.found[old] = new
         return new
 
 
+def _todays_module(name: str) -> str:
+    """A module, or something in it, with today's name of the module."""
+    for old, new in _MODULES.items():
+        if f"{name}.".startswith(f"{old}."):
+            return new + name.removeprefix(old)
+    return name
+
+
 def _is_evaluation(selector: str) -> bool:
-    """Whether a binding's selector, without its scope, is that of EvaluationConfig."""
+    """Whether a selector without its scope names EvaluationConfig."""
     return selector.rpartition(".")[2] == "EvaluationConfig"
 
 
 def _is_bound(field: str) -> bool:
-    """Whether a parameter of EvaluationConfig is bound, outside of all scopes."""
+    """Whether a parameter of EvaluationConfig is bound outside of all scopes."""
     return any(
         field in parameters
         for (scope, selector), parameters in gin_config._CONFIG.items()

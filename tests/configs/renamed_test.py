@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Sequence
 
 import pytest
 
-from calrec_jax.configs import gin_config
+from calrec_jax.configs import gin_config, load
 from calrec_jax.decode.sampling import SamplingConfig
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval.evaluation import EvaluationConfig
 from calrec_jax.retrieval.bm25 import BM25Config
+from calrec_jax.runs.baseline import BaselineRun
+from calrec_jax.runs.run import Run
 
 Read = Callable[..., EvaluationConfig]
 
@@ -111,7 +115,7 @@ def test_a_binding_in_a_process_that_knows_no_nested_configuration_yet(
     )
     bindings = [f"{selector}.k1=1.2", f"{selector}.b=0.5", f"{selector}.num_samples=3"]
     code = f"""
-from calrec_jax.configs import gin_config
+from calrec_jax.configs import gin_config, load
 from calrec_jax.eval.evaluation import EvaluationConfig
 gin_config.parse(["run.gin"], {bindings})
 print(gin_config.configured(EvaluationConfig).flat())
@@ -221,3 +225,171 @@ def test_a_value_that_is_refused_is_named_with_todays_name(read: Read) -> None:
         read(NEW, ["EvaluationConfig.num_samples=0"])
     with pytest.raises(CalrecError, match=r"^BM25Config.k1 is 'a', which is not of type float"):
         read(NEW, ["EvaluationConfig.k1='a'"])
+
+
+# Modules
+
+# {module in the files below: (its name in version 0.1, today's)}
+MODULES = {
+    "run": ("calrec_jax.cli.run", "calrec_jax.runs.run"),
+    "baseline": ("calrec_jax.cli.baseline_run", "calrec_jax.runs.baseline"),
+    "stages": ("calrec_jax.train.stages", "calrec_jax.training.stages"),
+    "optimizer": ("calrec_jax.train.optimizer", "calrec_jax.training.optimizer"),
+    "evaluation": ("calrec_jax.eval.evaluator", "calrec_jax.eval.evaluation"),
+}
+RENAMED = [f"{old} is now {new}" for old, new in MODULES.values()]
+RUN_AND_BASELINE = """
+from calrec_jax.data import domains
+from calrec_jax.data import vocabularies
+from calrec_jax.eval import sasrec
+from calrec_jax.models import config
+
+{run}.Run.model_dir = "runs/a"
+{run}.Run.model = @config.DecoderConfig()
+{run}.Run.data = @domains.DataConfig()
+{run}.Run.stages = [@one/{stages}.Stage()]
+{run}.Run.evaluation = @{evaluation}.EvaluationConfig()
+{run}.Run.seed = 3
+
+config.DecoderConfig:
+  vocab_size = 300
+  num_layers = 1
+  num_heads = 2
+  num_kv_heads = 1
+  head_dim = 8
+  d_model = 16
+  d_ff = 16
+domains.DataConfig.data_dir = "store"
+domains.DataConfig.vocabulary = @vocabularies.byte()
+
+one/{stages}.Stage:
+  name = "one"
+  mixture = "toys"
+  train_steps = 5
+  batch_size = 4
+  task_feature_lengths = {{"inputs": 9, "targets": 6}}
+  optimizer = @one/{optimizer}.OptimizerConfig()
+one/{optimizer}.OptimizerConfig.learning_rate = 0.5
+
+{baseline}.BaselineRun.model_dir = "runs/b"
+{baseline}.BaselineRun.data_dir = "store"
+{baseline}.BaselineRun.model = @sasrec.SASRecConfig()
+{baseline}.BaselineRun.evaluation = @{evaluation}.EvaluationConfig()
+
+{evaluation}.EvaluationConfig.domains = "toys"
+{evaluation}.EvaluationConfig.seen = "exclude"
+"""
+
+
+def file_of(names: dict[str, str], way: str) -> str:
+    """A gin file with the modules of these names, {"run": "calrec_jax.runs.run"}.
+
+    Args:
+      way: how they are imported: "import", "from", or "as".
+    """
+    imports, used = [], {}
+    for key, module in names.items():
+        package, _, last = module.rpartition(".")
+        line, used[key] = {
+            "import": (f"import {module}", module),
+            "from": (f"from {package} import {last}", last),
+            "as": (f"from {package} import {last} as my_{key}", f"my_{key}"),
+        }[way]
+        imports.append(line)
+    return "\n".join([BEGINNING, *imports, RUN_AND_BASELINE.format(**used)])
+
+
+def read_both(folder: pathlib.Path, text: str, bindings: Sequence[str]) -> tuple[Run, BaselineRun]:
+    """The run and the baseline's run that a gin file and bindings configure."""
+    (folder / "run.gin").write_text(text)
+    gin_config.parse([str(folder / "run.gin")], bindings)
+    run = gin_config.configured(Run)
+    data = dataclasses.replace(run.data, vocabulary=None)  # two vocabularies are never equal
+    return dataclasses.replace(run, data=data), gin_config.configured(BaselineRun)
+
+
+@pytest.mark.parametrize("way", ["import", "from", "as"])
+def test_modules_in_a_file(
+    way: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = ({key: names[i] for key, names in MODULES.items()} for i in (0, 1))
+    expected = read_both(tmp_path, file_of(new, way), [])
+    assert capsys.readouterr().err == ""
+    assert expected[0].stages[0].optimizer.learning_rate == 0.5
+    assert read_both(tmp_path, file_of(old, way), []) == expected
+    line = line_of(capsys)
+    assert all(renamed in line for renamed in RENAMED)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("baseline_run.BaselineRun.model_dir='runs/c'", "baseline.BaselineRun.model_dir='runs/c'"),
+        ("calrec_jax.cli.run.Run.seed=4", "calrec_jax.runs.run.Run.seed=4"),
+        (
+            "one/calrec_jax.train.stages.Stage.name='two'",
+            "one/calrec_jax.training.stages.Stage.name='two'",
+        ),
+    ],
+)
+def test_modules_in_a_binding(
+    old: str, new: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = file_of({key: today for key, (_, today) in MODULES.items()}, "import")
+    expected = read_both(tmp_path, text, [new])
+    assert expected != read_both(tmp_path, text, [])
+    assert capsys.readouterr().err == ""
+    assert read_both(tmp_path, text, [old]) == expected
+    old_class, new_class = (
+        name.partition("=")[0].rpartition("/")[2].rpartition(".")[0] for name in (old, new)
+    )
+    assert f"{old_class} is now {new_class}" in line_of(capsys)
+
+
+def test_a_module_of_a_name_that_only_begins_like_an_old_one_is_left_alone(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "calrec_jax_train.py").write_text("class Model:\n    size = 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "run.gin").write_text(f"{BEGINNING}import calrec_jax_train\n")
+    gin_config.parse([str(tmp_path / "run.gin")])
+    assert capsys.readouterr().err == ""
+
+
+# config.gin of a MODEL_DIR that version 0.1 made
+
+ARCHIVE = pathlib.Path(__file__).parents[1] / "model_dirs" / "0.1.tar.xz"
+
+
+@pytest.fixture
+def old_model_dirs(tmp_path: pathlib.Path) -> pathlib.Path:
+    """The folder of MODEL_DIRs `model` and `sasrec`, with config.gin alone."""
+    with tarfile.open(ARCHIVE) as archive:
+        for name in ("model/config.gin", "sasrec/config.gin"):
+            archive.extract(name, tmp_path, filter="data")
+    return tmp_path
+
+
+def test_config_gin_of_a_run(
+    old_model_dirs: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load.load_run(old_model_dirs / "model")
+    assert [stage.name for stage in run.stages] == ["stage1", "stage2"]
+    line = line_of(capsys)
+    for key in ("run", "stages", "optimizer", "evaluation"):
+        old, new = MODULES[key]
+        assert f"{old} is now {new}" in line
+    (old_model_dirs / "model" / "config.gin").write_text(gin_config.operative_config())
+    again = load.load_run(old_model_dirs / "model")
+    assert dataclasses.replace(again, data=run.data) == run
+    assert capsys.readouterr().err == ""
+
+
+def test_config_gin_of_a_baseline(
+    old_model_dirs: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load.baseline_from_gin([str(old_model_dirs / "sasrec" / "config.gin")])
+    assert run.evaluation.domains == ("shoes",)
+    line = line_of(capsys)
+    assert "calrec_jax.cli.baseline_run is now calrec_jax.runs.baseline" in line
+    assert "baseline_run.BaselineRun is now baseline.BaselineRun" in line

@@ -1,4 +1,4 @@
-"""A run that has begun: what its report tells of its data, and its store prepared anew."""
+"""A run that has begun: what its report shows of its data, and its store prepared anew."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def test_a_domain_prepared_anew_by_other_rules_is_refused(trained, prepare, calr
     assert calrec("train", *QUICKSTART)[0] == 0
 
 
-def test_the_report_shows_what_inspect_tells(trained, calrec, tmp_path):
+def test_the_report_shows_what_inspect_shows(trained, calrec, tmp_path):
+    """report/training_data writes all that the description has."""
     stages = json.loads(calrec("inspect", *QUICKSTART, "--json", "--examples=3")[1])
     assert calrec("report", "model")[0] == 0
     page = (tmp_path / "model" / "report.html").read_text()

@@ -20,10 +20,10 @@ class Recommendation:
     """One item of a ranking.
 
     Attributes:
-      item_id: an item is its id.
-      score: of quasi-round-robin, in [0, 1]; a cosine with retrieval "dense"; from 0 to 1 + the
-        weight with "hybrid".
-      fields: the item's text.
+      item_id: the id of the item.
+      score: the score of quasi-round-robin, in [0, 1]; with retrieval "dense" a cosine, with
+        "hybrid" a number from 0 to 1 + the weight.
+      fields: the item's fields, {name: text}.
     """
 
     item_id: str
@@ -32,7 +32,7 @@ class Recommendation:
 
 
 class Recommender:
-    """Ranks a domain's catalogue for histories of item ids. Make it with `load`."""
+    """Ranks a domain's catalogue for histories of item ids. `load` makes one."""
 
     def __init__(self, retriever: Retriever, catalogue: Catalogue, batch_size: int = 32):
         self._retriever, self._batch_size = retriever, batch_size
@@ -49,11 +49,11 @@ class Recommender:
         """The recommender that a run trained.
 
         Args:
-          model_dir: MODEL_DIR of the run; its config.gin says where the store and vocabulary are.
-          domain: if not the one, or the first, that the run evaluates.
-          checkpoint: if not the one that the run evaluates, "stage1:best".
-          bindings: "NAME=VALUE" of gin, over those of config.gin: `DATA_DIR='store'`, where it has
-            moved, or `mesh.MeshConfig.model=1`, on another machine.
+          model_dir: MODEL_DIR of the run; its config.gin names the store and the vocabulary.
+          domain: the domain to rank; None = the first that the run evaluates.
+          checkpoint: a checkpoint of the run, "stage1:best"; None = the one that it evaluates.
+          bindings: "NAME=VALUE" of gin, over those of config.gin: `DATA_DIR='store'` if the store
+            has moved, `mesh.MeshConfig.model=1` on another machine.
 
         Raises:
           CalrecError: no such run, domain, or checkpoint; the run has no evaluation; or the weight
@@ -72,49 +72,49 @@ class Recommender:
         """The k best items for each history, best first; fewer where fewer may be recommended.
 
         Args:
-          histories: item ids, oldest first, at least one each, strings or integers as `calrec
-            prepare` takes them; answered `users_per_batch` of the run's evaluation at a time.
+          histories: item ids, oldest first, at least one in each history; strings or integers, as
+            `calrec prepare` takes them. `users_per_batch` of the evaluation are ranked at once.
           k: at least 1.
 
         Raises:
-          CalrecError: a history is empty or names unknown items, the line says which; or k is 0.
+          CalrecError: a history is empty or names unknown items, which the line lists; or k is 0.
         """
         if k < 1:
             raise CalrecError(f"k is {k}: at least one item must be asked for")
-        checked = []
-        for place, history in enumerate(histories):
+        item_ids = []
+        for number, history in enumerate(histories):
             try:
-                checked.append(self._checked(history))
+                item_ids.append(self._item_ids(history))
             except CalrecError as error:
-                raise CalrecError(f"history {place}: {error}") from None
-        blocks = range(0, len(checked), self._batch_size)
+                raise CalrecError(f"history {number}: {error}") from None
+        starts = range(0, len(item_ids), self._batch_size)
         return [
             recommendations
-            for start in blocks
-            for recommendations in self._recommend(checked[start : start + self._batch_size], k)
+            for start in starts
+            for recommendations in self._recommend(item_ids[start : start + self._batch_size], k)
         ]
 
     def _recommend(
         self, histories: Sequence[Sequence[str]], k: int
     ) -> Iterator[list[Recommendation]]:
-        """`recommend` for histories that are read together."""
-        # The samples of a history are seeded by its items: the same history, the same answer.
+        """The recommendations for histories that the model reads together."""
+        # Samples are seeded by these names, so the same history has the same answer.
         names = ["\x1f".join(history) for history in histories]
-        for found in self._retriever(histories, names, None, k):
+        for ranking in self._retriever(histories, names, None, k):
             yield [
                 Recommendation(
                     self.catalogue.item_ids[place], float(score), self.catalogue.fields[place]
                 )
-                for place, score in zip(found.places, found.scores, strict=True)
+                for place, score in zip(ranking.places, ranking.scores, strict=True)
             ]
 
     def check(self, history: Sequence[str | int]) -> None:
-        """Raises CalrecError where `recommend` could not take `history`."""
-        self._checked(history)
+        """Raises CalrecError for a history that `recommend` does not accept."""
+        self._item_ids(history)
 
-    def _checked(self, history: Sequence[str | int]) -> list[str]:
+    def _item_ids(self, history: Sequence[str | int]) -> list[str]:
         """The item ids as the catalogue has them. Raises as `check`."""
-        if len(history) == 0:  # an array has no truth
+        if len(history) == 0:  # not `if not history`: it may be an array
             raise CalrecError("an empty history: give at least one item id")
         try:
             item_ids = [records.id_text(item_id, "item id") for item_id in history]

@@ -1,4 +1,4 @@
-"""`calrec baseline`: trains SASRec on a dataset, and measures it as `calrec eval` does a run."""
+"""`calrec baseline`: trains SASRec on a dataset, and evaluates it as `calrec eval` does a run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def main(argv: Sequence[str]) -> int:
     from calrec_jax.runs.baseline import train_and_evaluate
 
     run = load.baseline_from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
-    with full_disk_named(run.model_dir), progress.of_users() as show:
-        result = train_and_evaluate(run, gin_config.operative_config(), show)
+    with full_disk_named(run.model_dir), progress.evaluation() as on_progress:
+        result = train_and_evaluate(run, gin_config.operative_config(), on_progress)
     plain.show(plain.result_table(result))
     return 0
 

@@ -12,7 +12,7 @@ from calrec_jax.errors import CalrecError, full_disk_named, local_path
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes a folder; a run reads it where DATA_DIR names it, with no TensorFlow installed."""
+    """Writes a folder. A run whose DATA_DIR names it needs no TensorFlow."""
     parser = argparse.ArgumentParser("calrec batches", description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write")
     args = gin_arguments.parse_arguments(parser, argv)

@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("calrec eval", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--model_dir",
-        help="a run's MODEL_DIR; its config.gin says the rest, in place of --gin_file",
+        help="a run's MODEL_DIR, whose config.gin takes the place of --gin_file",
     )
     args = gin_arguments.parse_arguments(parser, argv)
     if bool(args.model_dir) == bool(args.gin_file):
@@ -33,8 +33,8 @@ def main(argv: Sequence[str]) -> int:
             run = load.load_run(args.model_dir, args.gin_bindings, args.gin_search_paths)
         else:
             run = load.from_gin(args.gin_file, args.gin_bindings, args.gin_search_paths)
-        with full_disk_named(run.model_dir), progress.of_users() as show:
-            result = evaluate(run, show)
+        with full_disk_named(run.model_dir), progress.evaluation() as on_progress:
+            result = evaluate(run, on_progress)
     plain.show(plain.result_table(result))
     return 0
 

@@ -1,4 +1,4 @@
-"""Gin's flags on a command line."""
+"""Gin's flags on the command line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from calrec_jax.configs.gin_config import PREFIX
 def parse_arguments(
     parser: argparse.ArgumentParser, argv: Sequence[str], files: bool = True
 ) -> argparse.Namespace:
-    """Adds gin's flags to `parser` and parses; the bindings are `.gin_bindings`.
+    """Adds gin's flags to `parser`, and parses. The bindings are in `.gin_bindings`.
 
     Args:
-      files: whether gin files may be given, or bindings alone.
+      files: whether gin files are accepted; otherwise bindings alone.
     """
     group = parser.add_argument_group("configuration")
     if files:
@@ -23,17 +23,17 @@ def parse_arguments(
             action="append",
             default=[],
             metavar="FILE",
-            help="a gin file, given again for more; gin/runs/quickstart.gin works from anywhere",
+            help="a gin file; may be repeated; gin/runs/quickstart.gin works from anywhere",
         )
         group.add_argument(
             "--gin_search_paths",
             default="",
             metavar="A,B",
-            help="where gin files and their includes are looked for, besides here and the package",
+            help="folders to search for gin files and includes, after the working directory",
         )
     group.add_argument(
         "--gin.NAME=VALUE",
-        action="store_true",  # for --help alone: these are taken out of argv below
+        action="store_true",  # for --help alone: bindings are taken out of argv below
         default=argparse.SUPPRESS,
         help="binds a macro or a parameter; VALUE is a Python literal, so a string needs quotes: "
         "--gin.MODEL_DIR='\"runs/a\"'",

@@ -1,4 +1,4 @@
-"""`calrec inspect`: shows what each stage of a run would train on, before it costs anything."""
+"""`calrec inspect`: shows what each stage of a run would train on, and trains nothing."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ def stage_text(name: str, stage: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _domain_text(d: Mapping[str, Any]) -> Iterator[str]:
+    """The lines that describe one domain `d` of a stage."""
     tokens, sequences = d["tokens"], d["sequences"]
     splits = ", ".join(f"{count:,} {split}" for split, count in sequences.items())
     yield f"  {d['name']}: {d['items']:,} items; sequences: {splits}"

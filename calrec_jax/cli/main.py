@@ -1,4 +1,4 @@
-"""`calrec`: one command, its subcommands each a module that is imported only when it is called."""
+"""`calrec`: one command. Each subcommand is a module that is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMANDS = {
     "prepare": "turn a raw dump into a dataset of the store",
     "vocab": "train a SentencePiece vocabulary on the text of domains",
     "inspect": "show what each stage would train on, before it costs anything",
-    "batches": "save what batches are made of, to train where TensorFlow is not",
+    "batches": "save what batches are made of, to train without TensorFlow",
     "convert": "bring weights from Hugging Face's checkpoints, and back",
     "train": "run the stages of a gin configuration, or go on with them",
     "eval": "generate, retrieve and measure, beside the baselines",
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         "calrec",
         usage="calrec COMMAND [ARGUMENTS]",
         description="Two-stage finetuning of decoder LLMs for sequential recommendation (CALRec).",
-        epilog="\n".join(["commands:", *listed, "", "`calrec COMMAND --help` says more."]),
+        epilog="\n".join(["commands:", *listed, "", "`calrec COMMAND --help` shows more."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -45,14 +45,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command, and turns what its user can mend into one line and an exit code.
+    """Runs a command. A mistake that its user can mend becomes one line and an exit code.
 
     Returns:
-      The command's exit code: 0, 1 for an error, 42 when it has saved and would go on if started
-      again, 130 when interrupted. Wrong usage leaves with 2.
+      The command's exit code: 0, 1 for an error, 42 when it was stopped and has saved, 130 when it
+      was interrupted. Wrong usage exits with 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    # The rest is the command's own; this parser would take its --help for itself.
+    # The command parses the rest: this parser would answer its --help.
     name = build_parser().parse_args(argv[:1]).command
     command = importlib.import_module(f"calrec_jax.cli.{name}")
     try:
@@ -63,13 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CalrecError, KeyboardInterrupt) as error:
         return show_error(name, error)
     except BrokenPipeError:
-        # The reader of our output has seen enough (`calrec recommend ... | head`).
+        # The reader has closed the output, as in `calrec recommend ... | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def show_error(name: str, error: BaseException) -> int:
-    """Prints what ended the subcommand `name`; returns its exit code."""
+    """Prints the error that ended the subcommand `name`; returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
         _write_line(f"calrec {name}: interrupted")
         return 130
@@ -81,13 +81,13 @@ def show_error(name: str, error: BaseException) -> int:
 
 
 def _write_line(text: str) -> None:
-    # In one piece: processes that share the terminal would otherwise end each other's lines.
+    # In one write: lines of processes that share a terminal would otherwise be mixed.
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
 def positive_int(text: str) -> int:
-    """An argument's type."""
+    """Parses an argument that is a positive whole number."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)

@@ -74,7 +74,7 @@ def _warn(text: str) -> None:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, int], None]]:
-    """Yields a function that shows (phase, number done) on stderr: in a live line, or in lines."""
+    """Yields a function that shows (phase, number done) on stderr: one live line, or log lines."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -89,7 +89,7 @@ def _progress() -> Iterator[Callable[[str, int], None]]:
 
 
 class _Lines:
-    """Prints a line every few seconds."""
+    """Shows the progress in a log: a line every few seconds."""
 
     def __init__(self):
         self._next = time.monotonic() + _SECONDS_BETWEEN_LINES

@@ -1,4 +1,4 @@
-"""How far an evaluation is: a bar on a terminal, lines in a log."""
+"""The progress of an evaluation: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextlib.contextmanager
-def of_users() -> Iterator[Callable[[int, int], None]]:
-    """Yields what is to be told (users done, users in all, verb = "evaluated")."""
+def evaluation() -> Iterator[Callable[..., None]]:
+    """Yields a function that shows (users done, users in all, verb = "evaluated")."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda done, total, verb="evaluated": print(

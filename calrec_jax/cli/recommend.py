@@ -9,18 +9,21 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calrec_jax.cli import gin_arguments
 from calrec_jax.cli.main import main as calrec
 from calrec_jax.cli.main import positive_int
 from calrec_jax.errors import CalrecError
 
+if TYPE_CHECKING:  # it imports JAX, which --help does not need
+    from calrec_jax.recommender import Recommendation, Recommender
+
 _BATCH = 32  # histories that are answered together
 
 
 def main(argv: Sequence[str]) -> int:
-    """A JSON line for each good history; exit code 1 if there was a bad one."""
+    """Prints a JSON line for each good history. Exit code 1 if there was a bad one."""
     parser = argparse.ArgumentParser("calrec recommend", description=__doc__, allow_abbrev=False)
     parser.add_argument("--model_dir", required=True, help="MODEL_DIR of a finished run")
     parser.add_argument(
@@ -29,8 +32,15 @@ def main(argv: Sequence[str]) -> int:
         metavar="FILE",
         help='JSON lines {"history": ["item id", ...], "user_id": optional}; - = standard input',
     )
-    parser.add_argument("--k", type=positive_int, default=10, help="items a history (default: 10)")
-    parser.add_argument("--domain", help="if not the one that the run evaluates")
+    parser.add_argument(
+        "--k",
+        type=positive_int,
+        default=10,
+        help="the number of items for each history (default: 10)",
+    )
+    parser.add_argument(
+        "--domain", help="the domain to rank (default: the first that the run evaluates)"
+    )
     args = gin_arguments.parse_arguments(parser, argv, files=False)
 
     with _open(args.histories) as lines:
@@ -43,14 +53,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def answer(lines: Iterable[str], recommender, k: int) -> int:
+def answer(lines: Iterable[str], recommender: Recommender, k: int) -> int:
     """Prints an answer for each good line, and what is wrong with each bad one.
 
     Returns:
-      How many are bad.
+      The number of bad lines.
     """
     bad = 0
-    records = _read(lines, recommender.check)
+    records = _records(lines, recommender.check)
     while batch := list(itertools.islice(records, _BATCH)):
         for number, _, error in batch:
             if error:
@@ -60,11 +70,11 @@ def answer(lines: Iterable[str], recommender, k: int) -> int:
         answers = recommender.recommend([record["history"] for record in good], k)
         for record, items in zip(good, answers, strict=True):
             user = {"user_id": record["user_id"]} if "user_id" in record else {}
-            print(json.dumps(user | {"items": [_shown(item) for item in items]}), flush=True)
+            print(json.dumps(user | {"items": [_as_json(item) for item in items]}), flush=True)
     return bad
 
 
-def _shown(item) -> dict[str, Any]:
+def _as_json(item: Recommendation) -> dict[str, Any]:
     return {"item_id": item.item_id, "title": item.fields.get("title", ""), "score": item.score}
 
 
@@ -79,12 +89,12 @@ def _open(path: str) -> Iterator[Iterable[str]]:
         yield io.TextIOWrapper(file, "utf-8", errors="replace")
 
 
-def _read(
+def _records(
     lines: Iterable[str], check: Callable[[Sequence], None]
 ) -> Iterator[tuple[int, dict[str, Any], str]]:
-    """(line number, record, "") of a good line, (line number, {}, what is wrong) of a bad one."""
+    """(line number, record, "") for each good line, (line number, {}, error) for each bad one."""
     for number, line in enumerate(lines, start=1):
-        line = line.removeprefix("\ufeff") if number == 1 else line  # of standard input
+        line = line.removeprefix("\ufeff") if number == 1 else line  # in standard input
         if not line.strip():
             continue
         try:

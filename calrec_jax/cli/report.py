@@ -6,14 +6,17 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from calrec_jax.cli.main import main as calrec
 from calrec_jax.errors import CalrecError, full_disk_named, local_path
 
+if TYPE_CHECKING:  # imported where it is used: --help does not need it
+    from calrec_jax.report.compare import Comparison
+
 
 def main(argv: Sequence[str]) -> int:
-    """Of one run: prints the table of every evaluation, and where the page is. Of several: prints
-    how they differ."""
+    """Prints the tables of one run and the path of its page, or how several runs differ."""
     args = _parse_arguments(argv)
     for run in args.runs:
         local_path(run, "RUN")
@@ -42,9 +45,9 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--evaluation",
         metavar="NAME",
-        help="which evaluation of each MODEL_DIR is compared (default: test)",
+        help="the evaluation of each MODEL_DIR that is compared (default: test)",
     )
-    parser.add_argument("--out", metavar="FILE.html", help="writes the comparison as a page, too")
+    parser.add_argument("--out", metavar="FILE.html", help="also write the comparison as a page")
     args = parser.parse_args(argv)
     if len(args.runs) == 1 and (args.evaluation, args.out) != (None, None):
         parser.error("--evaluation and --out go with two or more runs")
@@ -64,9 +67,11 @@ def _compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write(compared, out: pathlib.Path) -> None:
+def _write(compared: Comparison, out: pathlib.Path) -> None:
     from calrec_jax.report import comparison_page
 
+    if out.is_dir():
+        raise CalrecError(f"cannot write {out}: Is a directory")
     try:
         comparison_page.write_page(compared, out)
     except OSError as error:

@@ -16,7 +16,7 @@ from calrec_jax.errors import full_disk_named
 
 
 def main(argv: Sequence[str]) -> int:
-    """Generates raw files, and prepares them as any others."""
+    """Generates raw files, and prepares them as `calrec prepare` would."""
     parser = argparse.ArgumentParser("calrec synthetic", description=__doc__, allow_abbrev=False)
     default = SyntheticConfig()
     parser.add_argument(

@@ -12,7 +12,7 @@ from calrec_jax.errors import EXIT_STOPPED, full_disk_named
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0 when all stages are done, 42 when told to stop and saved."""
+    """Returns 0 when all stages are finished, 42 when a signal stopped it and it has saved."""
     parser = argparse.ArgumentParser("calrec train", description=__doc__, allow_abbrev=False)
     args = gin_arguments.parse_arguments(parser, argv)
     if not args.gin_file:

@@ -119,11 +119,11 @@ def test_flags_of_comparisons_want_several_runs(runs, calrec, flag):
         (("x", "y", "--out=gs://b/page.html"), "--out is gs://b/page.html, and only paths"),
     ],
 )
-def test_mistakes_are_one_line(runs, calrec, argv, told):
+def test_mistakes_are_one_line(runs, calrec, argv, message):
     code, _, err = calrec(*argv)
     assert code == 1
     (line,) = err.splitlines()
-    assert line.startswith(f"calrec report: error: {told}")
+    assert line.startswith(f"calrec report: error: {message}")
 
 
 def test_no_run_is_wrong_usage(calrec):

@@ -21,9 +21,7 @@ from calrec_jax import files
 from calrec_jax.checkpoints import damage
 from calrec_jax.errors import CalrecError, full_disk_named
 from calrec_jax.model_dir import CHECKPOINT_PREFIX, checkpoint_folder
-
-Params = Any
-"""A pytree of parameters: arrays, or ShapeDtypeStructs that stand for them, in nested dicts."""
+from calrec_jax.models.params import Params
 
 State = Any
 """A `training.state.TrainState` of arrays, or of their shapes; this layer does not import it."""

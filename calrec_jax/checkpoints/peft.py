@@ -15,10 +15,10 @@ from flax.traverse_util import flatten_dict
 
 from calrec_jax import files
 from calrec_jax.checkpoints.hf_maps import MODULES
-from calrec_jax.checkpoints.manager import Params
 from calrec_jax.errors import CalrecError, full_disk_named
 from calrec_jax.models import lora
 from calrec_jax.models.config import DecoderConfig
+from calrec_jax.models.params import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model.model.layers"

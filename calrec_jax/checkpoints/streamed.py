@@ -14,8 +14,9 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from calrec_jax.checkpoints import damage
-from calrec_jax.checkpoints.manager import Checkpoints, Params
+from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.model_dir import CHECKPOINT_PREFIX, checkpoint_folder
+from calrec_jax.models.params import Params
 
 _CACHE_BYTES = 1 << 27  # of chunks that are read again
 

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
@@ -26,6 +25,7 @@ from calrec_jax import files, metrics
 from calrec_jax.errors import CalrecError
 from calrec_jax.eval.outcomes import Score, outcome
 from calrec_jax.model_dir import StageDir, checkpoint_folder, saved_steps
+from calrec_jax.models.params import Params
 from calrec_jax.text.items import Catalogue, UserSequence
 
 _MIN_WIDTH = 4  # rows are padded to this length, or to a power of two that is longer
@@ -33,7 +33,6 @@ _SCORING_BATCH = 256  # users scored at a time
 _WEIGHTS = "weights.npz"
 _FACTS = {"epoch": int, "steps": int, "ndcg": float}  # of `Trained`, saved beside the weights
 
-Params = Any  # a pytree of arrays
 OnEpoch = Callable[[int, int, float, float], None]
 """Called after each epoch, with: its number, from 1; the steps done; the mean training loss; and
 NDCG@10 on validation."""

@@ -3,4 +3,4 @@
 from typing import Any
 
 Params = Any
-"""Nested dicts of a decoder's parameters, or of a part of them: arrays, or their shapes."""
+"""Nested dicts of a model's parameters, or of a part of them: arrays, or ShapeDtypeStructs."""

@@ -17,7 +17,6 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
 from calrec_jax.checkpoints import damage
-from calrec_jax.checkpoints.manager import Params
 from calrec_jax.errors import CalrecError, full_disk_named, local_path
 from calrec_jax.model_dir import (
     CHECKPOINT_PREFIX,
@@ -26,6 +25,7 @@ from calrec_jax.model_dir import (
     checkpoint_step,
     saved_steps,
 )
+from calrec_jax.models.params import Params
 from calrec_jax.training import manifest
 
 _STATE = "state"  # in the folder of a checkpoint

@@ -28,12 +28,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from calrec_jax.checkpoints.manager import Checkpoints, Params
+from calrec_jax.checkpoints.manager import Checkpoints
 from calrec_jax.errors import CalrecError, local_path
 from calrec_jax.model_dir import ModelDir, StageDir
 from calrec_jax.models import lora
 from calrec_jax.models.decoder import Decoder
 from calrec_jax.models.lora import LoraConfig
+from calrec_jax.models.params import Params
 from calrec_jax.training import manifest, pretrained
 from calrec_jax.training import state as train_state
 

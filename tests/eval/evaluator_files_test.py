@@ -1,4 +1,7 @@
-"""What an evaluation with a fake model writes and measures, from end to end."""
+"""What an evaluation with a fake model writes and measures, from end to end.
+
+This is what eval/results, eval/measure and eval/examples make of an evaluation.
+"""
 
 from __future__ import annotations
 

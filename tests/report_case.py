@@ -114,7 +114,7 @@ def evaluate(
 
 
 def _metrics(ranks: Ranks, slices: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    theirs = {b: bounds({user: (rank, rank) for user in ranks}) for b, rank in BASELINES.items()}
+    baseline_bounds = _baseline_bounds(ranks)
     return {
         "model": "calrec",
         "n": len(ranks),
@@ -123,7 +123,7 @@ def _metrics(ranks: Ranks, slices: Mapping[str, Mapping[str, str]]) -> dict[str,
         "domain": "toys",
         "split": "test",
         **_table(ranks),
-        "paired": metrics.paired(bounds(ranks), theirs, bootstrap_samples=50),
+        "paired": metrics.paired(bounds(ranks), baseline_bounds, bootstrap_samples=50),
         "data": {"toys": {"sequences": "aaaa", "texts": "bbbb"}},
         "choices": {
             "toys": {"hybrid": {"part": "item_knn", "weight": 0.5, "ndcg": 0.25, "users": 1234}}
@@ -144,12 +144,20 @@ def _metrics(ranks: Ranks, slices: Mapping[str, Mapping[str, str]]) -> dict[str,
 def _parts(ranks: Ranks, slices: Mapping[str, str]) -> dict[str, Any]:
     parts = {}
     for part in sorted(set(slices.values())):
-        some = {user: rank for user, rank in ranks.items() if slices[user] == part}
-        parts[part] = {"n": len(some), **_table(some)}
+        members = {user: rank for user, rank in ranks.items() if slices[user] == part}
+        parts[part] = {"n": len(members), **_table(members)}
     return parts
 
 
 def _table(ranks: Ranks) -> dict[str, Any]:
-    theirs = {b: bounds({user: (rank, rank) for user in ranks}) for b, rank in BASELINES.items()}
+    baseline_bounds = _baseline_bounds(ranks)
     (ours,) = metrics.summarise({"": bounds(ranks)}, bootstrap_samples=50).values()
-    return {"metrics": ours, "baselines": metrics.summarise(theirs, bootstrap_samples=50)}
+    return {"metrics": ours, "baselines": metrics.summarise(baseline_bounds, bootstrap_samples=50)}
+
+
+def _baseline_bounds(ranks: Ranks) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{baseline: its rank bounds}, the same rank for all users."""
+    return {
+        baseline: bounds({user: (rank, rank) for user in ranks})
+        for baseline, rank in BASELINES.items()
+    }

@@ -126,7 +126,7 @@ def stage1(here) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def stage2(here, stage1) -> pathlib.Path:
-    """Of stage II, from the last of stage I."""
+    """MODEL_DIR of stage II, from the last checkpoint of stage I."""
     start = f"INITIAL_CHECKPOINT_PATH='t5x/stage1/checkpoint_{STEPS}'"
     t5x_train(here, "t5x/stage2", "MIXTURE_OR_TASK_NAME=%TARGET_DOMAIN", start)
     return here / "t5x" / "stage2"
@@ -194,15 +194,15 @@ def test_each_update_is_ours(here, stage1):
     """Losses, learning rate, optimizer: our step, on T5X's batches from T5X's first parameters."""
     model = make_model(here)
     names = ("loss", "nig", "tt", "ut")
-    told = {name: scalars(stage1 / "train", name) for name in (*names, "learning_rate/current")}
-    assert all(steps.keys() == set(range(1, STEPS + 1)) for steps in told.values())
+    logged = {name: scalars(stage1 / "train", name) for name in (*names, "learning_rate/current")}
+    assert all(steps.keys() == set(range(1, STEPS + 1)) for steps in logged.values())
     params = saved(stage1, 0)["target"]
     step, state = our_step(model, params)
     for number, batch in zip(range(1, STEPS + 1), t5x_batches(model), strict=False):
         state, ours = step(state, {}, batch)
         for name in names:
-            assert told[name][number] == pytest.approx(float(ours[name]), rel=2e-6)
-        rate = told["learning_rate/current"][number]
+            assert logged[name][number] == pytest.approx(float(ours[name]), rel=2e-6)
+        rate = logged["learning_rate/current"][number]
         assert rate == pytest.approx(float(ours["learning_rate"]), rel=1e-6)
         all_close(saved(stage1, number)["target"], state.params)
 
@@ -224,14 +224,14 @@ def with_empty(param_states, state):
     return unflatten_dict(nothing | flatten_dict(param_states))
 
 
-def all_close(theirs, ours) -> None:
+def all_close(actual, expected) -> None:
     """Within a thousandth of an update on average: Adam divides by the root of tiny squares."""
 
     def close(a, b):
         error = np.abs(np.asarray(a) - np.asarray(b)) / RATES["learning_rate"]
         assert error.mean() < 1e-3 and error.max() < 0.1
 
-    jax.tree.map(close, theirs, ours)
+    jax.tree.map(close, actual, expected)
 
 
 def test_fresh_parameters_are_the_decoders_and_are_split(here, stage1):
@@ -241,18 +241,18 @@ def test_fresh_parameters_are_the_decoders_and_are_split(here, stage1):
     first = saved(stage1, 0)["target"]
     kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (first, shapes)]
     assert kinds[0] == kinds[1]
-    told = (stage1 / "model-info.txt").read_text()
+    info = (stage1 / "model-info.txt").read_text()
     for name in ("embedding ", "param_states/1/0/mu/embedding "):
-        assert re.search(rf"^Variable {name}.*vocab=384, embed=32.*'model', None", told, re.M)
+        assert re.search(rf"^Variable {name}.*vocab=384, embed=32.*'model', None", info, re.M)
     whole = r"^Variable layers/attention/key/kernel .*kv_heads=2.*\(None, None, None, None\)$"
-    assert re.search(whole, told, re.M)
+    assert re.search(whole, info, re.M)
 
 
 def test_a_stopped_run_goes_on_with_its_optimizer(here, stage1):
     """Its last update, made again: T5X's data starts anew."""
     last = saved(stage1, STEPS)["target"]
     aside = (stage1 / f"checkpoint_{STEPS}").rename(here / "aside")
-    told = t5x_train(here, "t5x/stage1")
+    output = t5x_train(here, "t5x/stage1")
     model = make_model(here)
     before = saved(stage1, STEPS - 1)
     step, state = our_step(model, before["target"])
@@ -260,7 +260,7 @@ def test_a_stopped_run_goes_on_with_its_optimizer(here, stage1):
     step, state = our_step(model, before["target"], opt_state, STEPS - 1)
     state, _ = step(state, {}, next(t5x_batches(model)))
     all_close(saved(stage1, STEPS)["target"], state.params)
-    assert "from specific T5X checkpoint" in told
+    assert "from specific T5X checkpoint" in output
     shutil.rmtree(stage1 / f"checkpoint_{STEPS}")
     aside.rename(stage1 / f"checkpoint_{STEPS}")
     bitwise_equal(saved(stage1, STEPS)["target"], last)
@@ -340,11 +340,11 @@ def test_negatives_are_those_of_the_whole_batch_over_several_devices(here):
         rng=jax.random.PRNGKey(0),
         learning_rate_fn=lambda step: step,
         num_microbatches=None,
-    ) as theirs:
-        told = theirs.train(iter([batch]), 1).result()
+    ) as t5x_trainer:
+        summary = t5x_trainer.train(iter([batch]), 1).result()
         for name in ("loss", "tt", "ut"):
-            assert told[name].value == pytest.approx(float(metrics[name]), rel=2e-6)
-        all_close(flax.core.unfreeze(theirs.train_state.params), ours.params)
+            assert summary[name].value == pytest.approx(float(metrics[name]), rel=2e-6)
+        all_close(flax.core.unfreeze(t5x_trainer.train_state.params), ours.params)
 
 
 def test_model_dir_is_an_absolute_path_and_stays_one_models(here, tmp_path):
@@ -395,7 +395,7 @@ def test_losses_of_several_batches_are_exact():
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_moments_are_split_as_their_parameters_and_all_else_is_whole(name):
-    """Of a factored matrix the moments of rows and columns are whole."""
+    """The moments of rows and columns of a factored matrix are not split."""
     config = OptimizerConfig(name=name)
     optimizer = t5x_bridge.OptaxOptimizer(make_optimizer(config, make_schedule(config, 3)))
     params = {"block": {"kernel": jnp.zeros((256, 128)), "scale": jnp.zeros(128)}}

@@ -1,4 +1,4 @@
-"""`calrec convert` as its users call it, both ways, with wrong input too."""
+"""`calrec convert` as its users call it, in both directions, with wrong input too."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_there_and_back(calrec, llama, tmp_path):
         assert (tmp_path / "ours/hf" / name).read_bytes() == (llama / name).read_bytes()
 
     back = ["--from=ours/pretrained:latest", "--to_hf=back"]
-    line = "back: llama, 1,206 parameters in bfloat16\n"
-    assert calrec(*back) == (0, line, "")
+    output = "back: llama, 1,206 parameters in bfloat16\n"
+    assert calrec(*back) == (0, output, "")
     assert files(tmp_path / "back") == carried | {"model.safetensors"}
     small_hf.assert_same(small_hf.read(tmp_path / "back"), small_hf.mixed())
     described = json.loads((tmp_path / "back" / "config.json").read_text())
@@ -84,7 +84,7 @@ def test_there_and_back(calrec, llama, tmp_path):
     assert described == expected | {"dtype": "bfloat16"}
 
 
-def test_the_manifest_says_what_they_are(calrec, llama, tmp_path):
+def test_the_manifest_describes_the_weights(calrec, llama, tmp_path):
     calrec("--from_hf=llama", "--to=ours")
     there = json.loads((tmp_path / "ours" / "manifest.json").read_text())
     assert there["pretrained"] == {
@@ -107,7 +107,7 @@ def test_an_empty_folder_is_taken_and_parents_are_made(calrec, llama, tmp_path):
     assert files(tmp_path / "a") == {"b"}
 
 
-def test_weights_are_rounded_and_split_as_asked(calrec, llama, tmp_path):
+def test_weights_are_rounded_and_split(calrec, llama, tmp_path):
     calrec("--from_hf=llama", "--to=ours")
     back = ["--from=ours/pretrained:0", "--to_hf=back", "--dtype=float32", "--max_shard_gb=1e-6"]
     assert calrec(*back)[0] == 0
@@ -155,7 +155,7 @@ def test_a_tokenizer_of_more_ids_than_the_embedding_has(calrec, llama, tmp_path)
 
 
 def test_an_added_token_that_has_no_embedding_is_text_as_any_other(calrec, llama):
-    """As that of images in the tokenizer of Gemma 3 for text."""
+    """Like the token of images in the tokenizer of Gemma 3 for text."""
     path = llama / "tokenizer.json"
     content = json.loads(path.read_text())
     image = content["added_tokens"][0] | {"id": 20, "content": "<image>"}
@@ -177,7 +177,7 @@ def test_weights_that_are_damaged(calrec, llama, tmp_path):
     assert line == "llama has no model-00001-of-00002.safetensors"
 
 
-def test_places_that_are_none(calrec, llama, tmp_path):
+def test_wrong_paths(calrec, llama, tmp_path):
     calrec("--from_hf=llama", "--to=ours")
     for argv, start in (
         (["--from_hf=nowhere", "--to=x"], "nowhere/config.json cannot be read: "),
@@ -222,19 +222,17 @@ def test_flags_that_do_not_go_together_are_wrong_usage(calrec, capfd, argv, mess
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 @pytest.mark.parametrize("way", ["to", "to_hf"])
-def test_what_was_begun_is_gone_when_it_is_broken_off(
-    calrec, llama, tmp_path, monkeypatch, way, error
-):
+def test_an_interrupted_conversion_leaves_nothing(calrec, llama, tmp_path, monkeypatch, way, error):
     calrec("--from_hf=llama", "--to=ours")
     before, calls = sorted(tmp_path.rglob("*")), []
     method = {"to": "from_hf", "to_hf": "to_hf"}[way]
-    whole = getattr(Entry, method)
+    unbroken = getattr(Entry, method)
 
     def broken(self, part):
         calls.append(part)
         if len(calls) > 3:
             raise error
-        return whole(self, part)
+        return unbroken(self, part)
 
     monkeypatch.setattr(Entry, method, broken)
     source = {"to": "--from_hf=llama", "to_hf": "--from=ours/pretrained:latest"}[way]
@@ -249,7 +247,7 @@ def test_what_was_begun_is_gone_when_it_is_broken_off(
 # With 0 no folder can be made; then the tokenizer is what does not fit, and then the weights.
 @pytest.mark.parametrize("free", [0, 4096, 8192, 12288, 16384])
 @pytest.mark.parametrize("way", ["to", "to_hf"])
-def test_of_two_disks_the_full_one_is_named(calrec, llama, tmp_path, way, free):
+def test_the_full_one_of_two_disks_is_named(calrec, llama, tmp_path, way, free):
     source = {"to": "--from_hf=llama", "to_hf": "--from=ours/pretrained:latest"}[way]
     if way == "to_hf":
         calrec("--from_hf=llama", "--to=ours")
@@ -262,7 +260,7 @@ def test_of_two_disks_the_full_one_is_named(calrec, llama, tmp_path, way, free):
         assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
-def test_what_a_killed_one_left_is_cleared_away(calrec, llama, tmp_path):
+def test_files_of_a_killed_conversion_are_removed(calrec, llama, tmp_path):
     (tmp_path / ".making_ours" / "hf").mkdir(parents=True)
     (tmp_path / ".making_ours" / "hf" / "old.json").write_text("{}")
     assert calrec("--from_hf=llama", "--to=ours")[0] == 0
@@ -382,9 +380,9 @@ ADAPTERS = LoraConfig(rank=2, alpha=6.0, pattern="attention/(query|out)|mlp/down
 
 @pytest.fixture
 def adapted(loaded, calrec, tmp_path):
-    """A run that trained adapters over a checkpoint of transformers, `hf`."""
-    tokenizer(hf_models.save("llama 3, biases, tied", tmp_path / "hf"))
-    calrec("--from_hf=hf", "--to=ours")
+    """A run that trained adapters over a checkpoint of transformers, `original`."""
+    tokenizer(hf_models.save("llama 3, biases, tied", tmp_path / "original"))
+    calrec("--from_hf=original", "--to=ours")
     small_run.run(
         tmp_path / "run",
         small_run.stage(lora=ADAPTERS, init_from=str(tmp_path / "ours/pretrained:latest")),
@@ -397,24 +395,24 @@ def test_adapters_merged_or_on_their_model_give_the_same_logits(loaded, adapted,
     peft = pytest.importorskip("peft", reason=REASON)
     import torch
 
-    hf = str(tmp_path / "hf")
+    original = str(tmp_path / "original")
     code, out, _ = calrec("--from=run/stage1:latest", "--to_peft=adapters")
-    assert (code, out) == (0, f"adapters: adapters of rank 2, of {hf}\n")
+    assert (code, out) == (0, f"adapters: adapters of rank 2, of {original}\n")
     assert calrec("--from=run/stage1:latest", "--to_hf=merged")[0] == 0
     assert {"tokenizer.json", "tokenizer_config.json"} < files(tmp_path / "merged")
 
     described = json.loads((tmp_path / "adapters/adapter_config.json").read_text())
-    assert described["base_model_name_or_path"] == hf
+    assert described["base_model_name_or_path"] == original
     text = torch.tensor([[5, 3, 9, 4, 11, 17, 6, 8, 3]])
     with torch.no_grad():
-        model = peft.PeftModel.from_pretrained(hf_models.load(hf), tmp_path / "adapters")
+        model = peft.PeftModel.from_pretrained(hf_models.load(original), tmp_path / "adapters")
         apart = model(text).logits.numpy()
     merged = loaded(tmp_path / "merged")
     np.testing.assert_allclose(apart, merged, atol=1e-4)
-    assert np.abs(merged - loaded(hf)).max() > 1e-3  # they were trained
+    assert np.abs(merged - loaded(original)).max() > 1e-3  # they were trained
 
 
-def test_a_checkpoint_of_t5x_that_is_none(calrec, tmp_path):
+def test_a_folder_that_is_no_checkpoint_of_t5x(calrec, tmp_path):
     assert one_line(calrec, tmp_path, "--from_t5x=runs/checkpoint_3", "--to=run/stage2") == (
         "'runs/checkpoint_3' is no checkpoint of T5X, which are folders checkpoint_STEP with "
         f"`state` inside; there are, in {tmp_path}/runs: []"

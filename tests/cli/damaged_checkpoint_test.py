@@ -1,4 +1,4 @@
-"""A command that meets an incomplete checkpoint says so in one line, and does not read it."""
+"""Commands that would read a checkpoint which is not whole say so in one line."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def calrec_inspect(small_store, tmp_path, monkeypatch, capfd):
     return run
 
 
-def test_the_text_tells_of_every_stage_and_domain(calrec_inspect, tmp_path):
+def test_the_text_describes_every_stage_and_domain(calrec_inspect, tmp_path):
     code, out, err = calrec_inspect("--gin.BATCH_SIZE=6")
     assert (code, err) == (0, "")
     stages = re.findall(r"^(\w+): (\w+), (\d+) steps of 6 rows of 208 tokens, ", out, re.MULTILINE)

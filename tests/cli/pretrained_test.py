@@ -1,4 +1,4 @@
-"""From weights of Hugging Face's to trained ones that transformers loads, as users go that way."""
+"""The way from weights of Hugging Face to trained weights that transformers loads."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_both_stages_evaluation_and_back(case, small_store, tmp_path):
     train += [f"--gin.DATA_DIR={str(small_store)!r}", "--gin.MODEL_DIR='run'", *SMALL]
     assert "stage2 2/2" in calrec(tmp_path, *train).stderr
     assert "synthetic_sports test: 4 users" in calrec(tmp_path, "eval", "--model_dir=run").stdout
-    told = calrec(tmp_path, "convert", "--from=run/stage2:best", "--to_hf=out").stdout
-    assert told.startswith(f"out: {case.split()[0]}") and "in float32" in told
+    output = calrec(tmp_path, "convert", "--from=run/stage2:best", "--to_hf=out").stdout
+    assert output.startswith(f"out: {case.split()[0]}") and "in float32" in output
 
     described = json.loads((tmp_path / "out" / "config.json").read_text())
     assert described["dtype"] == "float32"

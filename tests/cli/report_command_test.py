@@ -86,9 +86,9 @@ def test_names_that_the_terminal_cannot_write_are_escaped(runs):
     (runs / "y").rename(runs / "\u00fc")
     command = [sys.executable, "-m", "calrec_jax.cli.main", "report"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    for argv, told in ((["x", "\u00fc"], b"\n\\xfc - x "), (["\u00fc"], b"\n\\xfc/report.html\n")):
+    for argv, text in ((["x", "\u00fc"], b"\n\\xfc - x "), (["\u00fc"], b"\n\\xfc/report.html\n")):
         done = subprocess.run([*command, *argv], env=environment, capture_output=True, check=True)
-        assert told in done.stdout
+        assert text in done.stdout
 
 
 def test_another_evaluation_is_chosen(runs, calrec):
@@ -106,7 +106,7 @@ def test_flags_of_comparisons_want_several_runs(runs, calrec, flag):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (("absent",), "absent is no MODEL_DIR"),
         (("x", "absent"), "absent is no folder"),

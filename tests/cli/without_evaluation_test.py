@@ -1,4 +1,4 @@
-"""A run that is not evaluated, as T5X's file has it: all that needs no evaluation works."""
+"""A run without an evaluation, as in the gin file of T5X: commands that need none work."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from calrec_jax.training.stages import Trainer
 RUN = ["--gin_file=gin/runs/quickstart.gin", "--gin.VOCABULARY=@vocabularies.byte()"]
 RUN += ["--gin.DATA_DIR='store'", "--gin.MODEL_DIR='model'", "--gin.Run.evaluation=None"]
 LINE = (
-    "error: Run.evaluation is None, so nothing says how the model is asked: bind it to "
+    "error: Run.evaluation is None, so nothing says how the model is queried: bind it to "
     "@evaluation.EvaluationConfig(), as gin/stages/two_stage.gin does\n"
 )
 
 
 @pytest.fixture
 def calrec(small_store, tmp_path, monkeypatch, capfd):
-    """Runs a command beside `store` and `model`, a run that computed nothing."""
+    """Runs a command in a folder with `store`, and `model`, a run whose stages computed nothing."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Trainer, "run_stage", lambda self, stage: None)
     shutil.copytree(small_store, "store")
@@ -40,7 +40,7 @@ def test_it_is_inspected_and_reported(calrec, tmp_path):
     assert "Not evaluated yet" in (tmp_path / "model" / "report.html").read_text()
 
 
-def test_whoever_asks_it_is_told_what_to_bind(calrec, tmp_path):
+def test_commands_that_need_one_say_what_to_bind(calrec, tmp_path):
     (tmp_path / "histories").write_text('{"history": ["a"]}\n')
     for argv in (["eval", *RUN], ["eval", "--model_dir=model"],
                  ["recommend", "--model_dir=model", "--histories=histories"]):  # fmt: skip

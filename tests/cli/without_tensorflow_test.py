@@ -51,8 +51,8 @@ def test_train_eval_report_and_recommend_run_and_give_the_same(without, tmp_path
         f"--out={model}",
     )  # fmt: skip
     quickstart = ["--gin_file=gin/runs/quickstart.gin"]
-    told = calrec(tmp_path, "batches", *quickstart, f"--out={saved}").stdout
-    assert told.splitlines()[-1] == f"{saved}: give it as DATA_DIR"
+    output = calrec(tmp_path, "batches", *quickstart, f"--out={saved}").stdout
+    assert output.splitlines()[-1] == f"{saved}: give it as DATA_DIR"
     again = calrec(tmp_path, "batches", *quickstart, f"--out={saved}", code=1).stderr
     assert f"error: {saved} is there already" in again
 

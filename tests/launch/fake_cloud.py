@@ -1,14 +1,15 @@
-"""A `gcloud` that records what it is asked and answers what it is told."""
+"""A `gcloud` that records its calls, and answers what a test has prepared."""
 
 import os
 import pathlib
 import subprocess
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TPU = ROOT / "launch" / "tpu.sh"
 
-# Which answers are meant is told by the verb, such as `describe` or `ssh`. Each file in a verb's
-# folder is one answer, used once; the last is used ever after. Line 1 is bash, the rest is printed.
+# The answers to a verb, such as `describe` or `ssh`, are the files in its folder. Each is used
+# once, the last one from then on. Line 1 of an answer is run by bash, the rest is printed.
 _GCLOUD = r"""#!/usr/bin/env bash
 printf '%s\0' "$#" "$@" >>"$FAKE_CLOUD/calls"
 case "$1 $2" in
@@ -63,7 +64,7 @@ class FakeCloud:
         path.chmod(0o755)
 
     def answers(self, **verbs: list[str]) -> None:
-        """What each verb answers, in turn; the last answer stays."""
+        """Prepares the answers to each verb, in order; the last one is used again and again."""
         for verb, answers in verbs.items():
             folder = self.folder / verb
             folder.mkdir()
@@ -82,11 +83,11 @@ class FakeCloud:
         return calls
 
     def verbs(self) -> list[str]:
-        """Of every call so far, without repeats in a row."""
+        """The verb of every call so far, without repeats in a row."""
         verbs = [call[1] if call[0] == "storage" else call[3] for call in self.calls()]
         return [verb for i, verb in enumerate(verbs) if verbs[i - 1 : i] != [verb]]
 
-    def run(self, *argv, **more) -> subprocess.CompletedProcess:
+    def run(self, *argv: object, **more: Any) -> subprocess.CompletedProcess:
         """Runs a command to its end."""
         more = {"env": self.env, "capture_output": True, "text": True, "timeout": 60} | more
         return subprocess.run([str(word) for word in argv], **more)

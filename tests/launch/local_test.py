@@ -16,7 +16,7 @@ def local(*argv, **more) -> subprocess.CompletedProcess:
     return subprocess.run([LOCAL, *argv], **more)
 
 
-def test_each_process_is_told_its_place(tmp_path):
+def test_each_process_knows_its_place(tmp_path):
     said = (
         'echo "$CALREC_PROCESS_ID of $CALREC_NUM_PROCESSES at $CALREC_COORDINATOR,'
         ' $JAX_PLATFORMS,$XLA_FLAGS"'
@@ -85,7 +85,7 @@ def test_the_first_failure_ends_the_others_and_is_the_answer(code, failing):
     assert done.returncode == code
 
 
-def test_one_that_does_not_end_when_told_is_killed():
+def test_one_that_does_not_end_after_a_signal_is_killed():
     begun = time.monotonic()
     stubborn = "trap '' TERM; while :; do sleep 0.02; done"
     done = local("--", *by_place("exit 3", stubborn))

@@ -59,7 +59,7 @@ def test_workers_boot_with_a_script(cloud, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["create", "up"])
-def test_a_script_that_is_not_there_is_told(cloud, command):
+def test_a_script_that_is_not_there_is_an_error(cloud, command):
     more = [*BUCKET, *TRAIN] if command == "up" else []
     done = cloud.run(TPU, command, *FLAGS, *SLICE, "--startup-script=none.sh", *more)
     assert done.returncode == 2 and "none.sh: no such file" in done.stderr

@@ -34,7 +34,7 @@ def start(cloud, *argv) -> subprocess.CompletedProcess:
 
 
 def report(cloud) -> dict:
-    """What the worker has told last; {} while it is being written."""
+    """The last status of the worker; {} while it is being written."""
     path = cloud.folder / "worker-3.json"
     try:
         return json.loads(path.read_text())

@@ -67,7 +67,7 @@ def read(folder, name, run="model"):
     """(predictions, metrics.json but for the configuration) of an evaluation."""
     path = folder / run / "eval" / name
     metrics = json.loads((path / "metrics.json").read_text())
-    del metrics["config"]  # is told in other words from version to version
+    del metrics["config"]  # its words differ between versions
     lines = (path / "predictions.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], metrics
 
@@ -86,7 +86,7 @@ def test_an_evaluation_that_is_complete_is_measured_anew(there):
     assert evaluate(there, "test") == before
 
 
-def test_an_evaluation_that_lacks_a_user_asks_the_model_for_that_one(there):
+def test_an_evaluation_that_lacks_a_user_queries_the_model_for_that_one(there):
     before, metrics = read(there, "hybrid")
     path = there / "model/eval/hybrid/predictions.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
@@ -102,20 +102,20 @@ def test_a_stage_that_was_stopped_goes_on(there):
     lines, manifest = (file.read_text() for file in files)
     here = moved(there, MODEL_DIR=str(there / "model"))
     calrec(there, "train", "--gin_file=model/config.gin", *here)
-    told = [
+    logged = [
         [json.loads(line) for line in text.splitlines()] for text in (lines, files[0].read_text())
     ]
-    for line in (line for lines in told for line in lines):
+    for line in (line for lines in logged for line in lines):
         for rate in ("examples_per_second", "tokens_per_second"):
             line.pop(rate, None)
-    assert told[1] == as_it_was(told[0])
+    assert logged[1] == as_it_was(logged[0])
     stages = [json.loads(text)["stages"] for text in (manifest, files[1].read_text())]
     assert stages[0]["stage1"] == stages[1]["stage1"]
     assert (there / "model/stage2/checkpoints/checkpoint_6").is_dir()
 
 
 def test_recommendations_are_the_same(there):
-    found = calrec(
+    output = calrec(
         there,
         "recommend",
         "--model_dir=model",
@@ -125,7 +125,7 @@ def test_recommendations_are_the_same(there):
         *moved(there),
     )
     before = (there / "recommended.jsonl").read_text()
-    assert [json.loads(line) for line in found.splitlines()] == [
+    assert [json.loads(line) for line in output.splitlines()] == [
         as_it_was(json.loads(line)) for line in before.splitlines()
     ]
 

@@ -1,7 +1,7 @@
-"""This model as one of T5X's: T5X's own partitioner, trainer and checkpoints train a stage of it.
+"""The model as a model of T5X, whose partitioner, trainer and checkpoints then train a stage.
 
-The one module that imports t5x, which is on no registry (docs/t5x.md). gin/t5x/finetune.gin puts
-what is here into `t5x.train`; a run of that is one stage.
+The only module that imports t5x, which no package registry has (docs/t5x.md). gin/t5x/finetune.gin
+passes the classes and functions below to `t5x.train`; one run of that is one stage.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import clu.metrics
 import flax
@@ -22,6 +22,7 @@ from flax.linen.partitioning import AxisMetadata
 from flax.traverse_util import flatten_dict, unflatten_dict
 from t5x import gin_utils, metrics, models, optimizers, utils
 from t5x.partitioning import BasePartitioner
+from t5x.train_state import TrainState
 
 from calrec_jax.data import vocabularies
 from calrec_jax.data.seqio_tasks import tasks
@@ -30,6 +31,7 @@ from calrec_jax.errors import CalrecError, local_path
 from calrec_jax.losses import LossConfig, LossSums
 from calrec_jax.model_dir import saved_steps
 from calrec_jax.models.decoder import Decoder, boxed_params, unboxed
+from calrec_jax.models.params import Params
 from calrec_jax.parallel.mesh import MeshConfig
 from calrec_jax.parallel.partitioning import logical_rules
 from calrec_jax.runs.run import Run
@@ -39,20 +41,23 @@ from calrec_jax.training.optimizer import make_optimizer, make_schedule
 from calrec_jax.training.stages import Stage
 from calrec_jax.training.step import loss_sums
 
+Batch = Mapping[str, jax.Array]
+Metrics = Mapping[str, clu.metrics.Metric]
+
 
 class CalrecModel(models.BaseModel):
-    """The decoder with its losses, optimizer and packing, as T5X asks for them.
+    """The decoder with its losses, optimizer and packing, in the interface of T5X's models.
 
-    To make one makes its data what the SeqIO tasks read.
+    Making one also makes the SeqIO tasks read the data of its run.
 
     Args:
-      run: model, data and one stage, which says what is trained. T5X knows mixture, steps, batch
-        size and lengths too; they must be the same. When to validate, to save and to log, and
-        everything else of a run, is T5X's affair and not read here.
-      dropout_rate: T5X's DROPOUT_RATE; the decoder has none.
+      run: model, data, and the one stage that is trained. T5X has mixture, steps, batch size and
+        lengths of its own, which must be the same. Other settings of the run, such as when to
+        validate, save and log, are not read: T5X has its own.
+      dropout_rate: DROPOUT_RATE of T5X, which must be 0.
 
     Raises:
-      CalrecError: what is asked for is not to be had with T5X.
+      CalrecError: the run has a setting that T5X cannot train with.
     """
 
     def __init__(self, run: Run, dropout_rate: float = 0.0):
@@ -76,8 +81,10 @@ class CalrecModel(models.BaseModel):
         """What the weights belong to. T5X's seed is its own affair."""
         return dataclasses.replace(self.run.identity, seed=None)
 
-    def get_initial_variables(self, rng, input_shapes, input_types=None) -> Mapping[str, Any]:
-        """Fresh parameters as plain arrays, and beside them their logical axes, as T5X has them."""
+    def get_initial_variables(
+        self, rng: jax.Array, input_shapes: Any, input_types: Any = None
+    ) -> Mapping[str, Any]:
+        """Fresh parameters as plain arrays, and their logical axes in the form that T5X wants."""
         boxed = boxed_params(self.decoder, rng)
         is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
         axes = {
@@ -86,11 +93,13 @@ class CalrecModel(models.BaseModel):
         }
         return {"params": unboxed(boxed), "params_axes": unflatten_dict(axes)}
 
-    def loss_fn(self, params, batch, dropout_rng):
+    def loss_fn(
+        self, params: Params, batch: Batch, dropout_rng: jax.Array | None
+    ) -> tuple[jax.Array, Metrics]:
         """(loss of the global batch, metrics).
 
         Raises:
-          CalrecError: the batch is a part of one.
+          CalrecError: the batch is only a part of the global batch.
         """
         rows = batch["decoder_input_tokens"].shape[0]
         if rows != self.spec.batch_size:
@@ -100,7 +109,7 @@ class CalrecModel(models.BaseModel):
             )
         return self.eval_fn(params, batch)
 
-    def eval_fn(self, params, batch):
+    def eval_fn(self, params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         """(loss, metrics) of a batch."""
         config = self.stage.losses
         sums = loss_sums(self.decoder, params, batch, config, self.spec.max_loss_tokens)
@@ -112,16 +121,21 @@ class CalrecModel(models.BaseModel):
         }
         return means["loss"], losses | timing
 
-    def predict_batch_with_aux(self, params, batch, rng=None):
+    def predict_batch_with_aux(
+        self, params: Params, batch: Batch, rng: jax.Array | None = None
+    ) -> NoReturn:
         """Raises CalrecError."""
         raise CalrecError(_NO_INFERENCE)
 
-    def score_batch(self, params, batch, return_intermediates=False):
+    def score_batch(
+        self, params: Params, batch: Batch, return_intermediates: bool = False
+    ) -> NoReturn:
         """Raises CalrecError."""
         raise CalrecError(_NO_INFERENCE)
 
 
 def _check(stage: Stage, dropout_rate: float) -> None:
+    """Raises CalrecError for settings that T5X cannot train with."""
     if dropout_rate:
         raise CalrecError(f"DROPOUT_RATE is {dropout_rate}: the decoder has no dropout, give 0")
     if stage.targets != "last":
@@ -141,35 +155,43 @@ _NO_INFERENCE = (
 
 @flax.struct.dataclass
 class LossMetric(clu.metrics.Metric):
-    """One of the losses of `LossSums.means`, exact over any number of batches."""
+    """A loss of `LossSums.means`, exact over any number of batches.
+
+    Attributes:
+      sums: the sums of the batches so far.
+      name: the name of the loss.
+    """
 
     sums: LossSums
     name: str = flax.struct.field(pytree_node=False)
     config: LossConfig = flax.struct.field(pytree_node=False)
 
     def merge(self, other: LossMetric) -> LossMetric:
-        """The metric over the batches of both."""
+        """The metric of the batches of both."""
         return self.replace(sums=jax.tree.map(jnp.add, self.sums, other.sums))
 
     def compute(self) -> jax.Array:
-        """float32 scalar."""
+        """The loss, a float32 scalar."""
         return self.sums.means(self.config)[self.name]
 
 
 class OptaxOptimizer(optimizers.OptaxWrapper):
-    """T5X's wrapper of optax, for any state: T5X's own knows but some."""
+    """T5X's wrapper of optax, for the state of any optimizer; T5X's own supports only a few."""
 
-    def derive_logical_axes(self, optimizer, param_logical_axes):
-        """The optimizer with logical axes for arrays.
+    def derive_logical_axes(
+        self, optimizer: optimizers.OptimizerType, param_logical_axes: Params
+    ) -> optimizers.OptimizerType:
+        """The optimizer with logical axes in place of arrays.
 
-        Moments repeat the parameters' tree: a leaf whose path ends like a parameter's and whose
-        shape is the same is split like it; all else is whole (as `partitioning.state_shardings`).
+        Moments repeat the tree of the parameters: a leaf whose path ends like a parameter's, and
+        which has the same shape, is split like the parameter. All others are not split (as in
+        `partitioning.state_shardings`).
         """
         state = flatten_dict(optimizer.state_dict())
         axes_of = flatten_dict(flax.core.unfreeze(param_logical_axes))
         shapes = {path[1:]: leaf.shape for path, leaf in state.items() if path[0] == "target"}
 
-        def axes(path, leaf):
+        def axes(path: tuple[str, ...], leaf: Any) -> Any:
             ends = (path[start:] for start in range(1, len(path)))
             same = (end for end in ends if end in shapes and shapes[end] == jnp.shape(leaf))
             return axes_of.get(next(same, None))
@@ -179,22 +201,22 @@ class OptaxOptimizer(optimizers.OptaxWrapper):
 
 
 class TrainStateInitializer(utils.TrainStateInitializer):
-    """T5X's, but what it starts from is `Stage.init_from`: exactly that, or an error.
+    """T5X's class, which starts from exactly `Stage.init_from`, or raises an error.
 
-    Parameters alone are taken; step and optimizer are fresh. `init_from` is T5X's checkpoint
-    ("runs/stage1/checkpoint_300") or a stage of a MODEL_DIR ("runs/a/stage1:best"). A checkpoint in
-    T5X's MODEL_DIR comes first, and is restored whole by T5X.
+    Parameters alone are read; step and optimizer are fresh. `init_from` is a checkpoint of T5X
+    ("runs/stage1/checkpoint_300") or of a MODEL_DIR ("runs/a/stage1:best"). If T5X's own MODEL_DIR
+    has a checkpoint, T5X restores all of that instead.
     """
 
-    def __init__(self, *, init_fn, **kwargs):
+    def __init__(self, *, init_fn: Callable[..., Any], **kwargs: Any):
         super().__init__(init_fn=init_fn, **kwargs)
         self._model = init_fn.__self__  # as T5X's own does
 
-    def from_scratch(self, init_rng):
+    def from_scratch(self, init_rng: jax.Array) -> TrainState:
         """The state of step 0.
 
         Raises:
-          CalrecError: `init_from` cannot be had, or was made with another model or vocabulary.
+          CalrecError: `init_from` is missing or damaged, or has another model or vocabulary.
         """
         state = super().from_scratch(init_rng)
         source = self._model.stage.init_from
@@ -204,7 +226,7 @@ class TrainStateInitializer(utils.TrainStateInitializer):
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh
         )
-        jax.tree.map(lambda x: x.delete(), fresh)  # or there would be two copies
+        jax.tree.map(lambda x: x.delete(), fresh)  # otherwise memory would hold two copies
         required = self._model.identity.required_to_train()
         if ":" in source:
             params = weights.load_params(pathlib.Path(), source, shapes, required)
@@ -214,16 +236,16 @@ class TrainStateInitializer(utils.TrainStateInitializer):
 
 
 def on_mesh(partitioner: BasePartitioner) -> BasePartitioner:
-    """`partitioner` itself, with its mesh set while a program is traced.
+    """The partitioner itself, changed so that its mesh is set while a program is traced.
 
-    T5X enters the mesh in a way that JAX no longer counts as one: the decoder's arrays would be
-    spread as the compiler likes.
+    T5X enters the mesh with an older interface of JAX, under which the decoder's constraints have
+    no effect: the compiler would choose how arrays are split.
     """
     partition = partitioner.partition
 
-    def partition_on_mesh(fn, *args, **kwargs):
+    def partition_on_mesh(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         @functools.wraps(fn)
-        def traced(*inputs):
+        def traced(*inputs: Any) -> Any:
             with jax.sharding.use_abstract_mesh(partitioner.mesh.abstract_mesh):
                 return fn(*inputs)
 
@@ -233,11 +255,11 @@ def on_mesh(partitioner: BasePartitioner) -> BasePartitioner:
     return partitioner
 
 
-def summarize_config(model_dir: str, summary_writer, step: int, model: CalrecModel) -> None:
-    """Writes config.gin as T5X does, and manifest.json, which says what the checkpoints hold.
+def summarize_config(model_dir: str, summary_writer: Any, step: int, model: CalrecModel) -> None:
+    """Writes config.gin as T5X does, and manifest.json, which describes the checkpoints.
 
     Raises:
-      CalrecError: MODEL_DIR is a URL or no absolute path, or has checkpoints of another model,
+      CalrecError: MODEL_DIR is a URL or a relative path, or has checkpoints of another model,
         vocabulary or template.
     """
     directory = local_path(model_dir, "MODEL_DIR")
@@ -259,8 +281,8 @@ def summarize_config(model_dir: str, summary_writer, step: int, model: CalrecMod
 
 
 def additional_rules() -> tuple[tuple[str, str | None], ...]:
-    """(logical axis, mesh axis) of this model's arrays. T5X's own rules come before them."""
-    # Few key/value heads rarely divide over the mesh: T5X would refuse, so each device has all.
+    """(logical axis, mesh axis) for the model's arrays. T5X puts its own rules before them."""
+    # Few key/value heads rarely divide over the mesh, which T5X refuses: each device has them all.
     return tuple(
         (name, None if name == "kv_heads" else axis) for name, axis in logical_rules(MeshConfig())
     )

@@ -1,6 +1,6 @@
-"""Domains and mixtures as a run reads them: its store, vocabulary and template filled in.
+"""Domains and mixtures as a run reads them: with its store, vocabulary and template filled in.
 
-`specs` has what is registered. Nothing here needs TensorFlow but the reading of a store.
+`specs` holds what is registered. Only the reading of a store needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from calrec_jax.text.templates import Template
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What a run decides about data and domains leave open.
+    """The data settings of a run, which domains leave open.
 
     Attributes:
       data_dir: the store, or arrays that `calrec batches` made of it.
-      vocabulary: the model's, see `vocabularies`; or any seqio.Vocabulary.
-      template: how items and histories are written.
+      vocabulary: the vocabulary of the model, see `vocabularies`, or any seqio.Vocabulary.
+      template: how items and histories are written as text.
     """
 
     data_dir: str
@@ -42,11 +42,11 @@ class Domain:
     """A domain as a run reads it. What is read stays in memory as long as this object does.
 
     Attributes:
-      name: of the task.
+      name: the name that it is registered by.
       dataset: its name in the store.
       data_dir: the store, or saved arrays.
       template, vocabulary: how its text becomes tokens.
-      has_own_template: whether the template was registered with it, and is not the run's.
+      has_own_template: whether the template was registered with the domain, and is not the run's.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Domain:
 
     @functools.cached_property
     def catalogue(self) -> Catalogue:
-        """All items. Raises CalrecError where the dataset is missing."""
+        """All items. Raises CalrecError if the dataset is missing."""
         return self._reader.read_catalogue(self.data_dir, self.dataset)
 
     def sequences(self, split: str) -> list[UserSequence]:
-        """The sequences of a split. Raises CalrecError where there is no such dataset or split."""
+        """The sequences of a split. Raises CalrecError if there is no such dataset or split."""
         return self._reader.read_sequences(self.data_dir, self.dataset, split)
 
     def num_sequences(self, split: str) -> int:
-        """How many sequences a split holds. Raises as `sequences`."""
+        """The number of sequences in a split. Raises as `sequences`."""
         return self._reader.num_examples(self.data_dir, self.dataset, split)
 
     def placed_sequences(self, split: str) -> PlacedSequences:
@@ -82,7 +82,7 @@ class Domain:
         return self._placed[split]
 
     def checksums(self) -> dict[str, str]:
-        """What the dataset holds, as {part: checksum}; the same for the same data anywhere."""
+        """{part of the dataset: checksum}, the same wherever the same data lies."""
         return self._reader.checksums(self.data_dir, self.dataset)
 
     @functools.cached_property
@@ -115,7 +115,7 @@ class Domain:
 
     @functools.cached_property
     def _reader(self) -> ModuleType:
-        """The module that reads it: saved arrays', or the store's, which needs TensorFlow."""
+        """The module that reads the dataset: for saved arrays, or for a store, with TensorFlow."""
         if arrays.is_saved(self.data_dir):
             return arrays
         from calrec_jax.data.store import reader
@@ -124,7 +124,7 @@ class Domain:
 
 
 def check_fields(catalogue: Catalogue, template: Template) -> None:
-    """Raises CalrecError for a field that is misspelt, and for items that would have no text."""
+    """Raises CalrecError for a field that no item has, and for items that would have no text."""
     known = {*Template().fields, *(name for fields in catalogue.fields for name in fields)}
     for name in template.fields:
         if name not in known:
@@ -147,7 +147,7 @@ class Mixture:
 
     Attributes:
       spec: its name and rates.
-      domains: in the order of the spec's.
+      domains: the domains, in the order of the spec.
     """
 
     spec: MixtureSpec
@@ -160,13 +160,13 @@ class Mixture:
 
 
 class Domains:
-    """The domains and mixtures that a run may name: each is resolved, and read, once.
+    """The domains and mixtures that a run may name. Each is resolved, and read, once.
 
-    They are those that saved arrays bring along, where the run's data is such, and otherwise those
-    that are registered.
+    If the run's data is saved arrays, they are those that were saved; otherwise those that are
+    registered.
 
     Args:
-      config: the run's.
+      config: the data settings of the run.
 
     Raises:
       CalrecError: saved arrays are damaged.
@@ -183,7 +183,7 @@ class Domains:
         """The domain `name`.
 
         Raises:
-          CalrecError: there is none; lists those there are.
+          CalrecError: there is none of that name; the line lists all names.
         """
         if name not in self._specs:
             raise CalrecError(specs.unknown("domain", name, self._specs))
@@ -195,7 +195,7 @@ class Domains:
         """The mixture `name`, or the domain of that name as a mixture of one.
 
         Raises:
-          CalrecError: there is none; lists those there are.
+          CalrecError: there is none of that name; the line lists all names.
         """
         known = [*self._mixtures, *self._specs]
         if name not in known:
@@ -207,7 +207,7 @@ class Domains:
 def _saved_specs(
     index: Mapping[str, Any],
 ) -> tuple[dict[str, DomainSpec], dict[str, MixtureSpec]]:
-    """What arrays.json says of the domains and mixtures that were saved."""
+    """The domains and mixtures that arrays.json describes."""
     domains, mixtures = {}, {}
     for name, saved in index["domains"].items():
         own = saved["template"] if saved["own_template"] else None
@@ -221,7 +221,7 @@ def _saved_specs(
 
 
 def resolved(spec: DomainSpec, config: DataConfig | None = None) -> Domain:
-    """A registered domain as a run with `config` reads it; None: the domain is complete itself."""
+    """A registered domain as a run with `config` reads it; None for a domain that is complete."""
     return Domain(
         spec.name,
         spec.dataset,

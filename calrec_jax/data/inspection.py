@@ -1,4 +1,4 @@
-"""A description of what a stage will train on, made before anything is trained."""
+"""A description of the data of a stage, made before anything is trained."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def describe(batches: Batches, steps: int, shown: int = 1) -> dict[str, Any]:
     """The training data of a stage as numbers and a few examples, ready for JSON.
 
     Args:
-      batches: of the training split.
-      steps: that the stage takes.
-      shown: examples of each domain.
+      batches: the batches of the training split.
+      steps: the number of steps of the stage.
+      shown: the number of examples of each domain.
 
     Returns:
       {"mixture", "rates" in words, "targets", "rows" of a batch, "row_length", "max_segments",
@@ -31,9 +31,9 @@ def describe(batches: Batches, steps: int, shown: int = 1) -> dict[str, Any]:
     """
     spec = batches.spec
     epochs = batches.epochs(steps)
-    found = [
-        _domain(batches, place, share, epochs) | {"shown": _shown(batches, place, shown)}
-        for place, share in enumerate(batches.shares)
+    domains = [
+        _domain(batches, index, share, epochs) | {"shown": _shown(batches, index, shown)}
+        for index, share in enumerate(batches.shares)
     ]
     return {
         "mixture": batches.mixture.name,
@@ -43,12 +43,12 @@ def describe(batches: Batches, steps: int, shown: int = 1) -> dict[str, Any]:
         "row_length": spec.row_length,
         "max_segments": spec.max_segments,
         "steps": steps,
-        "domains": found,
+        "domains": domains,
     }
 
 
 def _rates(mixture: Mixture) -> str:
-    """How its domains share the examples, in words."""
+    """How the domains share the examples, in words."""
     spec = mixture.spec
     rates = spec.rates
     if not isinstance(rates, str):
@@ -57,9 +57,9 @@ def _rates(mixture: Mixture) -> str:
     return rates if spec.temperature == 1 else f"{rates}; temperature {spec.temperature:g}"
 
 
-def _domain(batches: Batches, place: int, share: float, epochs: dict[str, float]) -> dict[str, Any]:
-    examples, rows, spec = batches.examples[place], batches.rows[place], batches.spec
-    domain = batches.mixture.domains[place]
+def _domain(batches: Batches, index: int, share: float, epochs: dict[str, float]) -> dict[str, Any]:
+    examples, rows, spec = batches.examples[index], batches.rows[index], batches.spec
+    domain = batches.mixture.domains[index]
     spans, tokens = examples.spans(0), examples.tokens
     cut = np.diff(tokens.text.splits) > tokens.max_item_tokens
     return {
@@ -91,15 +91,15 @@ def _lengths(lengths: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _shown(batches: Batches, place: int, count: int) -> list[list[tuple[str, str]]]:
-    """Examples of a domain as training sees them: [("history", text), ("target", text)]."""
+def _shown(batches: Batches, index: int, count: int) -> list[list[tuple[str, str]]]:
+    """Examples of a domain as training reads them: [("history", text), ("target", text)]."""
     vocabulary = batches.vocabulary
-    found = []
-    for span in _first_spans(batches.rows[place], count):
-        example = batches.examples[place].example(*span)
+    shown = []
+    for span in _first_spans(batches.rows[index], count):
+        example = batches.examples[index].example(*span)
         spans = (("history", example.inputs), ("target", example.targets))
-        found.append([(kind, vocabulary.decode(ids.tolist())) for kind, ids in spans])
-    return found
+        shown.append([(kind, vocabulary.decode(ids.tolist())) for kind, ids in spans])
+    return shown
 
 
 def _first_spans(rows: DomainRows, count: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Batches of a mixture: NumPy dicts that hold to `batch.BatchSpec`, the same on every run."""
+"""Batches of a mixture: dicts of NumPy arrays as `batch.BatchSpec` describes them."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from calrec_jax.data.vocabularies import VocabularyLike
 from calrec_jax.errors import CalrecError
 
 Batch = dict[str, np.ndarray]
-_AHEAD = 2  # batches that are made before they are needed
+_AHEAD = 2  # batches that are made in advance
 
 
 class Batches:
-    """The rows of a mixture for one host, batch after batch.
+    """The batches of a mixture: the rows of one host.
 
     The batch at step n is a function of (seed, n) alone, whatever the number of hosts, and is made
-    without those before it. An epoch of a domain has each of its examples once.
+    without the batches before it. An epoch of a domain has each of its examples once.
 
     Args:
-      mixture: its domains, and at which rates they are mixed.
-      spec: of the global batch, as `BatchSpec.create` makes it from `lengths`.
+      mixture: the domains, and the rates at which they are mixed.
+      spec: the shapes of the global batch, as `BatchSpec.create` makes them from `lengths`.
       lengths: TASK_FEATURE_LENGTHS, {"inputs", "targets"}.
       split: "train", "validation" or "test".
-      seed: of the order, and of random targets.
+      seed: the seed of the order, and of random targets.
       targets: see `batch.TARGETS`.
-      one_pass: every example of every domain once, mixed by the domains' sizes, the last batch
-        filled up with empty rows; otherwise mixed at the mixture's rates, without end.
-      host: (index, count).
+      one_pass: whether there is each example of each domain once, mixed by the domains' sizes, and
+        the last batch is filled up with empty rows; otherwise batches are mixed at the mixture's
+        rates, without end.
+      host: (index of this host, number of hosts).
 
     Raises:
       CalrecError: the hosts cannot share a batch, or a domain has no dataset, no examples or
@@ -58,7 +59,7 @@ class Batches:
         if spec.batch_size % count:
             raise CalrecError(f"BATCH_SIZE {spec.batch_size} cannot be shared by {count} hosts")
         rows = spec.batch_size // count
-        self._mine = range(index * rows, (index + 1) * rows)
+        self._host_rows = range(index * rows, (index + 1) * rows)
         self.spec, self.mixture = spec, mixture
         self.vocabulary = _vocabulary(mixture)
         self.examples = [
@@ -75,16 +76,17 @@ class Batches:
         if one_pass:
             return Schedule(per_epoch.astype(np.int64).tolist(), seed)
         sizes = np.array([rows.examples_per_epoch for rows in self.rows], np.float64)
-        # Rates are of examples; a domain's rows hold `sizes / per_epoch` of them on average.
+        # Rates count examples; a row of a domain holds `sizes / per_epoch` on average.
         shares = self.mixture.spec.weights(sizes.astype(np.int64).tolist()) / sizes
         return Schedule.at_rates(per_epoch * shares, seed)
 
     def batch(self, step: int) -> Batch:
-        """This host's rows of the batch of `step`, from 0 on."""
+        """This host's rows of the batch at `step`, which counts from 0."""
         bos_id = vocabularies.bos_id(self.vocabulary)
         first = step * self.spec.batch_size
         rows = [
-            packing.make_row(self._row(first + place), self.spec, bos_id) for place in self._mine
+            packing.make_row(self._row(first + number), self.spec, bos_id)
+            for number in self._host_rows
         ]
         return {name: np.stack([row[name] for row in rows]) for name in self.spec.shapes()}
 
@@ -101,7 +103,7 @@ class Batches:
         return (self._schedule.counts / self._schedule.period).tolist()
 
     def epochs(self, step: int) -> dict[str, float]:
-        """How many epochs of each domain the batches before `step` hold."""
+        """{domain: the number of its epochs in the batches before `step`}."""
         taken = self._schedule.taken(step * self.spec.batch_size)
         per_epoch = [rows.per_epoch for rows in self.rows]
         return {
@@ -110,10 +112,10 @@ class Batches:
         }
 
     def iterate(self, start: int = 0, num_batches: int | None = None) -> Iterator[Batch]:
-        """Batches `start`, `start + 1`, ... made by a thread of its own, a little ahead.
+        """The batches `start`, `start + 1`, ..., made a little in advance by a thread.
 
         Args:
-          num_batches: at most so many; None = no limit but the end of one pass.
+          num_batches: the greatest number of batches; None = no limit but the end of one pass.
         """
         end = self.num_batches
         if num_batches is not None:
@@ -128,7 +130,7 @@ class Batches:
 
 
 def _vocabulary(mixture: Mixture) -> VocabularyLike:
-    """The vocabulary of all domains. Raises CalrecError where token ids mean different things."""
+    """The vocabulary of all domains. Raises CalrecError if they have different ones."""
     names = {vocabularies.fingerprint(d.vocabulary): d.name for d in mixture.domains}
     if len(names) > 1:
         used = ", ".join(f"{name!r}: {kind}" for kind, name in names.items())
@@ -146,7 +148,7 @@ def _examples(
 
 
 def _ahead(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
-    """`batches`, made by a thread that is at most `size` ahead."""
+    """The batches, made by a thread that is at most `size` of them ahead."""
     ready: queue.Queue = queue.Queue(size)
     stopped = threading.Event()
 

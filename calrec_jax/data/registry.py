@@ -6,12 +6,12 @@ A package of another team registers its domains in a module of its own:
     register_domain("books")
     register_mixture("books_and_games", ["books", "games"], rate="equal")
 
-and a run finds them through MIXTURE_OR_TASK_MODULE = "their.module". Registration reads nothing:
-where the store is and which vocabulary is used are the run's affair (`domains.DataConfig`), unless
-a domain says so.
+and a run finds them through MIXTURE_OR_TASK_MODULE = "their.module". Registration reads
+nothing: the run (`domains.DataConfig`) says where the store is and which vocabulary is used, unless
+the domain has its own.
 
-Each becomes a SeqIO task or mixture, too, for all who read them through SeqIO, as T5X does. Our own
-`loader` reads the same domains without it.
+Each also becomes a SeqIO task or mixture, for code that reads through SeqIO, as T5X does. Our own
+`loader` reads the same domains without SeqIO.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def register_domain(
     """Registers a domain, and adds the SeqIO task `name`, with splits train, validation and test.
 
     Args:
-      dataset: its name in the store, if not `name`.
-      data_dir, template, vocabulary: the domain's own, if it is not the run's.
+      dataset: its name in the store; None = `name`.
+      data_dir, template, vocabulary: the domain's own; None = those of the run.
 
     Raises:
       CalrecError: the name is taken by something else, or cannot be a dataset's.
@@ -65,7 +65,7 @@ def register_mixture(
         makes them more equal.
 
     Raises:
-      CalrecError: as `specs.add_mixture`, or the name is taken by a task that is none of ours.
+      CalrecError: as `specs.add_mixture`, or the name is taken by a task of other code.
     """
     tasks.require_free(name)
     spec = specs.add_mixture(name, names, rate, temperature)

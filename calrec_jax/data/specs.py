@@ -1,4 +1,4 @@
-"""Domains and mixtures as they are registered: names, and what they do not leave to a run."""
+"""Domains and mixtures as they are registered: their names, and the settings of their own."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Rate = str | Mapping[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class DomainSpec:
-    """A registered domain. None = the run decides.
+    """A registered domain. The settings that are None are the run's.
 
     Attributes:
-      name: of the task.
+      name: the name that it is registered by.
       dataset: its name in the store.
     """
 
@@ -33,7 +33,7 @@ class DomainSpec:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to a run."""
+        """Whether the domain leaves no setting to a run."""
         return None not in (self.data_dir, self.template, self.vocabulary)
 
 
@@ -52,10 +52,10 @@ class MixtureSpec:
     temperature: float = 1.0
 
     def weights(self, sizes: Sequence[int]) -> np.ndarray:
-        """float64 [domains], relative shares of examples.
+        """float64 [domains], each domain's share of the examples, in any unit.
 
         Args:
-          sizes: examples of an epoch of each domain.
+          sizes: the number of examples in an epoch of each domain.
         """
         if self.rates == "proportional":
             rates = np.array(sizes, np.float64)
@@ -74,7 +74,7 @@ mixtures: dict[str, MixtureSpec] = {}
 
 
 def add_domain(spec: DomainSpec) -> bool:
-    """Makes a domain known. False where it is already.
+    """Registers a domain. Returns False if the same domain is registered already.
 
     Raises:
       CalrecError: the name is taken by something else.
@@ -89,7 +89,7 @@ def add_domain(spec: DomainSpec) -> bool:
 def add_mixture(
     name: str, names: Sequence[str], rate: Rate = "proportional", temperature: float = 1.0
 ) -> MixtureSpec | None:
-    """Makes a mixture known and returns it, or None where it is already.
+    """Registers a mixture. Returns it, or None if the same mixture is registered already.
 
     Args:
       names: the domains.
@@ -98,7 +98,7 @@ def add_mixture(
         makes them more equal.
 
     Raises:
-      CalrecError: a domain is not registered or there twice, the rates are not one for each domain,
+      CalrecError: a domain is not registered or named twice, the rates are not one for each domain,
         the temperature is not positive, or the name is taken by something else.
     """
     for domain in names:
@@ -108,7 +108,7 @@ def add_mixture(
         raise CalrecError(f"mixture {name!r} needs domains, each once, not {list(names)}")
     if not 0 < temperature < float("inf"):
         raise CalrecError(f"temperature {temperature} of mixture {name!r}: it must be positive")
-    # In the order of names: the same mixture, however its domains are listed.
+    # Sorted, so that the order in which domains are listed makes no difference.
     ordered = tuple(sorted(names))
     spec = MixtureSpec(name, ordered, _rates(name, ordered, rate), float(temperature))
     if mixtures.get(name) == spec:
@@ -130,7 +130,7 @@ def _rates(name: str, names: Sequence[str], rate: Rate) -> str | tuple[float, ..
 
 
 def is_known(name: str) -> bool:
-    """Whether a domain or a mixture is registered by this name."""
+    """Whether a domain or a mixture of this name is registered."""
     return name in domains or name in mixtures
 
 
@@ -158,7 +158,7 @@ def import_modules(modules: Sequence[str]) -> None:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """What is said of a name that none has: names like it first, then all others."""
+    """The message about an unknown name: lists the known names, those that are like it first."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3)
     others = sorted(set(known) - set(near))

@@ -1,1 +1,1 @@
-"""Domains as SeqIO's tasks, for all who read them through SeqIO, as T5X does."""
+"""Domains as SeqIO tasks, for code that reads them through SeqIO, as T5X does."""

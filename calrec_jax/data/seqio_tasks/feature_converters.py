@@ -19,16 +19,17 @@ _UNPACKED_WINDOW = 32  # only to call NumPy less often
 class CalrecFeatureConverter(seqio.FeatureConverter):
     """Examples {inputs, targets, target_item_ids, domain_ids} -> rows, without the batch axis.
 
-    A row is what `BatchSpec` says of one. Examples are packed in windows, each on its own: what a
-    row holds depends on its window alone. Rows leave a window in the order of their first examples,
-    so they are as shuffled as those. The arguments up to `bos_id` are SeqIO's, as T5X gives them.
+    The features of a row are those of `BatchSpec`. Examples are packed in windows, each on its own:
+    a row depends on its window alone. The rows of a window are in the order of their first
+    examples, so they are shuffled as the examples are. The arguments up to `bos_id` are those of
+    SeqIO, as T5X passes them.
 
     Args:
-      pack: False = a row an example.
-      use_custom_packing_ops: without effect; SeqIO's packing, which it chooses, is not used here.
+      pack: whether a row may hold several examples.
+      use_custom_packing_ops: has no effect, because SeqIO's packing is not used.
       apply_length_check: whether SeqIO checks lengths.
-      bos_id: what each segment's input starts with.
-      row_length, max_loss_tokens: of a row, as in `BatchSpec.create`.
+      bos_id: the first input token of each segment.
+      row_length, max_loss_tokens: see `BatchSpec.create`.
       max_segments: examples that a packed row may hold.
       window: examples that are packed together.
     """
@@ -59,33 +60,38 @@ class CalrecFeatureConverter(seqio.FeatureConverter):
         window: int = 512,
     ):
         del use_custom_packing_ops
-        # True, because SeqIO would else refuse to pack anything but features of rank 1.
+        # True, because SeqIO would otherwise refuse to pack features that are not of rank 1.
         super().__init__(pack, True, apply_length_check, bos_id)
         self._row_length, self._max_loss_tokens = row_length, max_loss_tokens
         self._max_segments = max_segments if pack else 1
         self._window = window
 
     def spec(self, task_feature_lengths: Mapping[str, int]) -> BatchSpec:
-        """Of a batch of one row. Raises as `BatchSpec.create` does."""
+        """The shapes of a batch of one row. Raises as `BatchSpec.create` does."""
         return BatchSpec.create(
             1, task_feature_lengths, self._row_length, self._max_segments, self._max_loss_tokens
         )
 
-    def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]):
+    def __call__(
+        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+    ) -> tf.data.Dataset:
+        """The rows of the examples `ds`."""
         # Ids have no length, but SeqIO wants every task feature named.
         return super().__call__(ds, {**task_feature_lengths, **{name: 1 for name in _IDS}})
 
-    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]):
-        """First axis of each feature."""
+    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
+        """{feature: the length of its first axis}."""
         shapes = self.spec(task_feature_lengths).shapes()
         return {name: shape[1] for name, (shape, _) in shapes.items()}
 
-    def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]):
+    def _convert_features(
+        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+    ) -> tf.data.Dataset:
         spec = self.spec(task_feature_lengths)
         shapes = spec.shapes()
         window = self._window if self.pack else _UNPACKED_WINDOW
 
-        def convert(examples):
+        def convert(examples: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             rows = tf.numpy_function(
                 functools.partial(_rows, spec, self.bos_id),
                 [
@@ -110,8 +116,23 @@ class CalrecFeatureConverter(seqio.FeatureConverter):
         return ds.unbatch()
 
 
-def _rows(spec, bos_id, inputs, input_lengths, targets, target_lengths, item_ids, domain_ids):
-    """The rows of one window, each feature stacked."""
+def _rows(
+    spec: BatchSpec,
+    bos_id: int,
+    inputs: np.ndarray,
+    input_lengths: np.ndarray,
+    targets: np.ndarray,
+    target_lengths: np.ndarray,
+    item_ids: np.ndarray,
+    domain_ids: np.ndarray,
+) -> list[np.ndarray]:
+    """The rows of one window, each feature stacked.
+
+    Args:
+      inputs, targets: int32, the tokens of all examples, one after another.
+      input_lengths, target_lengths: int64 [examples], their numbers of tokens.
+      item_ids, domain_ids: int32 [examples].
+    """
     examples = [
         packing.Example(*example)
         for example in zip(

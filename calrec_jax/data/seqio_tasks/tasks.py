@@ -1,7 +1,7 @@
-"""SeqIO tasks and mixtures of the registered domains, and which run's data they read.
+"""SeqIO tasks and mixtures of the registered domains, and the run whose data they read.
 
-SeqIO's registry is one of the process, and knows names alone. So the data that its tasks read is
-the process's, too: that of the last `use`. Runs of `calrec` do not read their data through SeqIO.
+SeqIO has one registry for the process, and it knows names alone. So there is also one run
+whose data its tasks read: that of the last call of `use`. `calrec` does not read through SeqIO.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from calrec_jax.errors import CalrecError
 from calrec_jax.text.items import SPLITS
 
 _in_use: list[Domains] = []
-_complete: dict[str, Domain] = {}  # those that leave nothing to a run
+_complete: dict[str, Domain] = {}  # domains that leave nothing to a run
 
 
 def use(config: DataConfig) -> None:
-    """Makes `config` what all SeqIO tasks read from now on.
+    """Makes all SeqIO tasks read the data of `config` from now on.
 
     Raises:
       CalrecError: saved arrays are damaged.
     """
     _in_use[:] = [Domains(config)]
-    _complete.clear()  # a store may have been written anew
+    _complete.clear()  # their stores may have been written again
 
 
 def in_use() -> Domains:
@@ -43,7 +43,7 @@ def in_use() -> Domains:
 
 
 def require_free(name: str) -> None:
-    """Raises CalrecError where SeqIO has a task or mixture `name` that is not one of ours."""
+    """Raises CalrecError if SeqIO has a task or mixture `name` that calrec_jax did not register."""
     taken = name in seqio.TaskRegistry.names() or name in seqio.MixtureRegistry.names()
     if taken and not specs.is_known(name):
         raise CalrecError(f"{name!r} is registered already, as something else: choose another name")
@@ -89,7 +89,7 @@ def add_mixture(spec: MixtureSpec) -> None:
 
 
 def _resolved(spec: DomainSpec) -> Domain:
-    """The domain as it is read. Raises CalrecError where that takes a run, and none is in use."""
+    """The domain as tasks read it. Raises CalrecError if that takes a run, and none is in use."""
     if not spec.is_complete:
         return in_use().domain(spec.name)
     if spec.name not in _complete:
@@ -98,7 +98,7 @@ def _resolved(spec: DomainSpec) -> Domain:
 
 
 class _StoreSource(seqio.DataSource):
-    """Splits of a domain's dataset; shuffles all of a split anew in each epoch."""
+    """The splits of a domain's dataset. Each epoch shuffles all of a split again."""
 
     def __init__(self, spec: DomainSpec):
         super().__init__(splits=SPLITS, performs_internal_shuffling=True)
@@ -131,10 +131,10 @@ class _StoreSource(seqio.DataSource):
 
 
 class _Task(seqio.Task):
-    """A Task without SeqIO's cache in memory.
+    """A task without SeqIO's cache in memory.
 
-    That cache would keep the first epoch, as the source shuffled it, and every epoch would then
-    have its order, for T5X too, which cannot ask SeqIO not to cache.
+    The cache would keep the order in which the source shuffled the first epoch for all others. T5X
+    has no way to turn it off.
     """
 
     def get_dataset(

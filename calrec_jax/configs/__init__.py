@@ -1,1 +1,1 @@
-"""Gin files as runs: what is parsed, checked and explained. The one place that knows gin."""
+"""Gin files become runs here: they are parsed, checked, and their mistakes explained."""

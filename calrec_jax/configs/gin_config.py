@@ -1,8 +1,8 @@
-"""Gin, in T5X's manner: repeated --gin_file, --gin.NAME=VALUE, --gin_search_paths.
+"""Gin as T5X uses it: repeated --gin_file, --gin.NAME=VALUE, --gin_search_paths.
 
-The only module that knows gin. Configs use gin's dynamic registration, so library code carries no
-decorators. Gin itself lets misspelt macros and scopes pass and explains itself over several lines;
-here every name must be one that the configuration refers to, and every mistake is one line.
+Only configs/ imports gin. Configurations use gin's dynamic registration, so that library code has
+no decorators. Gin itself accepts misspelt macros and scopes, and its errors have several lines;
+here each name must be one that the configuration refers to, and each mistake is one line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tokenize
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import gin
 from gin import config as gin_config
@@ -25,11 +25,13 @@ from calrec_jax.configs import gin_errors, type_checks
 from calrec_jax.configs.renamed import Renamer
 from calrec_jax.errors import CalrecError, local_path
 
+Config = TypeVar("Config")
+
 PREFIX = "--gin."  # of a binding on the command line
 _MACRO = "gin.macro"
 _REQUIRED = ("gin.REQUIRED", "gin.constant")
 
-# What gin raises for mistakes in what it reads; a mistake in the code it calls is another one.
+# What gin raises for mistakes in files and bindings. Other errors come from the code that it calls.
 _MISTAKES = (
     AttributeError,
     CalrecError,
@@ -51,39 +53,39 @@ def search_root() -> pathlib.Path:
 
 
 def parse(files: Sequence[str], bindings: Sequence[str] = (), search_paths: str = "") -> None:
-    """Makes files and bindings the configuration of this process, in place of any before.
+    """Makes files and bindings the configuration of this process, which replaces the one before.
 
     Args:
-      files: each is looked for in the working directory, then in `search_paths`, then beside the
-        packaged `gin/`.
+      files: each is searched for in the working directory, then in `search_paths`, then in the
+        folder that holds `gin/`.
       bindings: "NAME=VALUE", applied after the files.
       search_paths: folders, separated by commas.
 
     Raises:
-      CalrecError: a file is missing (the line says where it was looked for), a name is unknown (the
-        line gives the nearest), or a value is no literal.
+      CalrecError: a file is missing (the line names the folders that were searched), a name is
+        unknown (the line gives the nearest), or a value is no literal.
     """
     folders = ["", *filter(None, search_paths.split(",")), str(search_root())]
     gin.clear_config()
     renamer = Renamer()
-    with _reading_from(folders, renamer) as referred:
+    with _reading_from(folders, renamer) as references:
         for file in files:
             with _explained(file):
                 gin.parse_config_file(file)
         for binding in bindings:
             with _explained(PREFIX + binding):
                 _parse_binding(binding)
-    _check_names(referred)
+    _check_names(references)
     if renamer.found:
         names = ", ".join(f"{old} is now {new}" for old, new in renamer.found.items())
         print(f"calrec: names in gin have changed: {names}", file=sys.stderr)
 
 
-def configured(cls: type) -> Any:
-    """An instance of the class `cls`, which a parsed file configures, with what is bound to it.
+def configured(cls: type[Config]) -> Config:
+    """An instance of the class `cls`, as the parsed files and bindings configure it.
 
     Raises:
-      CalrecError: something that it needs is not bound, or a value is refused or of a wrong type.
+      CalrecError: a value that it needs is not bound, or a value is refused or of a wrong type.
     """
     selector = f"{cls.__module__}.{cls.__name__}"
     if not gin_config._REGISTRY.get_match(selector):
@@ -98,10 +100,10 @@ def configured(cls: type) -> Any:
 
 
 def make_absolute(macros: Sequence[str]) -> None:
-    """Binds those of `macros` that are relative paths anew, so that they hold from everywhere.
+    """Makes the values of macros absolute, where they are relative paths.
 
     Raises:
-      CalrecError: one is a URL.
+      CalrecError: a value is a URL.
     """
     for name in macros:
         value = gin_config._CONFIG.get((name, _MACRO), {}).get("value")
@@ -111,28 +113,28 @@ def make_absolute(macros: Sequence[str]) -> None:
 
 
 def operative_config() -> str:
-    """All that was used since `parse`, defaults included, as one gin file to be parsed again."""
+    """All values that were used since `parse`, with defaults, as a gin file."""
     return gin.operative_config_str(max_line_length=100)
 
 
 @contextlib.contextmanager
 def _reading_from(folders: Sequence[str], renamer: Renamer) -> Iterator[set[str]]:
-    """While active, gin looks into `folders`. Yields the macros and scopes that it reads of."""
-    referred: set[str] = set()
+    """While active, gin searches `folders`. Yields the names of macros and scopes that are used."""
+    references: set[str] = set()
 
     class Delegate(gin_config.ParserDelegate):
-        def macro(self, name):
-            referred.add(name)
+        def macro(self, name: str) -> Any:
+            references.add(name)
             return super().macro(name)
 
-        def configurable_reference(self, scoped_selector, evaluate):
-            referred.update(scoped_selector.split("/")[:-1])
+        def configurable_reference(self, scoped_selector: str, evaluate: bool) -> Any:
+            references.update(scoped_selector.split("/")[:-1])
             return super().configurable_reference(renamer.selector(scoped_selector), evaluate)
 
     patches = [
         (gin_config, "ParserDelegate", Delegate),
         (gin_config, "_LOCATION_PREFIXES", list(folders)),
-        # Gin's other reader tries paths as packages, loudly, and stumbles over plain folders.
+        # Gin's other reader takes paths for packages: it logs, and fails at plain folders.
         (
             gin_config,
             "_FILE_READERS",
@@ -143,7 +145,7 @@ def _reading_from(folders: Sequence[str], renamer: Renamer) -> Iterator[set[str]
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(_patched(*patch))
-        yield referred
+        yield references
 
 
 @contextlib.contextmanager
@@ -157,7 +159,7 @@ def _patched(module: ModuleType, name: str, value: Any) -> Iterator[None]:
 
 
 def _parse_binding(binding: str) -> None:
-    """Parses one binding; short names work, and all that a module imported by a file holds."""
+    """Parses one binding. Names may be short, and anything in a module that a file imports."""
     try:
         gin.parse_config(binding)
     except ValueError as error:
@@ -172,24 +174,24 @@ def _parse_binding(binding: str) -> None:
 
 @contextlib.contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """Turns gin's errors, whose text has many lines, into one line."""
+    """Turns gin's errors, which have several lines, into one line."""
     try:
         yield
     except _MISTAKES as error:
         raise CalrecError(gin_errors.explain(error, where)) from error
 
 
-def _check_names(referred: set[str]) -> None:
-    """Raises CalrecError for a macro that is set, or a scope that is bound in, but never used."""
+def _check_names(references: set[str]) -> None:
+    """Raises CalrecError for a macro or a scope that has bindings but is never used."""
     for scope, selector in gin_config._CONFIG:
         kind = "macro" if selector == _MACRO else "scope"
         for name in [scope] if kind == "macro" else filter(None, scope.split("/")):
-            if name not in referred:
-                raise CalrecError(f"unknown gin {kind} {name}{gin_errors.hint(name, referred)}")
+            if name not in references:
+                raise CalrecError(f"unknown gin {kind} {name}{gin_errors.hint(name, references)}")
 
 
 def _check_required(selector: str) -> None:
-    """Raises CalrecError for what `selector` needs and has no value; names it all."""
+    """Raises CalrecError that names all values which `selector` needs and lacks."""
     missing = sorted(_missing(selector))
     if not missing:
         return
@@ -205,7 +207,7 @@ def _check_required(selector: str) -> None:
 
 
 def _missing(selector: str) -> set[str]:
-    """Macros and parameters that `selector` leads to, which are unbound or still gin.REQUIRED."""
+    """Macros and parameters that `selector` depends on and that are unbound or gin.REQUIRED."""
     missing: set[str] = set()
     seen: set[tuple[str, str]] = set()
 

@@ -13,28 +13,28 @@ from gin import config as gin_config
 
 
 def near(name: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `name` may stand for, if any is like it."""
+    """The known name that `name` may be a misspelling of, if one is like it."""
     return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)), None)
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name."""
+    """The end of a message about an unknown name: the nearest known name, or all of them."""
     known = sorted(set(known))
-    found = near(name, known)
-    if found:
-        return f": did you mean {found}?"
+    nearest = near(name, known)
+    if nearest:
+        return f": did you mean {nearest}?"
     return f"; known are {', '.join(known)}" if known else ""
 
 
 def explain(error: Exception, where: str) -> str:
-    """What is wrong, in one line.
+    """The error in one line.
 
     Args:
-      where: the file or the flag that was being read; gin may know the place better.
+      where: the file or the flag that was read, in case gin names no location.
     """
     text = str(error).strip() or type(error).__name__
     first = text.splitlines()[0]
-    where = _place(error) or where
+    where = _location(error) or where
     at = f" ({where})" if where else ""
     for pattern, explanation in _EXPLANATIONS:
         match = re.search(pattern, text)
@@ -48,17 +48,17 @@ def explain(error: Exception, where: str) -> str:
     return f"{type(error).__name__}: {first}{at}"
 
 
-def _place(error: Exception) -> str:
-    """The innermost place that gin's message names."""
+def _location(error: Exception) -> str:
+    """The innermost location that gin's message names."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
-    found = re.search(r'In file "([^"]*)", line (\d+)', str(error))
-    return f"{found[1]}, line {found[2]}" if found else ""
+    match = re.search(r'In file "([^"]*)", line (\d+)', str(error))
+    return f"{match[1]}, line {match[2]}" if match else ""
 
 
 def _missing_file(at: str, file: str, folders: str) -> str:
-    looked = [folder or "the working directory" for folder in re.findall(r"'([^']*)'", folders)]
-    listed = f"; looked in {', '.join(looked)}" if len(looked) > 1 else ""
+    searched = [folder or "the working directory" for folder in re.findall(r"'([^']*)'", folders)]
+    listed = f"; looked in {', '.join(searched)}" if len(searched) > 1 else ""
     return f"no gin file {file}{'' if at == f' ({file})' else at}{listed}"
 
 
@@ -108,7 +108,7 @@ _EXPLANATIONS = (
 
 
 def _configurables(dots: int) -> list[str]:
-    """Names of what gin knows, with as many modules before them as the name looked for."""
+    """The names that gin knows, each with the last `dots` parts of its module."""
     selectors = gin_config._REGISTRY._selector_map
     ours = [selector for selector in selectors if not selector.startswith("gin.")]
     return [".".join(selector.split(".")[-1 - dots :]) for selector in ours]

@@ -1,4 +1,4 @@
-"""Runs as gin files describe them."""
+"""Runs, as gin files describe them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from calrec_jax.configs import gin_config
+from calrec_jax.configs.gin_config import Config
 from calrec_jax.errors import CalrecError
 from calrec_jax.model_dir import ModelDir
 from calrec_jax.runs.baseline import BaselineRun
@@ -40,7 +41,7 @@ def load_run(
       bindings: "NAME=VALUE" of gin, over those of config.gin.
 
     Raises:
-      CalrecError: as `from_gin`, or no run made `model_dir`.
+      CalrecError: as `from_gin`, or `model_dir` has no config.gin.
     """
     path = ModelDir(model_dir).config
     if not path.is_file():
@@ -50,7 +51,9 @@ def load_run(
     return dataclasses.replace(run, model_dir=os.path.abspath(model_dir))
 
 
-def _configured(cls: type, files: Sequence[str], bindings: Sequence[str], search_paths: str):
+def _configured(
+    cls: type[Config], files: Sequence[str], bindings: Sequence[str], search_paths: str
+) -> Config:
     gin_config.parse(files, bindings, search_paths)
     gin_config.make_absolute(_PATHS)
     return gin_config.configured(cls)

@@ -1,4 +1,4 @@
-"""Holds a configuration against its type hints: gin binds whatever it is given."""
+"""Checks configurations against their type hints: gin itself binds values of any type."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from calrec_jax.errors import CalrecError
 
 
 def check(config: Any) -> None:
-    """Checks the fields of a dataclass, and of the dataclasses in them, however deep.
+    """Checks the fields of a dataclass, and of the dataclasses in them, at any depth.
 
     Raises:
-      CalrecError: a value is not of its field's type; the line names both.
+      CalrecError: a value is not of the type of its field; the line names both.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):

@@ -35,9 +35,9 @@ def join_processes() -> bool:
     """
     coordinator = os.environ.get("CALREC_COORDINATOR")
     if coordinator:
-        count, place = _whole_number("CALREC_NUM_PROCESSES"), _whole_number("CALREC_PROCESS_ID")
+        count, index = _whole_number("CALREC_NUM_PROCESSES"), _whole_number("CALREC_PROCESS_ID")
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(coordinator, num_processes=count, process_id=place)
+        jax.distributed.initialize(coordinator, num_processes=count, process_id=index)
         return True
     if os.environ.get("CALREC_MULTIHOST") == "1":
         jax.distributed.initialize()

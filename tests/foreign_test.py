@@ -1,4 +1,4 @@
-"""A package of another team brings its domains: installed beside ours, where nothing is changed."""
+"""A package of another team registers its domains; it is installed beside calrec_jax, unchanged."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_its_mixtures_have_their_rates(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_package_is_really_foreign(installed, tmp_path):
+def test_the_package_is_not_part_of_calrec_jax(installed, tmp_path):
     assert {"acme_calrec", "acme_calrec-1.0.dist-info"} <= {p.name for p in installed.iterdir()}
     assert not (installed / "calrec_jax").exists()
     assert not [p for p in FOREIGN.rglob("*") if p.suffix == ".egg-info" or p.name == "build"]

@@ -1,4 +1,4 @@
-"""Rows of any run are the same for any number of hosts and from any step on."""
+"""The rows of a run are the same for any number of hosts, and from any step."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _films(tmp_path_factory):
 
 @pytest.fixture
 def config(tiny_config, _films):
-    """A configuration in use, with all three domains."""
+    """A configuration that is in use, with all three domains."""
     return tiny_config
 
 
@@ -187,7 +187,7 @@ def test_one_pass_is_one_epoch_of_each_domain(config, names, spec, targets):
     assert assert_whole_epochs(filled, batches, config.template) == {1}
 
 
-def test_epochs_are_told_by_whole_periods(config):
+def test_epochs_are_counted_over_whole_periods(config):
     batches = plan(MixtureSpec("all", NAMES), PACKED, "all")
     each = sum(of.per_epoch for of in batches.rows)
     times = -(-(2**16) // each)

@@ -116,7 +116,7 @@ def test_the_seed_decides_the_order(tiny_config):
     assert not all(equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_step_one_million_is_found_at_once(tiny_config):
+def test_step_one_million_costs_no_more_than_the_first(tiny_config):
     far = plan(spec=PACKED, targets="random")
     (batch,) = far.iterate(1_000_000, 1)
     PACKED.check(batch)
@@ -133,7 +133,7 @@ def test_epochs_are_whole_and_each_in_another_order(tiny_config):
     assert first != stored_targets(tiny_config, domains=("tiny_books",))
 
 
-def test_epochs_are_told_by_domain(tiny_config):
+def test_epochs_are_counted_by_domain(tiny_config):
     of = plan(spec=UNPACKED)
     assert of.epochs(0) == {"tiny_books": 0, "tiny_games": 0}
     seen = collections.Counter(domain for domain, _ in targets(*of.iterate(0, 50)))
@@ -152,14 +152,14 @@ def test_all_prefixes_are_examples_of_their_own(tiny_config):
     assert collections.Counter(found) == collections.Counter(expected)
 
 
-def test_an_error_while_a_batch_is_made_reaches_whoever_asks(tiny_config, monkeypatch):
+def test_an_error_while_a_batch_is_made_reaches_the_caller(tiny_config, monkeypatch):
     of = plan()
     monkeypatch.setattr(of, "batch", lambda step: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         next(of.iterate())
 
 
-def test_a_stream_that_is_let_go_ends_its_thread(tiny_config):
+def test_the_thread_of_an_iterator_that_is_closed_ends(tiny_config):
     before = set(threading.enumerate())
     stream = load()
     next(stream)
@@ -169,7 +169,7 @@ def test_a_stream_that_is_let_go_ends_its_thread(tiny_config):
     assert not thread.is_alive()
 
 
-def test_a_short_look_at_an_epoch_sees_all_domains(tiny_config):
+def test_a_short_part_of_an_epoch_has_all_domains(tiny_config):
     seen = targets(*load(spec=UNPACKED, one_pass=True, num_batches=6))
     assert {domain for domain, _ in seen} == {stable_id("tiny_books"), stable_id("tiny_games")}
 

@@ -17,7 +17,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def name():
-    """A name that nothing is registered under: registries are global."""
+    """A name that is not registered yet: registries are global."""
     return f"registry_test_{next(_numbers)}"
 
 
@@ -63,7 +63,7 @@ def test_a_missing_dataset_names_the_path_and_the_commands(name, tiny_config):
             assert part in str(error.value)
 
 
-def test_the_same_domain_again_is_no_error_another_is(name):
+def test_the_same_domain_again_is_accepted_and_another_is_refused(name):
     registry.register_domain(name, dataset="tiny_books")
     registry.register_domain(name, dataset="tiny_books")
     with pytest.raises(CalrecError, match="registered already"):
@@ -72,7 +72,7 @@ def test_the_same_domain_again_is_no_error_another_is(name):
         registry.register_domain(name, dataset="tiny_books", template=Template(fields=("brand",)))
 
 
-def test_the_same_mixture_again_is_no_error_another_is(name, tiny_config):
+def test_the_same_mixture_again_is_accepted_and_another_is_refused(name, tiny_config):
     domains = ["tiny_books", "tiny_games"]
     registry.register_mixture(name, domains)
     registry.register_mixture(name, domains[::-1])
@@ -116,7 +116,7 @@ def test_rates(name, tiny_config):
     assert rates("tiny_mixture") == {"tiny_books": 37, "tiny_games": 11}  # training examples
 
 
-def test_a_mixture_of_nothing_known_is_refused(name):
+def test_a_mixture_of_unknown_domains_is_refused(name):
     with pytest.raises(CalrecError, match="no domain 'tiny_bookz'.*did you mean 'tiny_books'"):
         registry.register_domain("tiny_books")
         registry.register_mixture(name, ["tiny_bookz"])
@@ -160,7 +160,7 @@ def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch, code, reason):
         specs.import_modules([module])
 
 
-def test_a_module_that_is_nowhere():
+def test_a_module_that_does_not_exist():
     with pytest.raises(CalrecError, match="'nowhere.at_all' cannot be imported"):
         specs.import_modules(["nowhere.at_all"])
 
@@ -188,7 +188,7 @@ def test_another_config_gives_other_tokens(tiny_config):
         assert example["inputs"][0] == ord(letter) + 3
 
 
-def test_a_domain_may_bring_its_own(name, tiny_config):
+def test_a_domain_may_have_its_own_settings(name, tiny_config):
     own = Template(fields=("title",), opening="Own: ", separator=", ", target_separator=" > ")
     byte = vocabularies.byte()
     registry.register_domain(name, dataset="tiny_games", template=own, vocabulary=byte)

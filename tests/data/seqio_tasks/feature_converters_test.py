@@ -89,7 +89,7 @@ def test_lengths_of_the_model_features():
     assert lengths["decoder_input_tokens"] == 30 and lengths["item_tokens"] == 4
 
 
-def test_it_is_made_as_t5x_makes_it():
+def test_it_can_be_made_as_t5x_makes_it():
     for pack in (False, True):
         converter = CalrecFeatureConverter(pack=pack, use_custom_packing_ops=False)
         assert converter.pack is pack
@@ -109,7 +109,7 @@ def test_a_row_shorter_than_an_example_is_refused():
         CalrecFeatureConverter(row_length=9)(dataset(3), LENGTHS)
 
 
-def test_seqio_checks_what_comes_in():
+def test_seqio_checks_the_examples():
     def without_ids(example):
         return {name: example[name] for name in ("inputs", "targets")}
 

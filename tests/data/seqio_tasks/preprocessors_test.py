@@ -52,7 +52,7 @@ def test_long_histories_lose_whole_items_from_the_oldest_end(tiny_config):
     assert shortened
 
 
-def test_training_sees_what_inference_will_see(tiny_config):
+def test_training_reads_the_prompts_of_inference(tiny_config):
     tokens = tasks.in_use().domain("tiny_games").tokens(LENGTHS)
     records = reader.read_sequences(tiny_config.data_dir, "tiny_games", "test")
     for record, example in zip(records, examples("tiny_games", LENGTHS, "test"), strict=True):
@@ -92,7 +92,7 @@ def test_a_known_field_may_be_missing_everywhere(tiny_config):
     assert tasks.in_use().domain("tiny_books").tokens(LENGTHS).item_lengths.min() > 0
 
 
-def test_shapes_are_known_to_seqio(tiny_config):
+def test_seqio_knows_the_shapes(tiny_config):
     dataset = seqio.get_mixture_or_task("tiny_books").get_dataset(LENGTHS, "train")
     row, number = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
     assert dataset.element_spec == {

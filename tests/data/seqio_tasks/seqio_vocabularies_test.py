@@ -73,7 +73,7 @@ def test_a_text_comes_back(wrapped):
     assert wrapped.decode_tf(wrapped.encode_tf(text)).numpy().decode() == text
 
 
-def test_special_tokens_of_a_template_are_meant(wrapped, sentencepiece):
+def test_special_tokens_of_a_template_keep_their_meaning(wrapped, sentencepiece):
     current = [wrapped]
     stand_in = RunVocabulary(lambda: current[0])
     assert wrapped.encode_template("<bos>") == stand_in.encode_template("<bos>") == [1]
@@ -152,7 +152,7 @@ def test_copies(wrapped):
         assert again.encode_tf("garden").numpy().tolist() == wrapped.encode("garden")
 
 
-def test_seqios_own_classes_where_there_are_some(sentencepiece):
+def test_bytes_and_sentencepiece_become_seqios_own_classes(sentencepiece):
     for ours, kind in (
         (vocabularies.byte(), seqio.ByteVocabulary),
         (sentencepiece, seqio.SentencePieceVocabulary),
@@ -166,7 +166,7 @@ def test_seqios_own_classes_where_there_are_some(sentencepiece):
         assert seqios.encode_tf("garden hose").numpy().tolist() == expected
 
 
-def test_a_derived_class_keeps_its_ids():
+def test_a_subclass_keeps_its_ids():
     class Shifted(vocabularies.ByteVocabulary):
         def encode(self, text):
             return [i + 1 for i in super().encode(text)]
@@ -175,7 +175,7 @@ def test_a_derived_class_keeps_its_ids():
     assert vocabulary.encode("a") == vocabulary.encode_tf("a").numpy().tolist() == [101]
 
 
-def test_the_stand_in_follows_the_run(sentencepiece, wrapped):
+def test_the_vocabulary_of_a_task_follows_the_run(sentencepiece, wrapped):
     current = [vocabularies.byte()]
     stand_in = RunVocabulary(lambda: current[0])
     assert stand_in.encode("ab") == [100, 101]

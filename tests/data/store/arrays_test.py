@@ -43,7 +43,7 @@ def save(folder, config, names=NAMES, own_template=False):
 
 @pytest.fixture
 def registered(tiny_config, monkeypatch):
-    """The tiny store; what is registered is forgotten in the end."""
+    """The tiny store. Registrations of the test are undone at its end."""
     monkeypatch.setattr(specs, "mixtures", dict(specs.mixtures))
     tasks.use(tiny_config)
     return tiny_config
@@ -74,7 +74,7 @@ def test_batches_are_those_of_the_store(registered, tmp_path, targets):
             np.testing.assert_array_equal(batch[name], value)
 
 
-def test_what_is_saved_is_what_the_store_has(registered, tmp_path):
+def test_saved_arrays_have_what_the_store_has(registered, tmp_path):
     found = {n: tasks.in_use().domain(n).sequences("test") for n in NAMES}
     catalogue = tasks.in_use().domain("tiny_books").catalogue
     tasks.use(save(tmp_path, registered))

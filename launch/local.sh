@@ -48,7 +48,7 @@ done
 port=${port:-$(free_port)}
 
 pids=()
-told=''  # to stop: then those that are still saving may finish
+stopping=''  # set by a signal; then processes that are still saving may finish
 
 any_left() {
   local pid
@@ -58,20 +58,20 @@ any_left() {
   return 1
 }
 
-tell_all() { kill "-$1" "${pids[@]}" 2>/dev/null || true; }
+signal_all() { kill "-$1" "${pids[@]}" 2>/dev/null || true; }
 
 # A process that has lost a peer would wait for it in a collective, for minutes.
 end_all() {
   local tenths
-  tell_all TERM
+  signal_all TERM
   for ((tenths = 0; tenths < 50; tenths++)); do
     any_left || return 0
     sleep 0.1
   done
-  tell_all KILL
+  signal_all KILL
 }
 
-trap 'told=1; tell_all TERM' HUP INT TERM
+trap 'stopping=1; signal_all TERM' HUP INT TERM
 export JAX_PLATFORMS=cpu
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
 export CALREC_COORDINATOR=127.0.0.1:$port CALREC_NUM_PROCESSES=$processes
@@ -79,7 +79,7 @@ for ((i = 0; i < processes; i++)); do
   CALREC_PROCESS_ID=$i "$@" &
   pids+=($!)
 done
-[[ ! $told ]] || tell_all TERM  # while the last ones were being started
+[[ ! $stopping ]] || signal_all TERM  # a signal came while the last ones were being started
 
 code=0
 running=("${pids[@]}")
@@ -94,7 +94,7 @@ while ((${#running[@]})); do
     wait "$pid" || got=$?
     if ((got && !code)); then
       code=$got
-      [[ $told ]] || end_all
+      [[ $stopping ]] || end_all
     fi
   done
   running=(${still[@]+"${still[@]}"})

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Launches calrec on one Cloud TPU slice, with plain gcloud; worker.sh is its other half, there.
+# Launches calrec on one Cloud TPU slice, with plain gcloud; worker.sh is what runs on the workers.
 set -euo pipefail
 
 usage() {
@@ -29,7 +29,7 @@ flags:
   --attempts=N              of `up`, when preempted (default: 10)
   --dry-run                 print the commands, run none of them
 
-Leaves with 0 when done, 2 for wrong usage, else with gcloud's code; `up` with calrec's.
+Exit code: 0 when done, 2 for wrong usage, otherwise gcloud's; that of `up` is calrec's.
 END
 }
 
@@ -86,7 +86,7 @@ check() {
   where=("--project=$project" "--zone=$zone")
   [[ $command == list ]] && return
   [[ $name ]] || fail "$command needs --name"
-  # Also what a label's value and a URL's part may be, so that nothing needs quoting.
+  # Such names are also valid in labels and URLs, and need no quoting.
   [[ $name =~ ^[a-z]([-a-z0-9]{0,58}[a-z0-9])?$ ]] ||
     fail "--name=$name: lower-case letters, digits and hyphens, the first a letter, at most 60"
   case $command in create | up) check_accelerator ;; esac
@@ -154,7 +154,7 @@ install() {
 
 setup() { send && install; }
 
-# The worker detaches, as ssh goes through 64 workers at a time and all must run at once.
+# The worker detaches: ssh serves 64 workers at a time, and all must run at once.
 run() { on_workers all "bash calrec/code/launch/worker.sh $(quoted run "$url" "${calrec[@]}")"; }
 
 logs() { on_workers "$worker" "tail -n 100 -F calrec/log"; }
@@ -173,7 +173,7 @@ delete() {
   do_ gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
 
-# Queued resources and not nodes: one that still waits for its slice will cost, too.
+# Queued resources and not nodes: a resource that still waits for its slice will cost too.
 list() {
   do_ gcloud compute tpus queued-resources list "${where[@]}" \
     '--filter=tpu.nodeSpec.node.labels.calrec-run:*'
@@ -181,7 +181,7 @@ list() {
 
 # --- up --------------------------------------------------------------------------------------
 
-# bash handles a signal once the command in the foreground is done, so no long one may stand there.
+# bash handles a signal only after the command in the foreground, so none of these may be long.
 interruptibly() {
   "$@" &
   wait $!
@@ -189,7 +189,7 @@ interruptibly() {
 
 pause() { interruptibly sleep "${CALREC_POLL_SECONDS:-$1}"; }
 
-# The state, in one word: also GONE, when there is no such slice, and UNKNOWN, when gcloud fails.
+# The state in one word; GONE if there is no such slice, UNKNOWN if gcloud fails.
 slice_state() {
   local answer
   if answer=$(state 2>&1); then
@@ -201,8 +201,8 @@ slice_state() {
   fi
 }
 
-# Returns 0 for a slice that is there or may still come, 42 when it was taken away, 1 when it is not
-# to be had. One that is SUSPENDED does not come back: delete it, and ask for another.
+# Returns 0 for a slice that is there or may still come, 42 if it was taken away, 1 if it cannot be
+# had. A slice that is SUSPENDED does not come back: it must be deleted, and another one requested.
 still_there() {
   case $1 in
     SUSPENDING | SUSPENDED) return 42 ;;
@@ -222,8 +222,8 @@ wait_until_active() {
   done
 }
 
-# Returns the code with which calrec left on worker 0, or 42 when the slice was taken away: a process
-# whose peers vanish fails in its own way.
+# Returns calrec's exit code on worker 0, or 42 if the slice was taken away: a process whose peers
+# vanish may fail with any code.
 wait_for_end() {
   local report rc lost
   while :; do
@@ -263,14 +263,14 @@ run_and_wait() {
 attempt() {
   made=1
   if ! create; then
-    made='' # then a slice of this name is another's
+    made='' # a slice of this name then belongs to another run
     return 1
   fi
   wait_until_active && install_patiently && run_and_wait
 }
 
 clean_up() {
-  trap '' HUP INT TERM # a second Ctrl-C is impatience, and an undeleted slice costs
+  trap '' HUP INT TERM # a second Ctrl-C must not prevent the deletion: the slice costs
   local children
   children=$(jobs -p)
   [[ ! $children ]] || kill "$children" 2>/dev/null || true
@@ -285,7 +285,7 @@ up() {
     return
   fi
   if [[ $(slice_state) != GONE ]]; then
-    state >/dev/null || exit # gcloud has said why
+    state >/dev/null || exit # gcloud has printed the reason
     fail "there is a slice $name: choose another name, or launch/tpu.sh delete it first"
   fi
   send
@@ -298,7 +298,7 @@ up() {
   for ((try = 1; try <= attempts; try++)); do
     code=0
     attempt || code=$?
-    # 42 is calrec's for "saved, start me again"; 134 is JAX's, for lost peers.
+    # 42: calrec has saved and is to be started again; 134: JAX has lost its peers.
     [[ $code == 42 || $code == 134 ]] || break
     ((try < attempts)) || break
     say "stopped with $code; attempt $((try + 1)) of $attempts"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What tpu.sh calls on each worker of a slice. Lives in ~/calrec/code; ~/calrec has all the rest.
+# tpu.sh calls this on each worker of a slice. ~/calrec/code holds the code, ~/calrec all the rest.
 #   worker.sh setup                  installs the code
 #   worker.sh run URL ARGUMENTS      starts `calrec ARGUMENTS`, and returns; its log and exit code
 #                                    go to URL/worker-N-TIME.log and URL/worker-N.json
@@ -8,7 +8,7 @@ set -euo pipefail
 home=$HOME/calrec
 code=$home/code
 
-# The images' own Python is older than calrec_jax's: uv brings one.
+# The Python of the images is too old for calrec_jax: uv installs one.
 setup() {
   python3 -m pip install --user --quiet uv
   local uv="$HOME/.local/bin/uv"
@@ -33,12 +33,12 @@ run() {
   number=$(curl -sf -H 'Metadata-Flavor: Google' \
     http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number)
   started=$(date -u +%Y%m%dT%H%M%SZ)
-  status null  # before tpu.sh looks for the code: an older run's may be there
+  status null  # before tpu.sh reads the exit code: that of an older run may be there
   cd "$HOME"
   setsid nohup bash "$0" detached "$url" "$number" "$started" "$@" </dev/null >"$home/log" 2>&1 &
 }
 
-# Runs calrec with the lock (fd 9) held, hands SIGTERM on to it, and copies the log every minute.
+# Runs calrec while the lock (fd 9) is held, passes SIGTERM on to it, copies the log every minute.
 detached() {
   url=$1 number=$2 started=$3
   shift 3
@@ -48,7 +48,7 @@ detached() {
   trap 'kill -TERM "$calrec" 2>/dev/null || true' TERM
   while sleep 60; do copy_log; done 9>&- &
   local copying=$!
-  while kill -0 "$calrec" 2>/dev/null; do  # SIGTERM ends a wait, too
+  while kill -0 "$calrec" 2>/dev/null; do  # SIGTERM also ends a wait
     wait "$calrec" || true
   done
   wait "$calrec" || rc=$?

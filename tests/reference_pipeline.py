@@ -1,11 +1,11 @@
-"""Preparation in memory, as plainly as it can be written: what every engine must agree with."""
+"""Preparation in memory, written as plainly as possible; every engine must give the same."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from calrec_jax.data.preparation import sequences
 from calrec_jax.data.preparation.engine import Times
@@ -16,13 +16,13 @@ from calrec_jax.text.items import UserSequence
 
 @dataclasses.dataclass
 class Reference:
-    """What comes out.
+    """The result of a preparation.
 
     Attributes:
-      users: all that have an event left, by id; those that the rules leave out, too.
+      users: {user id: user}, all that have an event left; also users that the rules leave out.
       catalogue: {item id: fields}.
-      counts: what was left out, by name.
-      times: of the events that stay until duplicates are sought.
+      counts: {reason: number of events or items that were left out}.
+      times: of the events that are left when duplicates are looked for.
     """
 
     users: dict[str, User]
@@ -76,7 +76,9 @@ def _describe(timed: Sequence[Event]) -> Times:
     return Times(len(timed), future, early, len(alone), at_once)
 
 
-def _first_listings(listings, counts) -> dict[str, dict[str, str]]:
+def _first_listings(
+    listings: Iterable[Item], counts: collections.Counter[str]
+) -> dict[str, dict[str, str]]:
     items: dict[str, dict[str, str]] = {}
     for item in listings:
         counts["items_listed_again"] += item.item_id in items
@@ -85,7 +87,9 @@ def _first_listings(listings, counts) -> dict[str, dict[str, str]]:
     return items
 
 
-def _single_events(events, rules: Rules, counts) -> list[Positioned]:
+def _single_events(
+    events: Iterable[Event], rules: Rules, counts: collections.Counter[str]
+) -> list[Positioned]:
     kept: list[Positioned] = []
     seen = set()
     for line, event in enumerate(events, start=1):

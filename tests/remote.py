@@ -1,4 +1,4 @@
-"""Files elsewhere, for tests: a web site on this machine, and a bucket in memory."""
+"""Remote files for tests: a web site on this machine, and a bucket in memory."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import threading
 from collections.abc import Mapping
 
 import fsspec
+import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 
 class Site:
-    """A web site on this machine: `files` by path, and the paths that were asked for.
+    """A web site on this machine. A file whose name begins with "cut" lacks its last seven bytes.
 
-    Of a file whose name begins with "cut" the last seven bytes never come.
+    Attributes:
+      files: {path: content}.
+      asked: the paths of all requests.
+      url: where it is.
     """
 
     def __init__(self, files: dict[str, bytes]):
@@ -22,7 +26,7 @@ class Site:
         site = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
+            def do_GET(self) -> None:
                 site.asked.append(self.path)
                 content = site.files.get(self.path)
                 self.send_response(404 if content is None else 200)
@@ -31,7 +35,7 @@ class Site:
                 self.end_headers()
                 self.wfile.write(content or b"")
 
-            def log_message(self, *args):
+            def log_message(self, *args: object) -> None:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -42,14 +46,14 @@ class Site:
     def __enter__(self) -> Site:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
 
 
-def fill_bucket(monkeypatch, files: Mapping[str, bytes]) -> None:
-    """Makes Google Cloud Storage one in memory that holds `files`, {gs:// URL: content}."""
+def fill_bucket(monkeypatch: pytest.MonkeyPatch, files: Mapping[str, bytes]) -> None:
+    """Replaces Google Cloud Storage by a memory that holds `files`, {gs:// URL: content}."""
     monkeypatch.setattr(MemoryFileSystem, "store", {})
     monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
     monkeypatch.setitem(_registry, "gs", MemoryFileSystem)

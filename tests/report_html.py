@@ -21,7 +21,7 @@ def checked(path: pathlib.Path) -> str:
 
 
 class Balanced(html.parser.HTMLParser):
-    """Fails where an element is closed that is not the one that is open; collects scripts."""
+    """Checks that elements are closed in the order in which they were opened; collects scripts."""
 
     EMPTY = ("meta", "br", "wbr", "input")
 
@@ -30,24 +30,24 @@ class Balanced(html.parser.HTMLParser):
         self.open = []
         self.scripts = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert not [name for name, _ in attrs if name.startswith("on")]
         if tag not in self.EMPTY:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs):
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         pass
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] == "script":
             self.scripts.append(data)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
 
 def shown(source: str) -> str:
-    """The text that a reader sees, where the page's script does not run."""
+    """The text that a reader sees if the page's script does not run."""
     text = re.sub(r"<(style|script).*?</\1>", "", source, flags=re.DOTALL)
     text = re.sub(r"</?(span|wbr|code|small)[^>]*>", "", text)
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())

@@ -9,6 +9,9 @@ import io
 import json
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
 
 from calrec_jax.cli import main as cli
 from calrec_jax.data.store import reader
@@ -55,26 +58,34 @@ class Format:
         return folder
 
 
-def as_json(**values) -> str:
+def as_json(**values: Any) -> str:
     return json.dumps({name: value for name, value in values.items() if value is not None})
 
 
-def as_csv(*cells) -> str:
+def as_csv(*cells: object) -> str:
     written = io.StringIO()
     csv.writer(written, lineterminator="").writerow(cells)
     return written.getvalue()
 
 
-def amazon(year: int, user="reviewerID", item="asin", time="unixReviewTime", **more) -> Format:
+def amazon(
+    year: int,
+    user: str = "reviewerID",
+    item: str = "asin",
+    time: str = "unixReviewTime",
+    **more: Any,
+) -> Format:
     kind, per_second = ("jsonl", 1000) if year == 2023 else ("json", 1)
     categories = "category" if year == 2018 else "categories"
     wrap = (lambda path: [path]) if year == 2014 else (lambda path: path)
 
-    def event(user_id, item_id, seconds):
+    def event(user_id: str, item_id: str, seconds: int | None) -> str:
         stamp = None if seconds is None else seconds * per_second
         return as_json(**{user: user_id, item: item_id, time: stamp})
 
-    def listing(item_id, title, path, as_list, price):
+    def listing(
+        item_id: str, title: str, path: Sequence[str], as_list: bool, price: str | None
+    ) -> str:
         written = wrap(list(path)) if as_list else " ".join(path)
         return as_json(**{item: item_id, "title": title, categories: written, "price": price})
 
@@ -82,7 +93,7 @@ def amazon(year: int, user="reviewerID", item="asin", time="unixReviewTime", **m
     return Format(f"amazon{year}", files, event, listing, f"no {time}", **more)
 
 
-def colons(source: str, **more) -> Format:
+def colons(source: str, **more: Any) -> Format:
     return Format(
         source,
         ("ratings.dat", "movies.dat"),
@@ -143,7 +154,9 @@ EVENTS = [
 ]
 
 
-def prepare_toys(capfd, source: str, raw: pathlib.Path | str, *flags: str):
+def prepare_toys(
+    capfd: pytest.CaptureFixture[str], source: str, raw: pathlib.Path | str, *flags: str
+) -> tuple[dict[str, Any] | None, list[str]]:
     """Prepares a folder as `toys` in `store`: (statistics or None, lines of standard error)."""
     files = [f"--source={source}", f"--input_dir={raw}"]
     code = cli.main(["prepare", *files, "--data_dir=store", "--domain=toys", *flags])

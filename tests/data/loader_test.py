@@ -116,7 +116,7 @@ def test_the_seed_decides_the_order(tiny_config):
     assert not all(equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_step_one_million_costs_no_more_than_the_first(tiny_config):
+def test_step_one_million_needs_no_earlier_step(tiny_config):
     far = plan(spec=PACKED, targets="random")
     (batch,) = far.iterate(1_000_000, 1)
     PACKED.check(batch)
@@ -153,10 +153,10 @@ def test_all_prefixes_are_examples_of_their_own(tiny_config):
 
 
 def test_an_error_while_a_batch_is_made_reaches_the_caller(tiny_config, monkeypatch):
-    of = plan()
-    monkeypatch.setattr(of, "batch", lambda step: 1 // 0)
+    batches = plan()
+    monkeypatch.setattr(batches, "batch", lambda step: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        next(of.iterate())
+        next(batches.iterate())
 
 
 def test_the_thread_of_an_iterator_that_is_closed_ends(tiny_config):

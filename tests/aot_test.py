@@ -1,4 +1,4 @@
-"""The training step and the sampler compile for a TPU that is not there, in bfloat16.
+"""The training step and the sampler compile in bfloat16 for a TPU, which need not be there.
 
 The compiled programs are checked too: there are no logits of whole rows and no copies of the
 prompts' keys and values, and the new state reuses the old state's memory.

@@ -1,7 +1,7 @@
 """Every command of the README and of docs/ runs, page by page, each page in a fresh directory.
 
-They run as they are written, but small: a `calrec` that stands before ours on the PATH adds a few
-arguments, and the first lines of make are left to those who test them (`make test` is this).
+They run as they are written, but small: a `calrec` that comes first on the PATH adds a few
+arguments. Commands of make are left out, because `make test` runs these tests.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def test_every_name_is_there_and_is_described(name):
     assert re.search(rf"^\| `{name}[`(]", (DOCS / "python.md").read_text(), re.MULTILINE)
 
 
-def test_no_other_name_is():
+def test_there_is_no_other_name():
     with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
         _ = calrec_jax.Trainer
     assert set(calrec_jax.__all__) <= set(dir(calrec_jax))

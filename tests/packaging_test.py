@@ -1,4 +1,4 @@
-"""What is installed: a wheel that works without the checkout, and versions that are all pinned."""
+"""The installation: a wheel works without the checkout, and all versions are pinned."""
 
 from __future__ import annotations
 

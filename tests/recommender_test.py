@@ -1,4 +1,4 @@
-"""The recommender in Python, around a retriever that is made up, and of a trained run."""
+"""The recommender in Python: with a made-up retriever, and of a trained run."""
 
 from __future__ import annotations
 

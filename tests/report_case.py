@@ -38,14 +38,14 @@ Ranks = Mapping[str, tuple[int, int]]
 
 
 def claim(model_dir: pathlib.Path) -> pathlib.Path:
-    """Makes a MODEL_DIR that has been claimed, and no more."""
+    """Makes a MODEL_DIR that has a manifest and nothing else."""
     model_dir.mkdir(parents=True, exist_ok=True)
     (model_dir / "manifest.json").write_text(json.dumps(MANIFEST))
     return model_dir
 
 
 def bounds(ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high) of some users."""
+    """(low, high), the rank bounds of users."""
     low, high = np.array(list(ranks.values())).T
     return low, high
 

@@ -1,4 +1,4 @@
-"""What tests see of a page of the report."""
+"""Pages of the report as tests read them."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def calrec(tmp_path, monkeypatch, capfd):
 
 @pytest.fixture
 def prepare(calrec, small_store):
-    """Prepares DOMAIN of `store` anew, by rules; returns its checksums."""
+    """Prepares DOMAIN of `store` again, by other rules; returns its checksums."""
 
     def run(*rules):
         raw = small_store.parent / "raw" / DOMAIN
@@ -44,9 +44,9 @@ def prepare(calrec, small_store):
 
 @pytest.fixture
 def trained(calrec, small_store, tmp_path, monkeypatch):
-    """Begins the quickstart in `model`, from `store`; the stages that `calrec train` comes to.
+    """Begins the quickstart in `model`, from `store`. The list of stages that `calrec train` runs.
 
-    Each leaves a checkpoint and nothing else: nothing is computed.
+    A stage computes nothing, and leaves nothing but a checkpoint.
     """
     shutil.copytree(small_store, tmp_path / "store")
     stages = []

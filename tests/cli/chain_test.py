@@ -1,4 +1,4 @@
-"""The whole chain as users run it, at the smallest size."""
+"""The whole chain of commands as users run it, at the smallest size."""
 
 import json
 import pathlib
@@ -103,7 +103,7 @@ def test_a_full_disk_ends_training_in_one_line_and_loses_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_mistakes_are_told_before_anything_is_trained(tmp_path):
+def test_mistakes_are_reported_before_anything_is_trained(tmp_path):
     train = [
         "train",
         "--gin_file=gin/runs/quickstart.gin",

@@ -1,4 +1,4 @@
-"""`calrec` itself: which command, which exit code, which line."""
+"""`calrec` itself: which command runs, exit codes, and the line of an error."""
 
 import errno
 import subprocess
@@ -156,7 +156,7 @@ def test_other_errors_are_no_full_disk(error):
             raise error
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
+def test_a_reader_that_closes_the_output_is_no_error():
     code = """
 import sys, types
 from calrec_jax.cli import main as cli

@@ -128,7 +128,7 @@ def test_times_of_flags_are_dates_or_unix_seconds(text, seconds):
 
 
 @pytest.mark.parametrize("flag", MISUSED)
-def test_flags_that_say_nothing_are_wrong_usage(calrec, capfd, raw, tmp_path, flag):
+def test_empty_flags_are_wrong_usage(calrec, capfd, raw, tmp_path, flag):
     prepare = ["prepare", "--source=jsonl", f"--input_dir={raw}", f"--data_dir={tmp_path}/store"]
     with pytest.raises(SystemExit) as exit:
         calrec(*prepare, "--domain=things", flag)
@@ -191,7 +191,7 @@ def test_every_rule_has_a_flag(calrec, raw, tmp_path, monkeypatch):
     assert given["args"][-1] == Rules()
 
 
-def test_progress_is_a_line_now_and_then(capfd, monkeypatch):
+def test_progress_is_a_line_every_few_seconds(capfd, monkeypatch):
     now = [0]
     monkeypatch.setattr(prepare_command.time, "monotonic", lambda: now[0])
     with prepare_command._progress() as report:
@@ -202,7 +202,7 @@ def test_progress_is_a_line_now_and_then(capfd, monkeypatch):
     )
 
 
-def test_future_events_are_warned_of(calrec, raw, tmp_path):
+def test_future_events_give_a_warning(calrec, raw, tmp_path):
     events = gzip.decompress((raw / "interactions.jsonl.gz").read_bytes()).splitlines()[:-1]
     future = [{**json.loads(event), "timestamp": 4_000_000_000} for event in events]
     text = "".join(json.dumps(event) + "\n" for event in future)
@@ -298,7 +298,7 @@ def test_a_second_run_at_the_same_time_is_one_line(calrec, prepared, raw):
     assert calrec(*prepare, "--domain=things")[0] == 0
 
 
-def test_synthetic_writes_all_domains_of_the_sizes_asked_for(calrec, tmp_path):
+def test_synthetic_writes_all_domains_with_the_numbers_of_users(calrec, tmp_path):
     sizes = ["--users=9", "--target_users=8", "--seed=3"]
     code, out, _ = calrec("synthetic", f"--data_dir={tmp_path}", *sizes)
     assert code == 0 and len(out.splitlines()) == 4

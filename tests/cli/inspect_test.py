@@ -18,7 +18,7 @@ USERS = 12
 
 @pytest.fixture
 def calrec_inspect(small_store, tmp_path, monkeypatch, capfd):
-    """Inspects the quickstart with more arguments: (exit code, standard output and error)."""
+    """Inspects the quickstart with more arguments: (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*argv):
@@ -61,7 +61,7 @@ def test_json_has_the_same_numbers(calrec_inspect):
     assert f"{garden['examples']} examples in {garden['rows']} rows" in text
 
 
-def test_what_the_run_binds_is_what_is_told(calrec_inspect):
+def test_what_the_run_binds_is_what_is_shown(calrec_inspect):
     sizes = ["--gin.TASK_FEATURE_LENGTHS={'inputs': 500, 'targets': 90}"]
     more = ["--gin.stages.Stage.targets='all'", "--gin.stages.Stage.row_length=1200"]
     code, out, _ = calrec_inspect("--json", *sizes, *more, "--gin.stages.Stage.max_segments=5")

@@ -1,4 +1,4 @@
-"""Adapters as users train them: gin's lines, and the chain to the evaluation."""
+"""Adapters as users train them: gin files, and the chain of commands to the evaluation."""
 
 import json
 import shutil

@@ -60,7 +60,7 @@ def test_a_good_dump(prepare, tmp_path, form):
 
 
 @every_format
-def test_a_bad_line_costs_itself_and_nothing_else(prepare, tmp_path, form):
+def test_a_bad_line_is_rejected_and_nothing_else(prepare, tmp_path, form):
     good, _ = prepare(form.source, form.write(tmp_path / "raw", EVENTS, ITEMS))
     records_of_good = records()
     events = {
@@ -101,7 +101,7 @@ def test_blank_lines_are_no_lines(prepare, tmp_path, form):
     assert prepare(form.source, raw) == (good, []) and records() == records_of_good
 
 
-def test_a_record_of_50_mb_costs_itself_and_nothing_else(prepare, tmp_path):
+def test_a_record_of_50_mb_is_rejected_and_nothing_else(prepare, tmp_path):
     form = FORMATS["amazon2018"]
     good, _ = prepare(form.source, form.write(tmp_path / "raw", EVENTS, ITEMS))
     events = [*EVENTS[:9], ("u0", "i" * 50_000_000, START), *EVENTS[9:]]
@@ -130,7 +130,7 @@ def test_text_is_cleaned_and_of_several_listings_the_first_counts(prepare, tmp_p
 
 
 @every_format
-def test_times_in_the_future_are_warned_of(prepare, tmp_path, form):
+def test_times_in_the_future_give_a_warning(prepare, tmp_path, form):
     events = [*EVENTS, *((f"u{n}", "i0", 4_000_000_000) for n in range(3))]
     stats, err = prepare(form.source, form.write(tmp_path / "raw", events, ITEMS))
     assert err == [

@@ -1,4 +1,4 @@
-"""The same events and items give the same dataset, whatever holds them and wherever it is."""
+"""The same events and items give the same dataset, from files in any format and anywhere."""
 
 from __future__ import annotations
 

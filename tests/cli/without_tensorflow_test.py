@@ -1,4 +1,4 @@
-"""A run from saved arrays where TensorFlow, SeqIO and TFDS are not installed."""
+"""A run from saved arrays, without TensorFlow, SeqIO and TFDS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gin as users meet it: what is found, what is refused and with which line."""
+"""Gin as its users see it: which files and names are found, and the line of each error."""
 
 import dataclasses
 import shutil
@@ -212,7 +212,7 @@ def test_a_class_that_no_file_mentions(tmp_path):
     assert "says nothing of Elsewhere" in refused(gin_config.configured, Elsewhere)
 
 
-def test_a_missing_file_lists_where_it_was_looked_for(outer, tmp_path):
+def test_a_missing_file_lists_the_folders_that_were_searched(outer, tmp_path):
     line = refused(outer, files=["none.gin"], search_paths="some/where,/else")
     root = str(gin_config.search_root())
     assert (

@@ -285,7 +285,7 @@ def file_of(names: dict[str, str], way: str) -> str:
     """A gin file with the modules of these names, {"run": "calrec_jax.runs.run"}.
 
     Args:
-      way: how they are imported: "import", "from", or "as".
+      way: how they are imported, "import", "from" or "as".
     """
     imports, used = [], {}
     for key, module in names.items():

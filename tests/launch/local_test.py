@@ -79,7 +79,7 @@ def by_place(first: str, second: str) -> list[str]:
 
 @pytest.mark.parametrize("code", [1, 42, 134])
 @pytest.mark.parametrize("failing", [0, 1])
-def test_the_first_failure_ends_the_others_and_is_the_answer(code, failing):
+def test_the_first_failure_ends_the_others_and_its_code_is_returned(code, failing):
     two = [f"sleep 0.1; exit {code}", f"trap 'exit 7' TERM; {WAITS.partition(';')[2]}"]
     done = local("--", *by_place(*(two if failing == 0 else reversed(two))), timeout=4)
     assert done.returncode == code

@@ -33,13 +33,13 @@ INSTALL = (
 RUN = "bash calrec/code/launch/worker.sh run gs://b/runs/run1 train --gin_file=a.gin "
 
 
-def test_create_asks_for_the_slice(cloud):
+def test_create_requests_the_slice(cloud):
     done = cloud.run(TPU, "create", *FLAGS, *SLICE)
     assert (done.returncode, done.stderr) == (0, "")
     assert cloud.calls() == [CREATE]
 
 
-def test_create_adds_what_is_asked_for(cloud):
+def test_create_passes_its_flags_on(cloud):
     more = [
         "--spot", "--service-account=a@b.iam", "--runtime-version=other", "--valid-until=2h",
     ]  # fmt: skip
@@ -161,7 +161,7 @@ def test_a_dry_run_prints_what_would_be_run(cloud, command):
     assert really and cloud.calls() == really + really
 
 
-def test_a_dry_run_of_up_prints_all_of_it(cloud):
+def test_a_dry_run_of_up_prints_all_commands(cloud):
     done = cloud.run(TPU, "up", *FLAGS, *SLICE, *BUCKET, "--dry-run", *TRAIN)
     assert (done.returncode, done.stderr, cloud.calls()) == (0, "", [])
     archive, *commands = map(shlex.split, done.stdout.splitlines())
@@ -245,7 +245,7 @@ def test_setup_sends_the_commit_and_installs_it(cloud, checkout, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["launch/worker.sh", "new.gin"])
-def test_changes_that_would_stay_behind_are_refused(cloud, checkout, file):
+def test_changes_that_are_not_committed_are_refused(cloud, checkout, file):
     with open(checkout.parent.parent / file, "a") as opened:
         opened.write("# changed\n")
     done = cloud.run(checkout, "setup", *FLAGS, *BUCKET)
@@ -295,7 +295,7 @@ PREEMPTED = {
 
 
 @pytest.mark.parametrize("how", PREEMPTED)
-def test_up_asks_for_another_slice_when_preempted(cloud, checkout, how):
+def test_up_requests_another_slice_when_preempted(cloud, checkout, how):
     states, reports = PREEMPTED[how]
     cloud.answers(describe=[ABSENT, *states, ACTIVE], cat=reports)
     done = up(cloud, checkout)

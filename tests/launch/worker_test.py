@@ -1,4 +1,4 @@
-"""worker.sh, run whole on this machine: its Google Cloud is the fake one, its calrec a script."""
+"""worker.sh on this machine, with the fake Google Cloud and a script in place of calrec."""
 
 import json
 import shutil
@@ -75,7 +75,7 @@ def test_it_returns_while_calrec_runs(cloud, worker):
     wait_for(lambda: report(cloud).get("rc") == 0)
 
 
-def test_sigterm_reaches_calrec_and_its_answer_is_waited_for(cloud, worker):
+def test_sigterm_reaches_calrec_and_its_end_is_waited_for(cloud, worker):
     worker(
         "trap 'sleep 0.3; echo saved; exit 42' TERM\n"
         'echo $PPID >"$HOME/parent.tmp"; mv "$HOME/parent.tmp" "$HOME/parent"\n'

@@ -1,4 +1,4 @@
-"""What earlier versions of calrec_jax have written is read, gone on with, and gives what it gave.
+"""MODEL_DIRs of earlier versions of calrec_jax can be used, and give the same results.
 
 0.1.tar.xz holds two stages of six steps, stage2 with adapters (model/), SASRec (sasrec/), the
 arrays that they were trained on, two evaluations of the run, and what it recommended. Version 0.1.0
@@ -30,7 +30,7 @@ def unpacked(tmp_path_factory):
 
 @pytest.fixture
 def there(unpacked, tmp_path):
-    """A folder with all of it, to do with as one likes."""
+    """A folder with the content of the archive, which a test may change."""
     return shutil.copytree(unpacked, tmp_path / "0.1")
 
 
@@ -49,14 +49,14 @@ def calrec(folder, *argv):
 
 
 def moved(folder, **more):
-    """Bindings for where things are now."""
+    """Bindings of the paths where the folders are now."""
     return [f"--gin.DATA_DIR={str(folder / 'arrays')!r}"] + [
         f"--gin.{k}={v!r}" for k, v in more.items()
     ]
 
 
 def evaluate(folder, name):
-    """Evaluates the run anew in its folder `name`."""
+    """Evaluates the run again in its folder `name`."""
     more = ["--gin.EvaluationConfig.name='hybrid'", "--gin.EvaluationConfig.retrieval='hybrid'"]
     more.append("--gin.EvaluationConfig.domain=['shoes', 'tools']")
     calrec(folder, "eval", "--model_dir=model", *moved(folder), *(more if name == "hybrid" else []))
@@ -73,7 +73,7 @@ def read(folder, name, run="model"):
 
 
 def as_it_was(value):
-    """`value` to be compared with what another machine may have rounded in another way."""
+    """`value` in a form that is equal to the same value with the rounding of another machine."""
     if isinstance(value, dict):
         return {key: as_it_was(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""How calrec_jax ends: the one exception that users read, what becomes it, and exit codes."""
+"""Errors and exit codes: the one exception that users read, and what is turned into it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 EXIT_STOPPED = 42
-"""The exit code of a command that has saved, and would go on if started again: launchers do so."""
+"""The exit code of a command that was stopped and has saved. Launchers start it again."""
 
 
 class CalrecError(Exception):

@@ -102,7 +102,7 @@ def info_nce(
     """The sum over i of -log softmax of cos(a_i, b_i) / tau among the allowed pairs.
 
     "users" compares a_i with all a_j for the fixed b_i, "items" compares b_i with all b_j for the
-    fixed a_i, "both" is their mean (method: InfoNCE).
+    fixed a_i, "both" is their mean (method: Loss).
 
     Args:
       a_NxD, b_NxD: float32, matching rows; rows of empty slots may be anything finite.

@@ -2,7 +2,7 @@
 
 MODEL_DIR/config.gin  manifest.json  data.json  lock  report.html  index/
 MODEL_DIR/STAGE/checkpoints/checkpoint_STEP/
-MODEL_DIR/STAGE/metrics.jsonl  vectors/  diverged_STEP.npz  diverged_STEP.jsonl
+MODEL_DIR/STAGE/metrics.jsonl  events.out.tfevents.*  vectors/  diverged_STEP.npz, .jsonl
 MODEL_DIR/eval/NAME/predictions.jsonl  settings.json  metrics.json  slices.json  examples.json  lock
 MODEL_DIR/eval/NAME/choosing/DOMAIN/predictions.jsonl  settings.json  choice.json
 """

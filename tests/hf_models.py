@@ -126,7 +126,7 @@ CASES = {
     ),
 }
 FAMILIES = ("gemma", "gemma 2", "gemma 3", "llama 3, biases, tied", "qwen 2", "qwen 3")
-"""Of each one."""
+"""One case of each family."""
 
 
 def make(case: str, dtype: str = "float32", **fields):

@@ -24,7 +24,7 @@ from calrec_jax.text.templates import Template
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The data settings of a run, which domains leave open.
+    """A run's store, vocabulary and template. A domain may be registered with some of its own.
 
     Attributes:
       data_dir: the store, or arrays that `calrec batches` made of it.

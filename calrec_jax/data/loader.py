@@ -76,7 +76,8 @@ class Batches:
         if one_pass:
             return Schedule(per_epoch.astype(np.int64).tolist(), seed)
         sizes = np.array([rows.examples_per_epoch for rows in self.rows], np.float64)
-        # Rates count examples; a row of a domain holds `sizes / per_epoch` on average.
+        # Rates are of examples, and the schedule's are of rows. A row of a domain holds
+        # sizes / per_epoch examples on average, so that its rate is weight * per_epoch / sizes.
         shares = self.mixture.spec.weights(sizes.astype(np.int64).tolist()) / sizes
         return Schedule.at_rates(per_epoch * shares, seed)
 

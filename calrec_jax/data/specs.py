@@ -42,7 +42,9 @@ class MixtureSpec:
     """Registered domains that are trained on together.
 
     Attributes:
-      rates: {domain: share of the examples, in any unit}, or "proportional" or "equal" for all.
+      name: as `Stage.mixture` has it.
+      domains: their names, sorted.
+      rates: "proportional", "equal", or a share of the examples for each of `domains`, in any unit.
       temperature: rates are taken to the power of 1 / temperature.
     """
 

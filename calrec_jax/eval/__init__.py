@@ -1,1 +1,1 @@
-"""Predictions, baselines, metrics and the report."""
+"""Retrievers, baselines, predictions, and what is measured of them (metrics.json)."""

@@ -1,4 +1,4 @@
-"""Baselines that need no training, on the same users and the same catalogue (method: the bar).
+"""Baselines that need no training, on the same users and the same catalogue (docs/evaluation.md).
 
 Symbols of the formulas: h_1 ... h_m is a user's history, oldest first, i an item, n(i) the events
 of i in the training split, [.] is 1 where its statement holds and 0 otherwise.

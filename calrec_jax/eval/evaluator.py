@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def predict_and_measure(
     name: str,
     domains: Sequence[EvaluatedDomain],
     config: EvaluationConfig,
-    directory: EvaluationDir,
+    directory: str | os.PathLike,
     settings: Mapping[str, Any],
     progress: Progress,
 ) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def predict_and_measure(
       name: of the model, in tables.
       domains: of different datasets; `config.max_users` of all their users are measured.
       config: what is measured. The retrievers were made as it says.
-      directory: MODEL_DIR/eval/<config.folder>.
+      directory: the folder to write, MODEL_DIR/eval/<config.folder>.
       settings: all that predictions depend on besides the data.
       progress: called after each batch, with (users done, users in all).
 
@@ -55,17 +56,19 @@ def predict_and_measure(
       CalrecError: the directory holds predictions made with other settings, or is in use; there are
         no users, or their items are not in the catalogue.
     """
+    folder = EvaluationDir(directory)
     measured = measured_domains(domains, config)
-    data = {domain.name: domain.data_hashes() for domain in domains}
-    with locked(directory):
-        file = PredictionsFile(directory, {"data": data, **settings})
+    data_hashes = {domain.name: domain.data_hashes() for domain in domains}
+    with locked(folder):
+        file = PredictionsFile(folder, {"data": data_hashes, **settings})
         # Before the model, which may take hours: what fails here fails at once.
         baseline_outcomes, choices = _measure_baselines(measured, config)
         predictions = _complete_predictions(file, measured, config, progress)
-        for domain in domains if config.chooses_weight else ():
-            if choice := _read_weight_choice(file, domain):
-                choices[domain.name][name] = dataclasses.asdict(choice)
-        facts = {"model": name, "data": data, "choices": choices}
+        if config.chooses_weight:
+            for domain in domains:
+                if choice := _read_weight_choice(file, domain):
+                    choices[domain.name][name] = dataclasses.asdict(choice)
+        facts = {"model": name, "data": data_hashes, "choices": choices}
         return write_results(file, measured, predictions, baseline_outcomes, config, facts)
 
 

@@ -73,8 +73,8 @@ VotingTexts = tuple[list[str], np.ndarray]
 class BM25Lookup:
     """Scores of the whole catalogue from generated texts, by BM25 (method: Inference 2-3).
 
-    A text without a word of an item, labels aside, does not vote. Labels are in all items: scaled
-    to [0, 1], their scores would be a vote for the shortest item.
+    A text votes if it has a word of an item, labels such as "Title:" not counted. All items have
+    the labels: scaled to [0, 1], what these alone score would be a vote for the shortest item.
 
     Args:
       index: of all items' texts, as `template` renders them, in the catalogue's order.
@@ -138,7 +138,8 @@ class TrieLookup:
 
     Args:
       num_items: of the catalogue.
-      epsilon: as in quasi-round-robin, where each text would find its own items and no others.
+      epsilon: an item scores exp(epsilon * log-probability of its text), which is what
+        quasi-round-robin gives where a text finds its own items alone.
     """
 
     def __init__(self, num_items: int, epsilon: float) -> None:
@@ -223,8 +224,8 @@ class DenseRetriever:
     ) -> Iterator[Ranking]:
         """See `Retriever`. The catalogue is searched on the device, and its scores stay there."""
         vectors = self._embed(histories)
-        places = map(self._catalogue.places, histories)
-        excluded = [fusion.seen_places(history, self._seen) for history in places]
+        history_places = map(self._catalogue.places, histories)
+        excluded = [fusion.seen_places(history, self._seen) for history in history_places]
         all_scores, all_places = self._index.top_k(vectors, k, excluded)
         bounds: list[tuple[int, int] | None] = [None] * len(histories)
         if targets is not None:

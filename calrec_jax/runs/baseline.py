@@ -18,7 +18,7 @@ from calrec_jax.eval.evaluation import EvaluationConfig
 from calrec_jax.eval.retrievers import ScoreRetriever
 from calrec_jax.eval.sasrec import SASRecConfig
 from calrec_jax.model_dir import ModelDir, StageDir
-from calrec_jax.runs.evaluate import OnProgress, baseline_data, unnoticed
+from calrec_jax.runs.evaluate import OnProgress, baseline_data, show_nothing
 from calrec_jax.text.templates import Template
 from calrec_jax.training import manifest
 
@@ -44,7 +44,7 @@ class BaselineRun:
 
 
 def train_and_evaluate(
-    run: BaselineRun, config_gin: str, on_progress: OnProgress = unnoticed
+    run: BaselineRun, config_gin: str, on_progress: OnProgress = show_nothing
 ) -> dict[str, Any]:
     """Trains the model, then measures it; returns what metrics.json holds.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -22,22 +22,30 @@ from calrec_jax.model_dir import EvaluationDir, ModelDir
 from calrec_jax.runs.run import Run
 from calrec_jax.runs.trained_model import TrainedModel
 
-# Takes (users done, users in all), and a verb where they are not those that are evaluated.
-OnProgress = Callable[..., None]
+
+class OnProgress(Protocol):
+    """Called after each batch of users."""
+
+    def __call__(self, done: int, total: int, verb: str = "evaluated") -> None:
+        """Takes the users that are done, and all users.
+
+        Args:
+          verb: what is done with them.
+        """
 
 
-def unnoticed(done: int, total: int, verb: str = "evaluated") -> None:
-    """Progress that nobody is shown."""
+def show_nothing(done: int, total: int, verb: str = "evaluated") -> None:
+    """An `OnProgress` that does nothing."""
 
 
-def evaluate(run: Run, on_progress: OnProgress = unnoticed) -> dict[str, Any]:
+def evaluate(run: Run, on_progress: OnProgress = show_nothing) -> dict[str, Any]:
     """Measures the run's model as `run.evaluation` says; returns what metrics.json holds.
 
     Users that MODEL_DIR/eval already has predictions of are not predicted again, see
     `evaluator.predict_and_measure`.
 
     Args:
-      on_progress: called with (users done, users in all, verb of the line).
+      on_progress: called after each batch of users.
 
     Raises:
       CalrecError: there are several processes, no evaluation or no such checkpoint; or as
@@ -53,7 +61,7 @@ def evaluate(run: Run, on_progress: OnProgress = unnoticed) -> dict[str, Any]:
     domains = [run.domain(name) for name in config.domains]
     _check_datasets(domains)
     users = sum(domain.num_sequences(config.split) for domain in domains)
-    # The last batch is smaller, and filled up.
+    # No larger than the users are many: smaller batches are filled up to this size.
     batch_size = max(1, min(config.users_per_batch, config.max_users or users, users))
     model = TrainedModel(run, batch_size=batch_size)
     settings = {
@@ -61,17 +69,47 @@ def evaluate(run: Run, on_progress: OnProgress = unnoticed) -> dict[str, Any]:
         **model.settings(),
         "templates": {domain.name: dataclasses.asdict(domain.template) for domain in domains},
     }
-    choose = functools.partial(
-        _choose_weight, run, directory, settings, batch_size=batch_size, on_progress=on_progress
-    )
-    evaluated = [_evaluated(run, model, domain, choose) for domain in domains]
+    choose_weight = _weight_chooser(config, directory, settings, batch_size, on_progress)
+    evaluated = [
+        EvaluatedDomain(
+            baseline_data(domain, config),
+            domain.sequences(config.split),
+            domain.item_texts(),
+            functools.partial(model.retriever, domain, functools.partial(choose_weight, domain)),
+        )
+        for domain in domains
+    ]
     return evaluator.predict_and_measure(
         "calrec", evaluated, config, directory, settings, on_progress
     )
 
 
+def _weight_chooser(
+    config: EvaluationConfig,
+    directory: EvaluationDir,
+    settings: Mapping[str, Any],
+    batch_size: int,
+    on_progress: OnProgress,
+) -> Callable[[Domain, TextRetriever, DenseRetriever], float]:
+    """A function that chooses the weight of the towers in "hybrid", on a domain's validation."""
+
+    def choose_weight(domain: Domain, texts: TextRetriever, dense: DenseRetriever) -> float:
+        return hybrid.choose_dense_weight(
+            texts,
+            dense,
+            sample_users(domain.sequences("validation"), config.choosing_users, config.seed),
+            domain.catalogue,
+            directory.choosing(domain.dataset),
+            settings,
+            batch_size=batch_size,
+            progress=functools.partial(on_progress, verb="choosing the weight of the towers:"),
+        ).weight
+
+    return choose_weight
+
+
 def _check_datasets(domains: Sequence[Domain]) -> None:
-    """Raises CalrecError for two domains of one dataset, whose users would be one another's."""
+    """Raises CalrecError for two domains of one dataset: their users could not be told apart."""
     names: dict[str, str] = {}
     for domain in domains:
         other = names.setdefault(domain.dataset, domain.name)
@@ -80,21 +118,6 @@ def _check_datasets(domains: Sequence[Domain]) -> None:
                 f"EvaluationConfig.domains names {other!r} and {domain.name!r}, which are both of "
                 f"dataset {domain.dataset!r}: evaluate them one by one, with EvaluationConfig.name"
             )
-
-
-def _evaluated(
-    run: Run,
-    model: TrainedModel,
-    domain: Domain,
-    choose_weight: Callable[[Domain, TextRetriever, DenseRetriever], float],
-) -> EvaluatedDomain:
-    """A domain of the evaluation, with the model that is measured on it."""
-    return EvaluatedDomain(
-        baseline_data(domain, run.evaluation),
-        domain.sequences(run.evaluation.split),
-        domain.item_texts(),
-        lambda: model.retriever(domain, functools.partial(choose_weight, domain)),
-    )
 
 
 def baseline_data(domain: Domain, config: EvaluationConfig) -> BaselineData:
@@ -106,31 +129,6 @@ def baseline_data(domain: Domain, config: EvaluationConfig) -> BaselineData:
         config.bm25,
         config.seen,
     )
-
-
-def _choose_weight(
-    run: Run,
-    directory: EvaluationDir,
-    settings: Mapping[str, Any],
-    domain: Domain,
-    texts: TextRetriever,
-    dense: DenseRetriever,
-    *,
-    batch_size: int,
-    on_progress: OnProgress,
-) -> float:
-    """The weight of the towers in retrieval "hybrid", chosen on the domain's validation split."""
-    config = run.evaluation
-    return hybrid.choose_dense_weight(
-        texts,
-        dense,
-        sample_users(domain.sequences("validation"), config.choosing_users, config.seed),
-        domain.catalogue,
-        directory.choosing(domain.dataset),
-        settings,
-        batch_size=batch_size,
-        progress=functools.partial(on_progress, verb="choosing the weight of the towers:"),
-    ).weight
 
 
 def chosen_weight(run: Run, model: TrainedModel, domain: Domain) -> float:

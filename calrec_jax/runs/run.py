@@ -34,7 +34,7 @@ class Run:
       seed: of fresh weights and of the order of examples.
 
     Raises:
-      CalrecError: there is no stage, or a stage's lengths are not of inputs and targets.
+      CalrecError: there is no stage.
     """
 
     model_dir: str
@@ -49,13 +49,6 @@ class Run:
     def __post_init__(self):
         if not self.stages:
             raise CalrecError("STAGES is empty: a run needs at least one stage")
-        for stage in self.stages if isinstance(self.stages, (list, tuple)) else ():
-            lengths = getattr(stage, "task_feature_lengths", None)
-            if isinstance(lengths, dict) and lengths.keys() != {"inputs", "targets"}:
-                raise CalrecError(
-                    f"TASK_FEATURE_LENGTHS of {stage.name} must be of inputs and targets, not "
-                    f"{lengths}"
-                )
 
     @functools.cached_property
     def decoder_config(self) -> DecoderConfig:
@@ -69,7 +62,7 @@ class Run:
         return self.model.with_vocab_size(self.data.vocabulary.vocab_size)
 
     @functools.cached_property
-    def vocabulary(self) -> str:
+    def vocabulary_fingerprint(self) -> str:
         """The fingerprint of the run's vocabulary."""
         return vocabularies.fingerprint(self.data.vocabulary)
 
@@ -81,10 +74,11 @@ class Run:
         """
         domain = self._domains.domain(name)
         vocabulary = vocabularies.fingerprint(domain.vocabulary)
-        if vocabulary != self.vocabulary:
+        if vocabulary != self.vocabulary_fingerprint:
             raise CalrecError(
                 f"domain {name!r} is registered with vocabulary {vocabulary}, and the run's model "
-                f"has {self.vocabulary}: register it without one, or bind VOCABULARY to the same"
+                f"has {self.vocabulary_fingerprint}: register it without one, or bind VOCABULARY "
+                f"to the same"
             )
         return domain
 
@@ -124,4 +118,6 @@ class Run:
     @property
     def identity(self) -> Identity:
         """What must stay the same in a MODEL_DIR, besides the stages."""
-        return Identity(self.vocabulary, self.decoder_config, self.data.template, self.seed)
+        return Identity(
+            self.vocabulary_fingerprint, self.decoder_config, self.data.template, self.seed
+        )

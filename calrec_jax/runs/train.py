@@ -28,11 +28,11 @@ def train(run: Run, config_gin: str | None = None) -> None:
       Preempted: told to stop; everything is saved.
     """
     check(run)
-    data = StageData(run)
+    stage_data = StageData(run)
     trainer = Trainer(
         model_dir=pathlib.Path(run.model_dir).absolute(),
         identity=run.identity,
-        data=data,
+        data=stage_data,
         mesh=run.mesh,
         decode=run.data.vocabulary.decode,
     )
@@ -41,6 +41,6 @@ def train(run: Run, config_gin: str | None = None) -> None:
         if jax.process_index() == 0:
             text = config_text.of_run(run) if config_gin is None else config_gin
             files.write_text(model_dir.config, text)
-            files.write_json(model_dir.data, data.description(examples=3))
+            files.write_json(model_dir.data, stage_data.description(examples=3))
         for stage in run.stages:
             trainer.run_stage(stage)

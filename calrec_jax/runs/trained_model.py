@@ -27,6 +27,7 @@ from calrec_jax.eval.retrievers import (
 )
 from calrec_jax.model_dir import ModelDir
 from calrec_jax.models.decoder import Decoder
+from calrec_jax.models.params import Params
 from calrec_jax.parallel.mesh import make_mesh
 from calrec_jax.retrieval.bm25 import BM25Index
 from calrec_jax.runs.run import Run
@@ -52,6 +53,7 @@ class TrainedModel:
         # "best" may come to mean another step, while this one is in use.
         self._stage_dir, self.step = weights.find_checkpoint(run.model_dir, source)
         self._mesh = make_mesh(run.mesh)
+        # Prompts have the last stage's lengths, whichever stage the checkpoint is of.
         self._lengths = run.stages[-1].task_feature_lengths
 
     @functools.cached_property
@@ -64,7 +66,7 @@ class TrainedModel:
     def settings(self) -> dict[str, Any]:
         """What its answers depend on, besides the data and how it is queried."""
         return {
-            "vocabulary": self._run.vocabulary,
+            "vocabulary": self._run.vocabulary_fingerprint,
             "step": self.step,
             "saved": self.fingerprint,
             "dtype": self._run.model.dtype,
@@ -155,7 +157,7 @@ class TrainedModel:
         )
 
     @functools.cached_property
-    def _model(self) -> tuple[Decoder, Any]:
+    def _model(self) -> tuple[Decoder, Params]:
         """The decoder and its parameters."""
         run = self._run
         # Adapters are not merged: rounded to the weights' type, the smallest of updates would be

@@ -79,7 +79,7 @@ def train(
         return losses
 
     first_step = int(state.step)
-    pending = None  # the step before with its batch and its metrics, which may not be computed yet
+    pending = None  # (step, metrics, batch) of the step before, whose metrics may still be computed
     with PreemptionNotice() as notice:
         if first_step and validates(first_step) and not checkpoints.validated(first_step):
             checkpoints.add_metrics(first_step, validation_losses(first_step))

@@ -43,10 +43,10 @@ class Stage:
 
     Attributes:
       name: its directory in MODEL_DIR.
-      mixture: the SeqIO mixture or task to train on.
+      mixture: the registered mixture to train on, or a domain.
       train_steps, batch_size: updates, and rows of a global batch.
       task_feature_lengths: {"inputs": history tokens, "targets": target tokens with EOS}.
-      targets: what examples are made of the training sequences, see `batch.TARGETS`.
+      targets: which items of a training sequence become targets, see `batch.TARGETS`.
       row_length, max_segments, max_loss_tokens: packing, see `BatchSpec.create`; the defaults do
         not pack.
       optimizer, losses: see there.
@@ -84,6 +84,11 @@ class Stage:
         ranges.require_at_least_one(self, "validate_period", "save_period", "log_period")
         ranges.require_at_least_one(self, "validation_batches", "keep_best")
         ranges.require_one_of(self, "targets", TARGETS)
+        lengths = self.task_feature_lengths
+        if isinstance(lengths, Mapping) and lengths.keys() != {"inputs", "targets"}:
+            raise CalrecError(
+                f"TASK_FEATURE_LENGTHS of {self.name} must be of inputs and targets, not {lengths}"
+            )
 
     def spec(self) -> BatchSpec:
         """The sizes of this stage's batches."""
@@ -106,7 +111,7 @@ class TrainingData(Protocol):
         """{domain: epochs of it in the training batches before `step`}, for metrics.jsonl."""
 
     def fingerprint(self, stage: Stage) -> Mapping[str, object]:
-        """What a stage trains on, of which nothing may change once it has begun."""
+        """Identifies what a stage trains on, which may not change once it has saved something."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +135,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def claimed(self, stages: Sequence[Stage]) -> Iterator[None]:
-        """Makes MODEL_DIR this run's, before anything else is written there, and keeps others out.
+        """Locks MODEL_DIR and writes its manifest, before anything else is written there.
 
         Raises:
           CalrecError: it was made with another configuration, another process trains there, stages
@@ -140,6 +145,7 @@ class Trainer:
         if len(set(names)) != len(names) or not names:
             raise CalrecError(f"stages need different names, and at least one: {names}")
         mesh = make_mesh(self.mesh)
+        # For their errors: a batch or a model that cannot be spread over the mesh.
         for stage in stages:
             _host_spec(stage, mesh)
         train_state.param_shapes(Decoder(self.identity.model), mesh, self.mesh)
@@ -176,14 +182,17 @@ class Trainer:
                 stage.log_period,
                 functools.partial(self.data.epochs, stage),
             )
-            step = make_train_step(decoder, tx, schedule, stage.losses, spec.max_loss_tokens)
             shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-            step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+            train_step = jax.jit(
+                make_train_step(decoder, tx, schedule, stage.losses, spec.max_loss_tokens),
+                donate_argnums=0,
+                out_shardings=(shardings, None),
+            )
             with contextlib.closing(telemetry), _save_finished(checkpoints):
                 loop.train(
                     state,
                     stage.train_steps,
-                    train_step=lambda state, batch: step(state, frozen, batch),
+                    train_step=lambda state, batch: train_step(state, frozen, batch),
                     validate=self._validator(stage, spec, decoder, frozen, mesh),
                     batches=self._global_batches(stage, "train", start, mesh),
                     checkpoints=checkpoints,
@@ -211,8 +220,8 @@ class Trainer:
     ) -> tuple[TrainState, Params, int]:
         """The state to train on from, what is frozen, and the number of batches it has seen.
 
-        1. A checkpoint of this stage: all of it, from the latest; under adapters, what they were
-           trained on.
+        1. The stage has a checkpoint: the latest, whole. With adapters, the frozen weights under
+           them are loaded, too.
         2. `init_from`: its parameters, a fresh optimizer, step 0.
         3. Neither: fresh parameters from the run's seed.
         Nothing else: a start that is named but cannot be had is an error.
@@ -283,7 +292,7 @@ def _save_finished(checkpoints: Checkpoints) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # Alone, a process can do so; peers of one that fails would never come to it.
+        # Closing waits for all processes, and the peers of one that failed may never come here.
         if jax.process_count() == 1:
             with contextlib.suppress(CalrecError):  # the disk is full: not the first error
                 checkpoints.close()

@@ -58,7 +58,7 @@ def find_checkpoint(model_dir: str | os.PathLike, source: str) -> tuple[StageDir
 
 
 def require_whole(stage: StageDir, step: int) -> None:
-    """Raises CalrecError where a checkpoint does not say what it holds, as an incomplete one."""
+    """Raises CalrecError where a checkpoint is incomplete: it does not say what it holds."""
     with _opened(stage) as checkpoints:
         checkpoints.param_shapes(step)
 
@@ -178,7 +178,7 @@ def begin_adapters(
     """
     adapters, under = lora.split(shapes)
     if init_from is None:
-        # Without adapters, which would draw from the numbers that the weights are made of.
+        # By a decoder without adapters: the weights that a run without LoRA draws from this seed.
         plain = Decoder(dataclasses.replace(decoder.config, lora=None))
         weights = train_state.init_params(plain, seed, under)
         params = lora.join(train_state.init_params(decoder, seed, adapters), weights)
@@ -188,8 +188,10 @@ def begin_adapters(
     source = f"{stage}:{step}"  # "best" may come to mean another
     if lora_of(stage) == decoder.config.lora:
         params = load_params(model_dir, source, shapes, required)
-        base, found = _described_base(stage), base_checkpoint(stage)
-        return params, base if found is None else base | {"checkpoint": _name(model_dir, *found)}
+        base, checkpoint = _described_base(stage), base_checkpoint(stage)
+        if checkpoint is not None:
+            base |= {"checkpoint": _name(model_dir, *checkpoint)}
+        return params, base
 
     weights = load_params(model_dir, source, under, required)
     params = lora.join(train_state.init_params(decoder, seed, adapters), weights)

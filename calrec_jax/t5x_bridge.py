@@ -188,13 +188,13 @@ class OptaxOptimizer(optimizers.OptaxWrapper):
         `partitioning.state_shardings`).
         """
         state = flatten_dict(optimizer.state_dict())
-        axes_of = flatten_dict(flax.core.unfreeze(param_logical_axes))
+        axes_by_path = flatten_dict(flax.core.unfreeze(param_logical_axes))
         shapes = {path[1:]: leaf.shape for path, leaf in state.items() if path[0] == "target"}
 
         def axes(path: tuple[str, ...], leaf: Any) -> Any:
             ends = (path[start:] for start in range(1, len(path)))
             same = (end for end in ends if end in shapes and shapes[end] == jnp.shape(leaf))
-            return axes_of.get(next(same, None))
+            return axes_by_path.get(next(same, None))
 
         derived = {path: axes(path, leaf) for path, leaf in state.items()}
         return optimizer.restore_state(unflatten_dict(derived))

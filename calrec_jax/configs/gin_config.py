@@ -76,8 +76,8 @@ def parse(files: Sequence[str], bindings: Sequence[str] = (), search_paths: str 
             with _explained(PREFIX + binding):
                 _parse_binding(binding)
     _check_names(references)
-    if renamer.found:
-        names = ", ".join(f"{old} is now {new}" for old, new in renamer.found.items())
+    if renamer.renamed:
+        names = ", ".join(f"{old} is now {new}" for old, new in renamer.renamed.items())
         print(f"calrec: names in gin have changed: {names}", file=sys.stderr)
 
 

@@ -46,11 +46,11 @@ class Renamer:
     """Turns names of earlier versions into today's.
 
     Attributes:
-      found: {name of an earlier version: today's name}, of all names that were turned.
+      renamed: {name of an earlier version: today's name}, of all names that were met.
     """
 
     def __init__(self) -> None:
-        self.found: dict[str, str] = {}
+        self.renamed: dict[str, str] = {}
 
     def statements(
         self, statement: Statement, delegate: config_parser.ParserDelegate
@@ -123,7 +123,7 @@ class Renamer:
 
     def _noted(self, old: str, new: str) -> str:
         if old != new:
-            self.found[old] = new
+            self.renamed[old] = new
         return new
 
 

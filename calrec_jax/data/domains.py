@@ -186,7 +186,7 @@ class Domains:
           CalrecError: there is none of that name; the line lists all names.
         """
         if name not in self._specs:
-            raise CalrecError(specs.unknown("domain", name, self._specs))
+            raise CalrecError(specs.unknown_name("domain", name, self._specs))
         if name not in self._resolved:
             self._resolved[name] = resolved(self._specs[name], self.config)
         return self._resolved[name]
@@ -199,7 +199,7 @@ class Domains:
         """
         known = [*self._mixtures, *self._specs]
         if name not in known:
-            raise CalrecError(specs.unknown("mixture or task", name, known))
+            raise CalrecError(specs.unknown_name("mixture or task", name, known))
         spec = MixtureSpec(name, (name,)) if name in self._specs else self._mixtures[name]
         return Mixture(spec, tuple(map(self.domain, spec.domains)))
 

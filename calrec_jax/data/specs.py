@@ -105,7 +105,7 @@ def add_mixture(
     """
     for domain in names:
         if domain not in domains:
-            raise CalrecError(unknown("domain", domain, domains))
+            raise CalrecError(unknown_name("domain", domain, domains))
     if len(set(names)) < len(names) or not names:
         raise CalrecError(f"mixture {name!r} needs domains, each once, not {list(names)}")
     if not 0 < temperature < float("inf"):
@@ -131,13 +131,13 @@ def _rates(name: str, names: Sequence[str], rate: Rate) -> str | tuple[float, ..
     )
 
 
-def is_known(name: str) -> bool:
+def is_registered(name: str) -> bool:
     """Whether a domain or a mixture of this name is registered."""
     return name in domains or name in mixtures
 
 
 def _require_free(name: str) -> None:
-    if is_known(name):
+    if is_registered(name):
         raise CalrecError(f"{name!r} is registered already, as something else: choose another name")
 
 
@@ -159,7 +159,7 @@ def import_modules(modules: Sequence[str]) -> None:
             ) from error
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The message about an unknown name: lists the known names, those that are like it first."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3)

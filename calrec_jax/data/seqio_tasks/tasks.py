@@ -45,7 +45,7 @@ def in_use() -> Domains:
 def require_free(name: str) -> None:
     """Raises CalrecError if SeqIO has a task or mixture `name` that calrec_jax did not register."""
     taken = name in seqio.TaskRegistry.names() or name in seqio.MixtureRegistry.names()
-    if taken and not specs.is_known(name):
+    if taken and not specs.is_registered(name):
         raise CalrecError(f"{name!r} is registered already, as something else: choose another name")
 
 

@@ -55,6 +55,7 @@ TESTED_BY = {
     "eval.outcomes": "eval/baselines eval/retrievers",
     "eval.results": "eval/evaluator_files",
     "eval.users": "eval/evaluator_slices",
+    "files": "whole_files",
     "models.attention": "models/decoder models/kv_cache",
     "models.layers": "models/decoder",
     "models.params": "models/decoder",

@@ -168,7 +168,7 @@ def _config(
     """The config.json that the weights came with, or one that is made for them."""
     if origin is not None and family is None:
         path = origin / hf_io.CONFIG
-        described = hf_families.of_text(hf_io.read_json(path), str(path))
+        described = hf_families.text_config(hf_io.read_json(path), str(path))
         described.pop("torch_dtype", None)  # an older name of "dtype"
         return described | {"dtype": dtype}
     config = pretrained.decoder_of(saved["model"], source)

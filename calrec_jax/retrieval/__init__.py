@@ -1,1 +1,1 @@
-"""From generated text to catalogue items."""
+"""From generated text to scores and rankings; retrievers themselves are in eval/retrievers.py."""

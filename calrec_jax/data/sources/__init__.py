@@ -2,6 +2,12 @@
 
 A line that cannot be used becomes a `Rejected` with its reason; input is parsed and never
 evaluated.
+
+source.py                         what a source is; a new one is a row of SOURCES below
+amazon.py, movies.py, tables.py   the sources
+files.py, downloads.py            raw files, found, fetched and opened
+rows.py, json_array.py            files as rows: JSON, CSV, Parquet
+records.py, times.py              values of a row as events and items
 """
 
 from __future__ import annotations
